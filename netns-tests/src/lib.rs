@@ -1,0 +1,1 @@
+//! Laboratories of network namespaces.
