@@ -10,3 +10,4 @@
 //! without the `daemon` feature. `docs/architecture.md` is the map, `docs/protocol.md` the normative wire format.
 
 pub mod keys;
+pub mod packet;

@@ -1,0 +1,6 @@
+//! Bytes: the wire messages, the frames inside them, and checked views of the IP packets inside those.
+
+pub mod checksum;
+pub mod frame;
+pub mod ip;
+pub mod message;
