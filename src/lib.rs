@@ -11,3 +11,6 @@
 
 pub mod keys;
 pub mod packet;
+
+#[cfg(feature = "daemon")]
+pub mod config;

@@ -1,0 +1,163 @@
+//! What the operator wrote, as values that are valid by construction.
+//!
+//! Owns the configuration file: its keys, its defaults, what is refused and the words of the refusal. It opens no device
+//! or socket and starts nothing: `control` translates these values for the core and the data plane.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZero;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::keys::{PresharedKey, PrivateKey, PublicKey};
+
+/// UDP port where none is named.
+pub const DEFAULT_PORT: u16 = 51900;
+/// Interface name where none is named.
+pub const DEFAULT_INTERFACE_NAME: &str = "underpass0";
+/// 1,500 outside, less 40 of IPv6, 8 of UDP and 32 of the protocol: fits every common path (`docs/protocol.md`).
+pub const DEFAULT_MTU: u16 = 1420;
+/// Where the control sockets lie, one per interface.
+pub const CONTROL_SOCKET_DIRECTORY: &str = "/run/underpass";
+
+/// One daemon's whole configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Which side of the link this machine is.
+    pub role: Role,
+    /// This machine's end: its device, sockets and keys.
+    pub interface: Interface,
+    /// The other ends, in the file's order. Never empty. No two share a name, a key or an allowed prefix.
+    pub peers: Vec<Peer>,
+}
+
+/// The side of a link that this machine is. The core knows no difference: both are peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Beside the load balancer; its peers are `[[backend]]` tables.
+    Proxy,
+    /// Beside an app server; its peers are `[[proxy]]` tables.
+    Backend,
+}
+
+impl Role {
+    /// The name of the tables that describe this role's peers: the other role's name.
+    pub fn peer_table(self) -> &'static str {
+        match self {
+            Self::Proxy => "backend",
+            Self::Backend => "proxy",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Proxy => "proxy",
+            Self::Backend => "backend",
+        })
+    }
+}
+
+/// The `[interface]` table: this machine's end of every link.
+#[derive(Debug, Clone)]
+pub struct Interface {
+    /// Name of the TUN device: at most 15 bytes, as the kernel allows.
+    pub name: String,
+    /// The tunnel addresses of this machine with their prefix lengths. Never empty.
+    pub addresses: Vec<IpNet>,
+    /// The UDP addresses to receive on. Never empty, no port is 0.
+    pub listen: Vec<SocketAddr>,
+    /// Set when the file names no address (only a port, or nothing): `listen` is then "any IPv4 and any IPv6", and a host
+    /// without one of the two families is no error.
+    pub listen_is_default: bool,
+    /// The key that says who this machine is.
+    pub private_key: PrivateKey,
+    /// The key before, while peers change over: peers may still address it, this machine initiates with the new one.
+    pub previous_private_key: Option<PrivateKey>,
+    /// Largest packet inside the tunnel, in bytes.
+    pub mtu: u16,
+    /// Mark on the outer datagrams for policy routing. Never `Some(0)`.
+    pub fwmark: Option<u32>,
+    /// How the TUN device is opened.
+    pub device: DeviceMode,
+    /// Fast-path threads.
+    pub workers: NonZero<u8>,
+    /// What to propose to peers that name no suite of their own.
+    pub suite: SuiteChoice,
+    /// Where `underpass status` reaches the daemon. Absolute, and short enough for a socket address.
+    pub control_socket: PathBuf,
+}
+
+/// How the TUN device is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum DeviceMode {
+    /// Offload where the kernel gives it, else plain.
+    #[default]
+    Auto,
+    /// With segmentation and checksum offload, or not at all.
+    Offload,
+    /// One packet per read and write.
+    Plain,
+}
+
+/// The suite to propose as initiator. A responder takes the initiator's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum SuiteChoice {
+    /// AES-256-GCM where this CPU has AES instructions, else ChaCha20-Poly1305.
+    #[default]
+    Auto,
+    /// `Noise_IKpsk2_25519_AESGCM_SHA256`.
+    Aes256Gcm,
+    /// `Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s`.
+    ChaCha20Poly1305,
+}
+
+/// One `[[backend]]` or `[[proxy]]` table: the other end of a link.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// How people call it: `[A-Za-z0-9._-]{1,63}`, unique.
+    pub name: String,
+    /// The key that says who it is. Unique, never this machine's own.
+    pub public_key: PublicKey,
+    /// The key it will change to, accepted already. Unique as `public_key` is.
+    pub next_public_key: Option<PublicKey>,
+    /// Where to reach it. `None`: it must call first.
+    pub endpoint: Option<Endpoint>,
+    /// Its tunnel addresses.
+    pub addresses: Vec<IpAddr>,
+    /// All prefixes that it may use and that are routed to it: `addresses` as host prefixes, then the further ones. No
+    /// prefix occurs twice in the whole configuration; the longest match wins. Never empty.
+    pub allowed_ips: Vec<IpNet>,
+    /// A secret shared beside the key pairs.
+    pub preshared_key: Option<PresharedKey>,
+    /// How long a silence lasts before a keepalive fills it. `None`: for ever. Never zero.
+    pub persistent_keepalive: Option<Duration>,
+    /// What to propose to this peer: its own choice, else the interface's.
+    pub suite: SuiteChoice,
+}
+
+/// Where a peer is reached over UDP, as the file names it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// An IP address and port.
+    Address(SocketAddr),
+    /// A DNS name, to be resolved again when the peer falls silent.
+    Name {
+        /// The name: letters, digits, hyphens, underscores and dots.
+        host: String,
+        /// The UDP port, never 0.
+        port: u16,
+    },
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Name { host, port } => write!(f, "{host}:{port}"),
+        }
+    }
+}
