@@ -1,1 +1,3 @@
+//! The `underpass` command.
+
 fn main() {}

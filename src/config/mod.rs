@@ -3,6 +3,17 @@
 //! Owns the configuration file: its keys, its defaults, what is refused and the words of the refusal. It opens no device
 //! or socket and starts nothing: `control` translates these values for the core and the data plane.
 
+mod error;
+mod interface;
+mod key_file;
+mod key_source;
+mod parse;
+mod peer;
+mod raw;
+mod scope;
+mod unknown;
+mod value;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZero;
@@ -10,6 +21,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+
+pub use error::{ConfigError, Position, Problem};
+pub use key_file::{Disk, KeyFileError, KeyFiles};
 
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 

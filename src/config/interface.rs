@@ -1,0 +1,258 @@
+//! Judges `[interface]`.
+//!
+//! Owns the defaults of its keys. The MTU waits for the peers: IPv6 anywhere in the tunnel raises its floor.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZero;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use toml::Spanned;
+
+use super::error::Problems;
+use super::key_source::KeySource;
+use super::peer::OwnEnd;
+use super::raw::{Field, List, RawInterface, RawListen};
+use super::scope::{Refusal, Scope};
+use super::{
+    CONTROL_SOCKET_DIRECTORY, DEFAULT_INTERFACE_NAME, DEFAULT_MTU, DEFAULT_PORT, DeviceMode, Interface, SuiteChoice,
+    value,
+};
+use crate::keys::PrivateKey;
+use crate::packet::frame::FRAME_HEADER_LEN;
+use crate::packet::message::TRANSPORT_OVERHEAD;
+
+/// An example for each key, for messages.
+pub(super) const EXAMPLES: &[(&str, &str)] = &[
+    ("name", "\"underpass0\""),
+    ("addresses", "[\"10.77.0.1/24\"]"),
+    ("listen", "51900"),
+    ("private_key_file", "\"private.key\""),
+    ("previous_private_key_file", "\"previous.key\""),
+    ("mtu", "1420"),
+    ("fwmark", "0"),
+    ("device", "\"auto\""),
+    ("workers", "1"),
+    ("suite", "\"auto\""),
+    ("control_socket", "\"/run/underpass/underpass0.sock\""),
+];
+
+/// What every IPv4 host takes (RFC 791 §3.1).
+const MIN_MTU_IPV4: u16 = 576;
+/// What every IPv6 link carries (RFC 8200 §5); the kernel takes IPv6 from an interface below it.
+const MIN_MTU_IPV6: u16 = 1280;
+/// The largest UDP payload over IPv4, less what a packet gains inside the tunnel: 65,475.
+#[expect(clippy::cast_possible_truncation, reason = "65,507 less 32 fits 16 bits")]
+const MAX_MTU: u16 = (65_507 - TRANSPORT_OVERHEAD - FRAME_HEADER_LEN) as u16;
+/// One lane for each worker, and a session has 64.
+const MAX_WORKERS: u8 = 64;
+/// Bytes of a Unix socket's path: `sun_path` less the closing zero.
+const SOCKET_PATH_LEN: usize = 107;
+
+/// `[interface]`, whose header stands at `header`, under judgement.
+pub(super) fn scope<'p, 't>(problems: &'p mut Problems<'t>, header: Range<usize>) -> Scope<'p, 't> {
+    Scope::new(problems, "interface".to_owned(), header, EXAMPLES)
+}
+
+/// The interface as far as it could be judged: what is missing or refused is `None` and has been reported.
+pub(super) struct Draft {
+    name: Option<String>,
+    addresses: Vec<Spanned<IpNet>>,
+    listen: Option<(Vec<SocketAddr>, bool)>,
+    private_key: Option<PrivateKey>,
+    previous_private_key: Option<PrivateKey>,
+    mtu: Option<Spanned<i64>>,
+    fwmark: Option<u32>,
+    device: DeviceMode,
+    workers: NonZero<u8>,
+    suite: SuiteChoice,
+    control_socket: Option<PathBuf>,
+}
+
+impl Draft {
+    /// Judges `raw`, whatever of it there is.
+    pub(super) fn new(raw: RawInterface, scope: &mut Scope<'_, '_>, keys: &mut KeySource<'_>) -> Self {
+        let name = check_name(scope, raw.name);
+        let private_key_file = scope.get_required("private_key_file", raw.private_key_file);
+        let previous_file = scope.get("previous_private_key_file", raw.previous_private_key_file);
+        let private_key = keys.private(scope, "private_key_file", private_key_file);
+        let previous_span = previous_file.as_ref().map(Spanned::span);
+        let previous_private_key = keys.private(scope, "previous_private_key_file", previous_file);
+        refuse_same_key(scope, &private_key, &previous_private_key, previous_span);
+        let socket = scope.get("control_socket", raw.control_socket);
+        let device = scope.get("device", raw.device);
+        let suite = scope.get("suite", raw.suite);
+        Self {
+            addresses: check_addresses(scope, raw.addresses),
+            listen: check_listen(scope, raw.listen),
+            mtu: scope.get("mtu", raw.mtu),
+            fwmark: check_fwmark(scope, raw.fwmark),
+            device: scope.check("device", device, |text| value::device(text)).unwrap_or_default(),
+            workers: check_workers(scope, raw.workers),
+            suite: scope.check("suite", suite, |text| value::suite(text)).unwrap_or_default(),
+            control_socket: check_socket(scope, socket, name.as_deref(), keys),
+            name,
+            private_key,
+            previous_private_key,
+        }
+    }
+
+    /// What peers are judged against.
+    pub(super) fn own_end(&self) -> OwnEnd {
+        let keys = [&self.private_key, &self.previous_private_key];
+        OwnEnd {
+            public_keys: keys.into_iter().flatten().map(PrivateKey::public_key).collect(),
+            addresses: self.addresses.iter().map(|address| address.get_ref().addr()).collect(),
+            suite: self.suite,
+        }
+    }
+
+    /// The interface, if all of it was accepted. `ipv6` says whether the tunnel carries IPv6.
+    pub(super) fn finish(self, scope: &mut Scope<'_, '_>, ipv6: bool) -> Option<Interface> {
+        let mtu = match self.mtu {
+            None => DEFAULT_MTU,
+            mtu => check_mtu(scope, mtu, ipv6)?,
+        };
+        let (listen, listen_is_default) = self.listen?;
+        Some(Interface {
+            name: self.name?,
+            addresses: self.addresses.into_iter().map(Spanned::into_inner).collect(),
+            listen,
+            listen_is_default,
+            private_key: self.private_key?,
+            previous_private_key: self.previous_private_key,
+            mtu,
+            fwmark: self.fwmark,
+            device: self.device,
+            workers: self.workers,
+            suite: self.suite,
+            control_socket: self.control_socket?,
+        })
+    }
+}
+
+fn check_name(scope: &mut Scope<'_, '_>, raw: Option<Field<String>>) -> Option<String> {
+    if raw.is_none() {
+        return Some(DEFAULT_INTERFACE_NAME.to_owned());
+    }
+    let name = scope.get("name", raw);
+    scope.check("name", name, |name| value::interface_name(name))
+}
+
+fn check_addresses(scope: &mut Scope<'_, '_>, raw: Option<Field<List>>) -> Vec<Spanned<IpNet>> {
+    let list = scope.get_required("addresses", raw);
+    if let Some(empty) = list.as_ref().filter(|list| list.get_ref().is_empty()) {
+        let remedy = "write this machine's tunnel address, such as [\"10.77.0.1/24\"]";
+        scope.refuse("addresses", empty.span(), Refusal::new("the list is empty", remedy));
+    }
+    let addresses = scope.check_each("addresses", list, value::interface_address);
+    for (index, address) in addresses.iter().enumerate() {
+        let twice = addresses[..index].iter().any(|earlier| earlier.get_ref().addr() == address.get_ref().addr());
+        if twice {
+            let what = format!("{} stands here twice", address.get_ref().addr());
+            scope.refuse("addresses", address.span(), Refusal::new(what, "delete one of them"));
+        }
+    }
+    addresses
+}
+
+/// The addresses, and whether they are "any of both families".
+fn check_listen(scope: &mut Scope<'_, '_>, raw: Option<Field<RawListen>>) -> Option<(Vec<SocketAddr>, bool)> {
+    if raw.is_none() {
+        return Some((any_address(DEFAULT_PORT), true));
+    }
+    let listen = scope.get("listen", raw)?;
+    let span = listen.span();
+    match listen.into_inner() {
+        RawListen::Port(port) => {
+            let why = "a UDP port that peers can send to has 16 bits and is not 0";
+            let port =
+                scope.check("listen", Some(Spanned::new(span, port)), |p| value::number(*p, 1..=u16::MAX, why))?;
+            Some((any_address(port), true))
+        }
+        RawListen::Addresses(list) => check_listen_list(scope, span, list).map(|addresses| (addresses, false)),
+    }
+}
+
+fn check_listen_list(scope: &mut Scope<'_, '_>, span: Range<usize>, list: List) -> Option<Vec<SocketAddr>> {
+    if list.is_empty() {
+        let remedy = "leave the key out to listen on all addresses, or write a port such as 51900";
+        scope.refuse("listen", span, Refusal::new("the list is empty", remedy));
+        return None;
+    }
+    let written = list.len();
+    let addresses = scope.check_each("listen", Some(Spanned::new(span, list)), value::listen_address);
+    for (index, address) in addresses.iter().enumerate() {
+        if addresses[..index].contains(address) {
+            let what = format!("{} stands here twice", address.get_ref());
+            scope.refuse("listen", address.span(), Refusal::new(what, "delete one of them"));
+        }
+    }
+    (addresses.len() == written).then(|| addresses.into_iter().map(Spanned::into_inner).collect())
+}
+
+fn any_address(port: u16) -> Vec<SocketAddr> {
+    let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+    any.into_iter().map(|ip| SocketAddr::new(ip, port)).collect()
+}
+
+fn check_mtu(scope: &mut Scope<'_, '_>, mtu: Option<Spanned<i64>>, ipv6: bool) -> Option<u16> {
+    let (floor, family) = if ipv6 { (MIN_MTU_IPV6, "IPv6") } else { (MIN_MTU_IPV4, "IPv4") };
+    let why = format!("{family} needs {floor} bytes, and {MAX_MTU} are what fits one UDP datagram when sealed");
+    scope.check("mtu", mtu, |mtu| value::number(*mtu, floor..=MAX_MTU, &why))
+}
+
+fn check_fwmark(scope: &mut Scope<'_, '_>, raw: Option<Field<i64>>) -> Option<u32> {
+    let mark = scope.get("fwmark", raw);
+    let mark = scope.check("fwmark", mark, |mark| value::number(*mark, 0..=u32::MAX, "a mark has 32 bits"));
+    mark.filter(|mark| *mark != 0)
+}
+
+fn check_workers(scope: &mut Scope<'_, '_>, raw: Option<Field<i64>>) -> NonZero<u8> {
+    let why = format!("each worker is a thread with a lane of its own, and a session has {MAX_WORKERS} lanes");
+    let workers = scope.get("workers", raw);
+    let workers = scope.check("workers", workers, |workers| value::number(*workers, 1..=MAX_WORKERS, &why));
+    workers.and_then(NonZero::new).unwrap_or(NonZero::<u8>::MIN)
+}
+
+fn check_socket(
+    scope: &mut Scope<'_, '_>,
+    socket: Option<Spanned<String>>,
+    name: Option<&str>,
+    keys: &KeySource<'_>,
+) -> Option<PathBuf> {
+    let Some(socket) = socket else {
+        return name.map(|name| PathBuf::from(format!("{CONTROL_SOCKET_DIRECTORY}/{name}.sock")));
+    };
+    scope.check("control_socket", Some(socket), |socket| {
+        let path = keys.resolve(socket);
+        let len = path.as_os_str().len();
+        let remedy = "write a short absolute path, such as \"/run/underpass/underpass0.sock\"";
+        if socket.is_empty() || socket.contains('\0') || socket.ends_with('/') {
+            return Err(Refusal::new("this cannot name a socket", remedy));
+        }
+        if len > SOCKET_PATH_LEN {
+            return Err(Refusal::new(format!("the path has {len} bytes, a socket's takes {SOCKET_PATH_LEN}"), remedy));
+        }
+        Ok(path)
+    })
+}
+
+fn refuse_same_key(
+    scope: &mut Scope<'_, '_>,
+    private: &Option<PrivateKey>,
+    previous: &Option<PrivateKey>,
+    span: Option<Range<usize>>,
+) {
+    if let (Some(private), Some(previous), Some(span)) = (private, previous, span)
+        && private.public_key() == previous.public_key()
+    {
+        let remedy = "name the file of the key before, or delete this line once all peers know the present one";
+        scope.refuse(
+            "previous_private_key_file",
+            span,
+            Refusal::new("this is the same key as private_key_file's", remedy),
+        );
+    }
+}

@@ -1,0 +1,190 @@
+//! Whole files: what the defaults are, what belongs together, and that size is no problem. The table of malformed files is
+//! in `tests/daemon`, judged through the binary.
+
+use std::fmt::Write as _;
+use std::num::NonZero;
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use super::super::key_file::KeyFileError;
+use super::super::raw::keys_of;
+use super::super::{DeviceMode, Endpoint, SuiteChoice, interface, peer};
+use super::*;
+use crate::keys::PrivateKey;
+
+/// Key files that exist only here: `N.key` holds the private key of 32 bytes N.
+struct Imagined;
+
+impl KeyFiles for Imagined {
+    fn read(&mut self, path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
+        let name = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+        let Some(number) = name else { return Err(KeyFileError::NotFound) };
+        Ok(private_key(number).to_base64())
+    }
+}
+
+fn private_key(number: u8) -> PrivateKey {
+    PrivateKey::from_bytes([number; 32]).unwrap()
+}
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("/etc/underpass/underpass.toml"), &mut Imagined)
+}
+
+fn minimal() -> String {
+    format!(
+        "role = \"proxy\"\n[interface]\naddresses = [\"10.77.0.1/24\"]\nprivate_key_file = \"1.key\"\n\
+         [[backend]]\nname = \"app1\"\npublic_key = \"{}\"\naddresses = [\"10.77.0.11\"]\n",
+        private_key(2).public_key()
+    )
+}
+
+/// The one problem of `text`, as "key: what".
+fn problem(text: &str) -> String {
+    let error = parse(text).unwrap_err();
+    assert_eq!(error.count(), 1, "{error}");
+    format!("{}: {}", error.problems()[0].key, error.problems()[0].what)
+}
+
+#[test]
+fn the_smallest_file_gets_the_documented_defaults() {
+    let config = parse(&minimal()).unwrap();
+    assert_eq!(config.role, Role::Proxy);
+    let interface = config.interface;
+    assert_eq!(interface.name, "underpass0");
+    assert_eq!(interface.listen, ["0.0.0.0:51900".parse().unwrap(), "[::]:51900".parse().unwrap()]);
+    assert!(interface.listen_is_default);
+    assert_eq!((interface.mtu, interface.fwmark, interface.device), (1420, None, DeviceMode::Auto));
+    assert_eq!((interface.workers, interface.suite), (NonZero::<u8>::MIN, SuiteChoice::Auto));
+    assert_eq!(interface.control_socket, Path::new("/run/underpass/underpass0.sock"));
+    assert_eq!(interface.private_key.public_key(), private_key(1).public_key());
+    let peer = &config.peers[0];
+    assert_eq!((peer.name.as_str(), peer.public_key), ("app1", private_key(2).public_key()));
+    assert_eq!((&peer.endpoint, peer.persistent_keepalive), (&None, None));
+    assert_eq!(peer.allowed_ips, ["10.77.0.11/32".parse().unwrap()]);
+    assert!(peer.preshared_key.is_none() && peer.next_public_key.is_none());
+}
+
+#[test]
+fn every_key_reaches_its_value() {
+    let text = format!(
+        "role = \"backend\"\n[interface]\nname = \"up1\"\naddresses = [\"10.77.0.11/24\", \"fd77::11/64\"]\n\
+         listen = [\"192.0.2.1:7000\"]\nprivate_key_file = \"1.key\"\nprevious_private_key_file = \"/old/3.key\"\nmtu = 9000\n\
+         fwmark = 0xca6c\ndevice = \"plain\"\nworkers = 4\nsuite = \"chacha20-poly1305\"\ncontrol_socket = \"s.sock\"\n\
+         [[proxy]]\nname = \"lb\"\npublic_key = \"{}\"\nnext_public_key = \"{}\"\nendpoint = \"lb.example.com:7001\"\n\
+         addresses = [\"10.77.0.1\"]\nallowed_ips = [\"192.168.0.0/16\", \"10.77.0.1/32\"]\npreshared_key_file = \"9.key\"\n\
+         persistent_keepalive = 25\nsuite = \"aes-256-gcm\"\n",
+        private_key(2).public_key(),
+        private_key(4).public_key()
+    );
+    let Config { role, interface, peers } = parse(&text).unwrap();
+    assert_eq!((role, interface.name.as_str(), interface.mtu), (Role::Backend, "up1", 9000));
+    assert_eq!(interface.addresses.len(), 2);
+    assert_eq!((interface.listen, interface.listen_is_default), (vec!["192.0.2.1:7000".parse().unwrap()], false));
+    assert_eq!(interface.previous_private_key.unwrap().public_key(), private_key(3).public_key());
+    assert_eq!((interface.fwmark, interface.workers.get()), (Some(0xca6c), 4));
+    assert_eq!((interface.device, interface.suite), (DeviceMode::Plain, SuiteChoice::ChaCha20Poly1305));
+    assert_eq!(interface.control_socket, Path::new("/etc/underpass/s.sock"));
+    let peer = &peers[0];
+    assert_eq!(peer.next_public_key, Some(private_key(4).public_key()));
+    assert_eq!(peer.endpoint, Some(Endpoint::Name { host: "lb.example.com".to_owned(), port: 7001 }));
+    assert_eq!(peer.allowed_ips, ["10.77.0.1/32".parse().unwrap(), "192.168.0.0/16".parse().unwrap()]);
+    assert_eq!((peer.persistent_keepalive, peer.suite), (Some(Duration::from_secs(25)), SuiteChoice::Aes256Gcm));
+    assert!(peer.preshared_key.is_some());
+}
+
+#[test]
+fn a_peer_without_a_suite_has_the_interface_s() {
+    let text = minimal().replace("[[backend]]", "suite = \"aes-256-gcm\"\n[[backend]]");
+    assert_eq!(parse(&text).unwrap().peers[0].suite, SuiteChoice::Aes256Gcm);
+}
+
+#[test]
+fn a_port_alone_listens_on_both_families() {
+    let text = minimal().replace("[[backend]]", "listen = 7000\n[[backend]]");
+    let interface = parse(&text).unwrap().interface;
+    assert_eq!(interface.listen, ["0.0.0.0:7000".parse().unwrap(), "[::]:7000".parse().unwrap()]);
+    assert!(interface.listen_is_default);
+}
+
+#[test]
+fn a_zero_turns_mark_and_keepalive_off() {
+    let text = minimal().replace("[[backend]]", "fwmark = 0\n[[backend]]\npersistent_keepalive = 0");
+    let config = parse(&text).unwrap();
+    assert_eq!((config.interface.fwmark, config.peers[0].persistent_keepalive), (None, None));
+}
+
+#[test]
+fn prefixes_may_overlap_but_not_be_equal() {
+    let second = |prefix: &str| {
+        format!(
+            "{}allowed_ips = [\"10.0.0.0/8\"]\n[[backend]]\nname = \"app2\"\npublic_key = \"{}\"\nallowed_ips = [\"{prefix}\"]\n",
+            minimal(),
+            private_key(3).public_key()
+        )
+    };
+    assert_eq!(parse(&second("10.1.0.0/16")).unwrap().peers.len(), 2);
+    assert_eq!(
+        problem(&second("10.0.0.0/8")),
+        "backend \"app2\".allowed_ips: backend \"app1\" has 10.0.0.0/8 too, line 9"
+    );
+    assert_eq!(
+        problem(&second("10.77.0.11")),
+        "backend \"app2\".allowed_ips: backend \"app1\" has 10.77.0.11/32 too, line 8"
+    );
+}
+
+#[test]
+fn ipv6_anywhere_raises_the_smallest_mtu() {
+    let small = minimal().replace("[[backend]]", "mtu = 600\n[[backend]]");
+    assert_eq!(parse(&small).unwrap().interface.mtu, 600);
+    let text = format!("{small}allowed_ips = [\"fd00::/8\"]\n");
+    assert!(problem(&text).starts_with("interface.mtu: 600 is too small: IPv6 needs 1280"));
+}
+
+#[test]
+fn several_mistakes_are_reported_at_once_in_the_file_s_order() {
+    let text = "role = \"proxy\"\n[interface]\nmtuu = 1420\nmtu = \"x\"\naddresses = [\"10.0.0.1\", \"10.0.0.2\"]\n[[backend]]\nname = \"a b\"\n";
+    let error = parse(text).unwrap_err();
+    let found: Vec<_> =
+        error.problems().iter().map(|problem| (problem.position.unwrap().line, problem.key.as_str())).collect();
+    assert_eq!(
+        found,
+        [
+            (2, "interface.private_key_file"),
+            (3, "interface.\"mtuu\""),
+            (4, "interface.mtu"),
+            (5, "interface.addresses"),
+            (5, "interface.addresses"),
+            (6, "backend 1.public_key"),
+            (6, "backend 1.addresses"),
+            (7, "backend 1.name"),
+        ],
+        "{error}"
+    );
+}
+
+#[test]
+fn ten_thousand_peers_are_no_trouble() {
+    let mut text = minimal();
+    for number in 0..10_000_u32 {
+        let mut secret = [1; 32];
+        secret[4..8].copy_from_slice(&number.to_be_bytes());
+        let key = PrivateKey::from_bytes(secret).unwrap().public_key();
+        let [_, _, high, low] = number.to_be_bytes();
+        write!(
+            text,
+            "[[backend]]\nname = \"n{number}\"\npublic_key = \"{key}\"\naddresses = [\"10.1.{high}.{low}\"]\n"
+        )
+        .unwrap();
+    }
+    assert_eq!(parse(&text).unwrap().peers.len(), 10_001);
+}
+
+#[test]
+fn every_key_has_an_example_for_messages() {
+    let of = |examples: &[(&'static str, &str)]| examples.iter().map(|(key, _)| *key).collect::<Vec<_>>();
+    assert_eq!(of(interface::EXAMPLES), keys_of::<RawInterface>());
+    assert_eq!(of(peer::EXAMPLES), keys_of::<RawPeer>());
+}
