@@ -1,0 +1,62 @@
+//! Waiting for a condition with a deadline: the only place of the laboratory that reads the clock or lets time pass.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a condition may take when nothing says otherwise: far more than it needs on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The monotonic clock, for deadlines and measurements.
+#[expect(clippy::disallowed_methods, reason = "the laboratory watches real programs, which live in real time")]
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// Waits until `condition` holds, and fails the test when it does not within [`PATIENCE`].
+#[track_caller]
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    until_within(PATIENCE, what, &mut condition);
+}
+
+/// Waits until `condition` holds, and fails the test when it does not `within` that time.
+#[track_caller]
+pub fn until_within(within: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    value_within(within, what, || condition().then_some(()));
+}
+
+/// Waits until `produce` gives a value.
+#[track_caller]
+pub fn value<T>(what: &str, produce: impl FnMut() -> Option<T>) -> T {
+    value_within(PATIENCE, what, produce)
+}
+
+/// Waits until `produce` gives a value, and fails the test when it does not `within` that time.
+#[track_caller]
+pub fn value_within<T>(within: Duration, what: &str, produce: impl FnMut() -> Option<T>) -> T {
+    try_value_within(within, produce).unwrap_or_else(|| panic!("after {within:?}, still not so: {what}"))
+}
+
+/// Like [`value_within`], for a caller that goes on without the value.
+pub fn try_value_within<T>(within: Duration, mut produce: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = now() + within;
+    loop {
+        // The clock is read first, so that a condition is always tried once after the deadline has passed.
+        let late = now() >= deadline;
+        if let Some(value) = produce() {
+            return Some(value);
+        }
+        if late {
+            return None;
+        }
+        thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// Checks that `condition` holds all the time `during`: for what must *not* happen.
+#[track_caller]
+pub fn holds_during(during: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let broken = try_value_within(during, || (!condition()).then_some(()));
+    assert!(broken.is_none(), "no longer so: {what}");
+}

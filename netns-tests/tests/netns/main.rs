@@ -1,0 +1,9 @@
+//! Tests in laboratories of network namespaces, with real load balancers, sniffers and attackers. They need root.
+//!
+//! One binary, so that it is linked once. `docs/testing.md` says what each part is for.
+
+#![expect(clippy::unwrap_used, reason = "a test's helpers are tests")]
+
+mod carrier;
+mod laboratory;
+mod load_balancer;
