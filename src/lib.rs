@@ -14,3 +14,5 @@ pub mod packet;
 
 #[cfg(feature = "daemon")]
 pub mod config;
+#[cfg(feature = "daemon")]
+pub mod control;

@@ -1,0 +1,324 @@
+//! The control socket's language: one JSON object per line each way, with versions. `docs/operations.md` describes it.
+//!
+//! Only types, reading and writing them; the sockets are in [`socket`](super::socket) and [`client`](super::client).
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// The `version` of a request. Goes up when a request of the old form would be misunderstood.
+pub const REQUEST_VERSION: u32 = 1;
+/// The `schema_version` of every answer. Goes up when a field vanishes or changes its meaning; fields may be added without.
+pub const SCHEMA_VERSION: u32 = 1;
+/// Longest request line in bytes, with its newline.
+pub const MAX_REQUEST_LEN: usize = 4096;
+
+/// What a client may ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// The state of the interface and of every peer.
+    Status,
+}
+
+/// One answer line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Response {
+    /// The request was refused.
+    Error(ErrorReport),
+    /// The answer to [`Command::Status`].
+    Status(Box<StatusReport>),
+}
+
+/// Why a request was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorReport {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// The reason.
+    pub error: ApiError,
+}
+
+/// The reason for a refusal, for programs and for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiError {
+    /// Stable, for programs.
+    pub code: ErrorCode,
+    /// For people.
+    pub message: String,
+}
+
+/// The kinds of refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// Not a JSON object with `version` and `command`.
+    MalformedRequest,
+    /// A request of another version than [`REQUEST_VERSION`].
+    UnsupportedVersion,
+    /// A command that this daemon does not know.
+    UnknownCommand,
+    /// The line is longer than [`MAX_REQUEST_LEN`].
+    RequestTooLong,
+    /// As many clients as the daemon serves are connected already.
+    Busy,
+    /// The daemon could not answer.
+    Internal,
+    /// A code of a newer daemon.
+    #[serde(other)]
+    Unknown,
+}
+
+/// The state of a daemon.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// The daemon's wall clock, in seconds since 1970: what `latest_handshake` is to be compared with.
+    pub unix_time: u64,
+    /// This machine's end.
+    pub interface: InterfaceReport,
+    /// The other ends, in the configuration's order.
+    pub peers: Vec<PeerReport>,
+    /// Refused packets and datagrams since the start, by reason; every reason is present.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// This machine's end of its links.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InterfaceReport {
+    /// The TUN device.
+    pub name: String,
+    /// `proxy` or `backend`.
+    pub role: String,
+    /// Base64.
+    pub public_key: String,
+    /// Tunnel addresses with prefix lengths.
+    pub addresses: Vec<IpNet>,
+    /// UDP addresses that are bound.
+    pub listen: Vec<SocketAddr>,
+    /// Largest inner packet in bytes.
+    pub mtu: u16,
+    /// Set while the kernel hands over superpackets.
+    pub offload: bool,
+    /// Since the daemon's start.
+    pub uptime_seconds: u64,
+    /// The daemon's process.
+    pub pid: u32,
+    /// The daemon's version.
+    pub version: String,
+}
+
+/// One peer and its link.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerReport {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Base64.
+    pub public_key: String,
+    /// What the link is doing.
+    pub state: LinkState,
+    /// Where datagrams to it go, once known.
+    pub endpoint: Option<SocketAddr>,
+    /// Prefixes it may use.
+    pub allowed_ips: Vec<IpNet>,
+    /// When the newest session was agreed, in seconds since 1970.
+    pub latest_handshake: Option<u64>,
+    /// UDP payload received and authenticated.
+    pub received_bytes: u64,
+    /// UDP payload sent.
+    pub sent_bytes: u64,
+    /// The newest session's cipher.
+    pub suite: Option<String>,
+    /// As measured by the newest handshake.
+    pub rtt_microseconds: Option<u64>,
+}
+
+/// What a link is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkState {
+    /// A confirmed session is there.
+    Up,
+    /// A handshake is under way.
+    Connecting,
+    /// No session, and nobody is trying: no traffic yet, or nobody answered.
+    Idle,
+    /// The peer said goodbye and has not come back.
+    Down,
+    /// A state of a newer daemon.
+    #[serde(other)]
+    Unknown,
+}
+
+impl LinkState {
+    /// As in the JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Connecting => "connecting",
+            Self::Idle => "idle",
+            Self::Down => "down",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl Command {
+    /// Reads one request line.
+    pub fn decode(line: &[u8]) -> Result<Self, ApiError> {
+        #[derive(Deserialize)]
+        struct Request {
+            version: u32,
+            command: serde_json::Value,
+        }
+        let request: Request = serde_json::from_slice(line).map_err(|error| {
+            let example = r#"{"version":1,"command":"status"}"#;
+            ApiError::new(ErrorCode::MalformedRequest, format!("a request is one line such as {example}: {error}"))
+        })?;
+        if request.version != REQUEST_VERSION {
+            let message = format!("this daemon speaks version {REQUEST_VERSION}, the request has {}", request.version);
+            return Err(ApiError::new(ErrorCode::UnsupportedVersion, message));
+        }
+        serde_json::from_value(request.command).map_err(|error| {
+            ApiError::new(ErrorCode::UnknownCommand, format!("this daemon does not know the command: {error}"))
+        })
+    }
+
+    /// Writes the request with its newline.
+    pub fn encode(self) -> Vec<u8> {
+        line(&serde_json::json!({ "version": REQUEST_VERSION, "command": self }))
+    }
+}
+
+impl Response {
+    /// Reads one answer line.
+    pub fn decode(line: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(line)
+    }
+
+    /// Writes the answer with its newline.
+    pub fn encode(&self) -> Vec<u8> {
+        line(self)
+    }
+}
+
+impl ApiError {
+    /// With a message for people.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+impl From<ApiError> for Response {
+    fn from(error: ApiError) -> Self {
+        Self::Error(ErrorReport { schema_version: SCHEMA_VERSION, error })
+    }
+}
+
+fn line(value: &impl Serialize) -> Vec<u8> {
+    let mut line = serde_json::to_vec(value).expect("strings, numbers and string-keyed maps are JSON");
+    line.push(b'\n');
+    line
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A status with one peer of each kind.
+    pub(crate) fn status() -> StatusReport {
+        let peer = |name: &str, state| PeerReport {
+            name: name.into(),
+            public_key: "AAAA".into(),
+            state,
+            endpoint: None,
+            allowed_ips: vec!["10.77.0.11/32".parse().unwrap()],
+            latest_handshake: None,
+            received_bytes: 0,
+            sent_bytes: 0,
+            suite: None,
+            rtt_microseconds: None,
+        };
+        StatusReport {
+            schema_version: SCHEMA_VERSION,
+            unix_time: 1_800_000_012,
+            interface: InterfaceReport {
+                name: "underpass0".into(),
+                role: "proxy".into(),
+                public_key: "BBBB".into(),
+                addresses: vec!["10.77.0.1/24".parse().unwrap()],
+                listen: vec!["0.0.0.0:51900".parse().unwrap()],
+                mtu: 1420,
+                offload: true,
+                uptime_seconds: 3600,
+                pid: 7,
+                version: "0.1.0".into(),
+            },
+            peers: vec![
+                PeerReport {
+                    endpoint: Some("192.0.2.10:51900".parse().unwrap()),
+                    latest_handshake: Some(1_800_000_000),
+                    received_bytes: 2048,
+                    sent_bytes: 3 << 20,
+                    suite: Some("aes-256-gcm".into()),
+                    rtt_microseconds: Some(412),
+                    ..peer("app1", LinkState::Up)
+                },
+                peer("app2", LinkState::Idle),
+            ],
+            drops: BTreeMap::from([("malformed".to_owned(), 3)]),
+        }
+    }
+
+    fn code(line: &str) -> ErrorCode {
+        Command::decode(line.as_bytes()).unwrap_err().code
+    }
+
+    #[test]
+    fn a_request_goes_there_and_back() {
+        assert_eq!(Command::decode(&Command::Status.encode()), Ok(Command::Status));
+        assert_eq!(Command::decode(br#"{"version":1,"command":"status","later":true}"#), Ok(Command::Status));
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_a_request() {
+        for malformed in
+            ["", "status", "[]", "{}", r#"{"version":1}"#, r#"{"version":"1","command":"status"}"#, "\u{0}"]
+        {
+            assert_eq!(code(malformed), ErrorCode::MalformedRequest, "{malformed}");
+        }
+        assert_eq!(code(r#"{"version":2,"command":{"anything":0}}"#), ErrorCode::UnsupportedVersion);
+        assert_eq!(code(r#"{"version":1,"command":"reboot"}"#), ErrorCode::UnknownCommand);
+        assert_eq!(code(r#"{"version":1,"command":3}"#), ErrorCode::UnknownCommand);
+    }
+
+    #[test]
+    fn an_answer_is_one_line_and_goes_there_and_back() {
+        let error = Response::from(ApiError::new(ErrorCode::Busy, "line\nbreak"));
+        for response in [Response::Status(Box::new(status())), error] {
+            let line = response.encode();
+            assert_eq!(line.iter().filter(|&&byte| byte == b'\n').count(), 1);
+            assert_eq!(Response::decode(&line).unwrap(), response);
+        }
+    }
+
+    #[test]
+    fn a_client_understands_a_newer_daemon_that_added_fields_and_states() {
+        let mut json = serde_json::to_value(status()).unwrap();
+        json["interface"]["colour"] = "green".into();
+        json["peers"][0]["state"] = "draining".into();
+        let Response::Status(status) = Response::decode(json.to_string().as_bytes()).unwrap() else { panic!() };
+        assert_eq!(status.peers[0].state, LinkState::Unknown);
+    }
+
+    #[test]
+    fn states_are_spelt_as_in_the_json() {
+        for state in [LinkState::Up, LinkState::Connecting, LinkState::Idle, LinkState::Down] {
+            assert_eq!(serde_json::to_value(state).unwrap(), state.as_str());
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Starting, supervising and stopping one daemon, and its control socket.
+//!
+//! Runs on a current-thread tokio runtime beside the data plane's threads and never touches a packet. It is the only
+//! layer that knows both the configuration's names and the core's keys: it translates between the two.
+
+pub mod api;
+pub mod client;
+pub mod netlink;
+pub mod socket;
