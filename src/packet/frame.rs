@@ -140,6 +140,11 @@ pub fn packet_header(flags: u8, length: u16) -> [u8; FRAME_HEADER_LEN] {
     header(KIND_PACKET, flags, length)
 }
 
+/// Whether a plaintext carries data, not only control frames or nothing: senders put packets first.
+pub fn starts_with_packet(plaintext: &[u8]) -> bool {
+    plaintext.first() == Some(&KIND_PACKET)
+}
+
 /// Fills `tail` with padding: what a datagram needs to be as long as its neighbours in one send.
 pub fn pad(tail: &mut [u8]) {
     // All zeros is a padding header of length zero, and fewer than four zero bytes are padding too.

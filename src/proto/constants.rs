@@ -1,0 +1,64 @@
+//! Every number of the protocol's behaviour over time. `docs/protocol.md` §Constants is the normative list.
+
+use std::time::Duration;
+
+/// A session asks for its successor after this many datagrams sent, all lanes together. AES-GCM with packets of up to
+/// 2^11 bytes keeps its confidentiality advantage under 2^-57 up to 2^28 packets (RFC 9001 §B.1.1).
+pub const REKEY_AFTER_MESSAGES: u64 = 1 << 28;
+/// A session seals and opens nothing beyond this many datagrams, all lanes together: room for a slow rekey.
+pub const REJECT_AFTER_MESSAGES: u64 = 1 << 29;
+/// The initiator of a session asks for its successor at this age, less up to [`REKEY_JITTER`].
+pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
+/// Spread of rekeys, so that a proxy's many peers do not rekey in step.
+pub const REKEY_JITTER: Duration = Duration::from_secs(10);
+/// At this age a session seals and opens nothing more, and its keys are zeroed.
+pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
+/// An initiator that only receives asks for a new session at this age: one passive keepalive and one retry before the end.
+pub const REKEY_AFTER_TIME_RECEIVING: Duration = Duration::from_secs(165);
+
+/// A worker that finds a session due for rekey says so again after this long.
+pub const REKEY_REQUEST_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Waits before the second, third, fourth initiation of one attempt; later ones wait as long as the last entry.
+pub const RETRY_INTERVALS: [Duration; 4] =
+    [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(5)];
+/// Up to this much is added to each wait, at random.
+pub const RETRY_JITTER: Duration = Duration::from_millis(333);
+/// Two initiations to one peer are at least this far apart.
+pub const MIN_INITIATION_INTERVAL: Duration = Duration::from_secs(1);
+/// An attempt ends after this long without an answer, unless the peer has a persistent keepalive.
+pub const GIVE_UP_AFTER: Duration = Duration::from_secs(90);
+/// A responder takes at most one initiation of a peer in this interval.
+pub const MIN_ACCEPTED_INITIATION_INTERVAL: Duration = Duration::from_millis(20);
+/// Two sessions of opposite roles made within this interval came from simultaneous initiations.
+pub const SIMULTANEOUS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Data received but nothing sent for this long: send a keepalive, so that the peer knows we live.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Data sent but nothing received for this long: the session may be dead at the other side, start a handshake.
+pub const UNANSWERED_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Lanes of one session and direction, at most: what an announced number may cost us in replay windows.
+pub const MAX_LANES: u8 = 64;
+/// Counters behind the newest of a lane that are still accepted, once each.
+pub const REPLAY_WINDOW: u64 = 8192;
+
+/// Packets that wait for a session of one peer, at most. The oldest goes first.
+pub const MAX_STAGED_PACKETS: usize = 128;
+/// Bytes of packets that wait for a session of one peer, at most.
+pub const MAX_STAGED_BYTES: usize = 256 * 1024;
+
+/// A cookie's secret is replaced after this long.
+pub const COOKIE_SECRET_LIFETIME: Duration = Duration::from_secs(120);
+/// A received cookie is used for this long: five seconds less than its secret lives.
+pub const COOKIE_LIFETIME: Duration = Duration::from_secs(115);
+
+/// Handshake messages per second and source address (IPv6: /64) that are worked on, in bursts of as many.
+pub const HANDSHAKES_PER_SECOND_AND_SOURCE: u32 = 20;
+/// The same for a source address that shows a valid cookie: many peers may stand behind one NAT.
+pub const HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE: u32 = 200;
+/// Handshake messages per second, all sources together, above which every source must show a cookie. One handshake
+/// costs about a quarter of a millisecond: this is a tenth of a core.
+pub const HANDSHAKES_PER_SECOND_UNDER_LOAD: u32 = 500;
+/// Source addresses remembered by the rate limiter, at most; when full, unknown ones must show a cookie.
+pub const MAX_LIMITED_SOURCES: usize = 4096;

@@ -1,0 +1,506 @@
+//! The slow path's surface: a device with its peers, everything rare, one owner.
+//!
+//! The module [`proto`](super) states the contract. This file has the commands and what a session brings; `handshakes`
+//! has the three handshake messages, `timeouts` what happens when nothing does.
+
+mod handshakes;
+mod timeouts;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::keys::{PrivateKey, PublicKey};
+use crate::packet::frame::{Control, FLAG_CHECKSUM_PARTIAL, packet_header};
+use crate::packet::ip::IpPacket;
+use crate::packet::message::{Message, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD};
+
+use super::allowed_ips::AllowedIps;
+use super::constants::MAX_LANES;
+use super::cookie::{CookieChecker, MacKeys};
+use super::endpoint::Endpoint;
+use super::error::{DropReason, Miss};
+use super::event::Event;
+use super::noise::Suite;
+use super::peer::{Peer, PeerConfig};
+use super::peer_table::{PeerId, PeerTable};
+use super::randomness::Randomness;
+use super::rate_limiter::RateLimiter;
+use super::router::{Notice, PeerRoute, ReceivingSession, Router};
+use super::session::Session;
+use super::staged::StagedPacket;
+use super::stats::{DeviceStatus, DropCounters, PeerStatus};
+use super::timers::{Timer, TimerQueue};
+use super::transmit::Transmit;
+
+/// The lane on which the slow path seals. It shares the first worker's: a lane's counter is atomic.
+const SLOW_PATH_LANE: u8 = 0;
+
+/// What is configured of a device.
+#[derive(Debug, Clone)]
+pub struct DeviceConfig {
+    /// Who we are.
+    pub private_key: PrivateKey,
+    /// Who we were: initiations for it are accepted as well, while peers change over.
+    pub previous_private_key: Option<PrivateKey>,
+    /// What we propose in initiations.
+    pub suite: Suite,
+    /// How many lanes we send on: 1 to [`MAX_LANES`].
+    pub send_lanes: u8,
+}
+
+/// The protocol state of one tunnel interface.
+pub struct Device {
+    /// Ours, and maybe the one before it.
+    local_keys: Vec<LocalKey>,
+    suite: Suite,
+    send_lanes: u8,
+    peers: PeerTable,
+    allowed_ips: Arc<AllowedIps>,
+    timers: TimerQueue,
+    rate_limiter: RateLimiter,
+    cookie_checker: CookieChecker,
+    randomness: Randomness,
+    /// An instant, and what the wall clock said then, as time since the Unix epoch.
+    origin: (Instant, Duration),
+    /// Time of the newest initiation, since a clock that stands still must not make them refusable.
+    last_timestamp: Duration,
+    transmits: VecDeque<Transmit>,
+    events: VecDeque<Event>,
+    drops: DropCounters,
+    router: Arc<Router>,
+    /// Set when `router` no longer shows what is; cleared by making a new one.
+    router_is_stale: bool,
+    /// Set when a new `router` was made and not yet polled.
+    router_is_news: bool,
+}
+
+struct LocalKey {
+    private: PrivateKey,
+    public: PublicKey,
+    mac_keys: MacKeys,
+}
+
+impl LocalKey {
+    fn new(private: PrivateKey) -> Self {
+        let public = private.public_key();
+        Self { mac_keys: MacKeys::new(&public), private, public }
+    }
+}
+
+impl Device {
+    /// Starts without peers. `unix_time` is what the wall clock says at `now`; `seed` comes from the operating system.
+    pub fn new(now: Instant, unix_time: Duration, config: DeviceConfig, seed: [u8; 32]) -> Self {
+        Self {
+            local_keys: local_keys(config.private_key, config.previous_private_key),
+            suite: config.suite,
+            send_lanes: config.send_lanes.clamp(1, MAX_LANES),
+            peers: PeerTable::default(),
+            allowed_ips: Arc::default(),
+            timers: TimerQueue::default(),
+            rate_limiter: RateLimiter::new(now),
+            cookie_checker: CookieChecker::new(),
+            randomness: Randomness::new(seed),
+            origin: (now, unix_time),
+            last_timestamp: Duration::ZERO,
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            drops: DropCounters::default(),
+            router: Arc::default(),
+            router_is_stale: false,
+            router_is_news: true,
+        }
+    }
+
+    /// Our public key.
+    pub fn public_key(&self) -> PublicKey {
+        self.local_keys[0].public
+    }
+
+    // Commands.
+
+    /// Changes who we are. Sessions go on; handshakes under way begin again with the new key.
+    pub fn set_private_key(&mut self, now: Instant, private_key: PrivateKey, previous: Option<PrivateKey>) {
+        self.local_keys = local_keys(private_key, previous);
+        let attempting: Vec<PeerId> =
+            self.peers.iter().filter(|(_, peer)| peer.attempt.is_some()).map(|(id, _)| id).collect();
+        for id in attempting {
+            self.end_attempt(id);
+            self.initiate(now, id);
+        }
+    }
+
+    /// Adds a peer, or changes the one with this key while its session goes on. A peer with our own key is not added.
+    pub fn upsert_peer(&mut self, now: Instant, config: PeerConfig) -> Option<PeerId> {
+        let keys = || std::iter::once(config.public_key).chain(config.next_public_key);
+        if keys().any(|key| self.local_keys.iter().any(|local| local.public == key)) {
+            return None;
+        }
+        let known = keys().find_map(|key| self.peers.by_key(&key));
+        let id = known.unwrap_or_else(|| self.peers.insert(Peer::new(now, config.clone())));
+        let allowed_ips = Arc::make_mut(&mut self.allowed_ips);
+        if known.is_some() {
+            allowed_ips.remove_peer(id);
+        }
+        config.allowed_ips.iter().for_each(|prefix| allowed_ips.insert(*prefix, id));
+
+        let peer = self.peers.get_mut(id).expect("a peer that is known or was just added");
+        let old_keys: Vec<PublicKey> = peer.remotes.iter().map(|remote| remote.key).collect();
+        peer.configure(config);
+        let new_keys: Vec<PublicKey> = peer.remotes.iter().map(|remote| remote.key).collect();
+        match peer.config.persistent_keepalive {
+            // At once: such a peer is to be connected before there is anything to say.
+            Some(_) => peer.timers.set(Timer::PersistentKeepalive, now),
+            None => peer.timers.stop(Timer::PersistentKeepalive),
+        }
+        old_keys.iter().for_each(|key| self.peers.release_key(key));
+        new_keys.iter().for_each(|key| self.peers.add_key(*key, id));
+        self.router_is_stale = true;
+        self.update_timers(id);
+        Some(id)
+    }
+
+    /// Removes a peer with its sessions, without a word to it.
+    pub fn remove_peer(&mut self, key: &PublicKey) {
+        let Some(id) = self.peers.by_key(key) else { return };
+        self.end_attempt(id);
+        self.end_sessions(id, |peer| peer.sessions.end_all());
+        let peer = self.peers.get_mut(id).expect("found by its key");
+        let keys: Vec<PublicKey> = peer.remotes.iter().map(|remote| remote.key).collect();
+        keys.iter().for_each(|key| self.peers.release_key(key));
+        Arc::make_mut(&mut self.allowed_ips).remove_peer(id);
+        self.timers.update(id, None);
+        self.peers.remove(id);
+        self.router_is_stale = true;
+    }
+
+    /// Tells where a peer is, as a name was resolved. A handshake under way goes there at once.
+    pub fn set_endpoint(&mut self, now: Instant, key: &PublicKey, endpoint: Endpoint) {
+        let Some(id) = self.peers.by_key(key) else { return };
+        let peer = self.peers.get_mut(id).expect("found by its key");
+        if peer.endpoint == Some(endpoint) {
+            return;
+        }
+        let had_none = peer.endpoint.replace(endpoint).is_none();
+        let wants_session = !peer.staged.is_empty() || peer.config.persistent_keepalive.is_some();
+        self.router_is_stale = true;
+        if had_none && wants_session && self.peers.get(id).is_some_and(|peer| peer.usable_session(now).is_none()) {
+            self.initiate(now, id);
+        }
+        self.update_timers(id);
+    }
+
+    /// Says goodbye to every peer that has a session, and forgets all sessions.
+    pub fn shutdown(&mut self, now: Instant) {
+        let ids: Vec<PeerId> = self.peers.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            self.send_control(now, id, Control::Goodbye);
+            self.end_attempt(id);
+            self.end_sessions(id, |peer| peer.sessions.end_all());
+            self.update_timers(id);
+        }
+    }
+
+    // Inputs.
+
+    /// Takes a datagram. What it carries for the TUN comes out as events.
+    pub fn handle_datagram(&mut self, now: Instant, from: Endpoint, datagram: &mut [u8]) -> Result<(), DropReason> {
+        let result = match Message::parse(datagram) {
+            Ok(Message::Initiation(initiation)) => self.handle_initiation(now, from, initiation),
+            Ok(Message::Response(response)) => self.handle_response(now, from, response),
+            Ok(Message::CookieReply(reply)) => self.handle_cookie_reply(now, &reply),
+            Ok(Message::Transport(_)) => self.handle_transport(now, from, datagram),
+            Err(_) => Err(DropReason::Malformed),
+        };
+        result.inspect_err(|reason| self.drops.count(*reason))
+    }
+
+    /// Takes an IP packet on its way to a peer: sent at once if there is a session, else staged.
+    pub fn handle_packet(&mut self, now: Instant, packet: StagedPacket) -> Result<(), DropReason> {
+        self.stage_or_send(now, packet).inspect_err(|reason| self.drops.count(*reason))
+    }
+
+    /// Takes what the fast path saw.
+    pub fn handle_notice(&mut self, now: Instant, notice: Notice) {
+        let (Notice::Confirmed { session }
+        | Notice::Roamed { session, .. }
+        | Notice::RekeyDue { session }
+        | Notice::Control { session, .. }) = notice;
+        // Sessions end while notices wait in a queue.
+        let Some(id) = self.peers.by_index(session) else { return };
+        match notice {
+            Notice::Confirmed { .. } => self.on_confirmed(now, id, session),
+            Notice::Roamed { endpoint, .. } => self.on_roamed(id, endpoint),
+            Notice::RekeyDue { .. } => self.initiate(now, id),
+            Notice::Control { control, .. } => self.on_control(now, id, session, control),
+        }
+        self.update_timers(id);
+    }
+
+    // Outputs.
+
+    /// The next datagram to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.transmits.pop_front()
+    }
+
+    /// The next packet or change to tell.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// A new snapshot for the fast path, if anything it shows has changed.
+    pub fn poll_router(&mut self) -> Option<Arc<Router>> {
+        self.refresh_router();
+        std::mem::take(&mut self.router_is_news).then(|| self.router.clone())
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout), and what for.
+    pub fn poll_timeout(&self) -> Option<(Instant, Timer)> {
+        self.timers.next()
+    }
+
+    /// Counts a drop that the owner made in the slow path's name.
+    pub fn count_drop(&mut self, reason: DropReason) {
+        self.drops.count(reason);
+    }
+
+    /// The state of all peers.
+    pub fn status(&self, now: Instant) -> DeviceStatus {
+        let mut peers: Vec<PeerStatus> = self.peers.iter().map(|(_, peer)| self.peer_status(now, peer)).collect();
+        peers.sort_by_key(|peer| peer.public_key);
+        DeviceStatus { public_key: self.public_key(), peers, drops: self.drops.clone() }
+    }
+
+    fn peer_status(&self, now: Instant, peer: &Peer) -> PeerStatus {
+        PeerStatus {
+            public_key: peer.name(),
+            state: peer.state(now),
+            endpoint: peer.endpoint,
+            allowed_ips: peer.config.allowed_ips.clone(),
+            latest_handshake: peer.latest_session.map(|(at, _)| self.unix_time(at)),
+            received_bytes: peer.received_bytes(),
+            sent_bytes: peer.sent_bytes(),
+            suite: peer.latest_session.map(|(_, suite)| suite),
+            round_trip: peer.round_trip,
+        }
+    }
+
+    fn unix_time(&self, at: Instant) -> Duration {
+        let (origin, unix_time) = self.origin;
+        unix_time + at.saturating_duration_since(origin)
+    }
+
+    // What a session brings.
+
+    fn handle_transport(&mut self, now: Instant, from: Endpoint, datagram: &mut [u8]) -> Result<(), DropReason> {
+        self.refresh_router();
+        let router = self.router.clone();
+        let mut notices = Vec::new();
+        let opened = router.open(now, from, datagram, &mut notices).map_err(|miss| match miss {
+            Miss::Drop(reason) => reason,
+            Miss::NoSession(_) | Miss::SlowPath => DropReason::Malformed,
+        })?;
+        let peer = self.peers.get(opened.peer).expect("the snapshot was just refreshed").name();
+        for frame in opened.packets(&mut notices) {
+            let admitted = frame
+                .map_err(|_| DropReason::MalformedFrame)
+                .and_then(|frame| Ok((frame.flags, router.admit(opened.peer, frame)?.bytes())));
+            match admitted {
+                Ok((flags, bytes)) => self.events.push_back(Event::Packet {
+                    peer,
+                    bytes: bytes.to_vec(),
+                    checksum_partial: flags & FLAG_CHECKSUM_PARTIAL != 0,
+                }),
+                Err(reason) => self.drops.count(reason),
+            }
+        }
+        for notice in notices {
+            self.handle_notice(now, notice);
+        }
+        Ok(())
+    }
+
+    fn on_confirmed(&mut self, now: Instant, id: PeerId, session: u32) {
+        let precedence = self.precedence(id);
+        let mut was_next = false;
+        self.end_sessions(id, |peer| {
+            let (confirmed, ended) = peer.sessions.confirm(session, precedence);
+            was_next = confirmed;
+            ended
+        });
+        if was_next {
+            // Whatever we were attempting, there is a session.
+            self.end_attempt(id);
+            self.on_session_established(now, id, session);
+        }
+    }
+
+    fn on_session_established(&mut self, now: Instant, id: PeerId, session: u32) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let Some(session) = peer.sessions.get(session).cloned() else { return };
+        peer.is_gone = false;
+        peer.latest_session = Some((session.created_at, session.suite));
+        peer.watch_session(now);
+        self.router_is_stale = true;
+        self.events.push_back(Event::SessionEstablished {
+            peer: peer.name(),
+            initiator: session.is_initiator,
+            suite: session.suite,
+        });
+        self.send_staged(now, id);
+    }
+
+    fn on_roamed(&mut self, id: PeerId, endpoint: Endpoint) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        if peer.endpoint != Some(endpoint) {
+            peer.endpoint = Some(endpoint);
+            self.router_is_stale = true;
+            self.events.push_back(Event::EndpointChanged { peer: peer.name(), endpoint });
+        }
+    }
+
+    fn on_control(&mut self, now: Instant, id: PeerId, session: u32, control: Control) {
+        match control {
+            Control::Ping(token) => self.send_control(now, id, Control::Pong(token)),
+            Control::Pong(token) => {
+                let Some(peer) = self.peers.get_mut(id) else { return };
+                if let Some((_, sent_at)) = peer.ping.take_if(|(expected, _)| *expected == token) {
+                    peer.round_trip = Some(now.saturating_duration_since(sent_at));
+                }
+            }
+            Control::Goodbye => self.on_goodbye(id, session),
+            Control::Unknown(_) => {}
+        }
+    }
+
+    fn on_goodbye(&mut self, id: PeerId, session: u32) {
+        self.end_sessions(id, |peer| peer.sessions.end_up_to(session));
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        if peer.sessions.is_empty() {
+            peer.is_gone = true;
+            peer.timers.stop(Timer::PassiveKeepalive);
+            peer.timers.stop(Timer::Unanswered);
+            self.events.push_back(Event::Goodbye { peer: peer.name() });
+        }
+    }
+
+    // Sending.
+
+    fn stage_or_send(&mut self, now: Instant, packet: StagedPacket) -> Result<(), DropReason> {
+        let destination = IpPacket::parse(&packet.bytes).map_err(|_| DropReason::MalformedPacket)?.destination();
+        let id = self.allowed_ips.lookup(destination).ok_or(DropReason::NoPeerForDestination)?;
+        let peer = self.peers.get_mut(id).expect("allowed IPs lead to peers that exist");
+        if peer.usable_session(now).is_some() && peer.endpoint.is_some() {
+            self.send_packet(now, id, &packet);
+            self.update_timers(id);
+            return Ok(());
+        }
+        if peer.endpoint.is_none() {
+            return Err(DropReason::NoEndpoint);
+        }
+        let dropped = peer.staged.push(packet);
+        self.drops.add(DropReason::StagedOverflow, dropped);
+        self.initiate(now, id);
+        self.update_timers(id);
+        Ok(())
+    }
+
+    fn send_staged(&mut self, now: Instant, id: PeerId) {
+        while let Some(packet) = self.peers.get_mut(id).and_then(|peer| peer.staged.pop()) {
+            self.send_packet(now, id, &packet);
+        }
+    }
+
+    fn send_packet(&mut self, now: Instant, id: PeerId, packet: &StagedPacket) {
+        let Ok(length) = u16::try_from(packet.bytes.len()) else {
+            return self.drops.count(DropReason::TooLarge);
+        };
+        let flags = if packet.checksum_partial { FLAG_CHECKSUM_PARTIAL } else { 0 };
+        self.send_frames(now, id, &[&packet_header(flags, length), &packet.bytes]);
+    }
+
+    fn send_control(&mut self, now: Instant, id: PeerId, control: Control) {
+        let mut frame = Vec::new();
+        control.encode(&mut frame);
+        self.send_frames(now, id, &[&frame]);
+    }
+
+    fn send_keepalive(&mut self, now: Instant, id: PeerId) {
+        self.send_frames(now, id, &[]);
+    }
+
+    /// Seals one datagram with the current session, if there is one, and asks for its successor if it is due.
+    fn send_frames(&mut self, now: Instant, id: PeerId, frames: &[&[u8]]) {
+        let Some(peer) = self.peers.get(id) else { return };
+        let (Some(session), Some(endpoint)) = (peer.usable_session(now), peer.endpoint) else { return };
+        let length = frames.iter().map(|frame| frame.len()).sum::<usize>();
+        let mut payload = Vec::with_capacity(length + TRANSPORT_OVERHEAD);
+        payload.extend_from_slice(&[0; TRANSPORT_HEADER_LEN]);
+        frames.iter().for_each(|frame| payload.extend_from_slice(frame));
+        payload.extend_from_slice(&[0; TAG_LEN]);
+        match session.seal(now, SLOW_PATH_LANE, &mut payload) {
+            Ok(rekey_due) => {
+                self.transmits.push_back(Transmit { endpoint, payload });
+                if rekey_due {
+                    self.initiate(now, id);
+                }
+            }
+            Err(reason) => self.drops.count(reason),
+        }
+    }
+
+    // Upkeep.
+
+    /// Ends what `end` takes from the peer's sessions: indices are released, bytes stay counted.
+    fn end_sessions(&mut self, id: PeerId, end: impl FnOnce(&mut Peer) -> Vec<Arc<Session>>) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let ended = end(peer);
+        peer.past_sent_bytes += ended.iter().map(|session| session.sent_bytes()).sum::<u64>();
+        peer.past_received_bytes += ended.iter().map(|session| session.received_bytes()).sum::<u64>();
+        peer.watch_expiry();
+        for session in &ended {
+            self.peers.release_index(session.local_index);
+        }
+        self.router_is_stale = true;
+    }
+
+    fn update_timers(&mut self, id: PeerId) {
+        self.timers.update(id, self.peers.get(id).and_then(|peer| peer.timers.next()));
+    }
+
+    fn refresh_router(&mut self) {
+        if !std::mem::take(&mut self.router_is_stale) {
+            return;
+        }
+        let mut sessions: Vec<ReceivingSession> = self
+            .peers
+            .iter()
+            .flat_map(|(peer, state)| {
+                state.sessions.iter().map(move |session| ReceivingSession {
+                    session: session.clone(),
+                    peer,
+                    awaits_confirmation: state.sessions.next().is_some_and(|next| Arc::ptr_eq(next, session)),
+                })
+            })
+            .collect();
+        sessions.sort_unstable_by_key(|entry| entry.session.local_index);
+        let route = |peer: &Peer| PeerRoute { endpoint: peer.endpoint, session: peer.sessions.current().cloned() };
+        self.router = Arc::new(Router {
+            allowed_ips: self.allowed_ips.clone(),
+            peers: self.peers.slots().map(|peer| peer.map(route).unwrap_or_default()).collect(),
+            sessions: sessions.into(),
+        });
+        self.router_is_news = true;
+    }
+
+    /// The snapshot as it is now: for the simulation, which checks that it agrees with the device.
+    pub fn router(&mut self) -> Arc<Router> {
+        self.refresh_router();
+        self.router.clone()
+    }
+}
+
+fn local_keys(private_key: PrivateKey, previous: Option<PrivateKey>) -> Vec<LocalKey> {
+    std::iter::once(private_key).chain(previous).map(LocalKey::new).collect()
+}

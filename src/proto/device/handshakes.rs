@@ -1,0 +1,305 @@
+//! Initiation, response, cookie reply: how a device makes them and what it does with them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::packet::frame::Control;
+use crate::packet::message::{CookieReply, Initiation, Response};
+use crate::proto::constants::{
+    MIN_ACCEPTED_INITIATION_INTERVAL, MIN_INITIATION_INTERVAL, REKEY_JITTER, RETRY_INTERVALS, RETRY_JITTER,
+};
+use crate::proto::endpoint::Endpoint;
+use crate::proto::error::DropReason;
+use crate::proto::event::Event;
+use crate::proto::handshake::{
+    InitiationFields, consume_initiation, consume_response, create_initiation, create_response,
+};
+use crate::proto::noise::{Parameters, Suite};
+use crate::proto::peer::{Attempt, Peer};
+use crate::proto::peer_table::PeerId;
+use crate::proto::rate_limiter::Verdict;
+use crate::proto::session::{Session, SessionParameters};
+use crate::proto::session_slots::Precedence;
+use crate::proto::tai64n::Tai64N;
+use crate::proto::timers::Timer;
+use crate::proto::transmit::Transmit;
+
+use super::Device;
+
+/// Features this version understands: none yet.
+const FEATURES: u8 = 0;
+
+impl Device {
+    /// Starts an attempt to make a session, unless one is under way or nobody knows where the peer is.
+    pub(super) fn initiate(&mut self, now: Instant, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        if peer.attempt.is_some() || peer.endpoint.is_none() {
+            return;
+        }
+        peer.attempt = Some(Attempt { started_at: now, initiations: 0, pending: None });
+        match peer.last_initiation_at.map(|last| last + MIN_INITIATION_INTERVAL) {
+            Some(earliest) if earliest > now => peer.timers.set(Timer::Retry, earliest),
+            _ => self.send_initiation(now, id),
+        }
+    }
+
+    /// Sends the next initiation of the attempt under way, and waits for the answer.
+    pub(super) fn send_initiation(&mut self, now: Instant, id: PeerId) {
+        let timestamp = self.next_timestamp(now);
+        self.release_pending(id);
+        let index = self.peers.allocate_index(id, &mut self.randomness);
+        let jitter = self.randomness.duration_below(RETRY_JITTER);
+        let parameters = self.parameters();
+        let peer = self.peers.get_mut(id).expect("the caller has found it");
+        let (Some(attempt), Some(endpoint)) = (peer.attempt.as_mut(), peer.endpoint) else {
+            return self.peers.release_index(index);
+        };
+        if attempt.initiations > 0 {
+            // Nobody answered to this key: while a peer changes over, it may already have only the other.
+            peer.active_remote = (peer.active_remote + 1) % peer.remotes.len();
+        }
+        let remote = &peer.remotes[peer.active_remote];
+        let fields = InitiationFields {
+            suite: peer.config.suite.unwrap_or(self.suite),
+            sender_index: index,
+            timestamp,
+            parameters,
+        };
+        let created = create_initiation(&fields, &self.local_keys[0].private, &remote.key, &mut self.randomness);
+        let interval = RETRY_INTERVALS[attempt.initiations.min(RETRY_INTERVALS.len() - 1)];
+        peer.timers.set(Timer::Retry, now + interval + jitter);
+        peer.last_initiation_at = Some(now);
+        attempt.initiations += 1;
+        let Ok((pending, mut message)) = created else {
+            self.peers.release_index(index);
+            return self.drops.count(DropReason::HandshakeFailed);
+        };
+        peer.cookies.write_macs(now, &remote.mac_keys, &mut message);
+        attempt.pending = Some((pending, index));
+        peer.past_sent_bytes += message.len() as u64;
+        peer.traffic.on_sent(now, false);
+        self.transmits.push_back(Transmit { endpoint, payload: message });
+    }
+
+    /// Forgets the attempt under way, with its ephemeral keys.
+    pub(super) fn end_attempt(&mut self, id: PeerId) {
+        self.release_pending(id);
+        if let Some(peer) = self.peers.get_mut(id) {
+            peer.attempt = None;
+            peer.timers.stop(Timer::Retry);
+        }
+    }
+
+    fn release_pending(&mut self, id: PeerId) {
+        let pending = self.peers.get_mut(id).and_then(|peer| peer.attempt.as_mut()?.pending.take());
+        if let Some((_, index)) = pending {
+            self.peers.release_index(index);
+        }
+    }
+
+    pub(super) fn handle_initiation(
+        &mut self,
+        now: Instant,
+        from: Endpoint,
+        initiation: Initiation<'_>,
+    ) -> Result<(), DropReason> {
+        let local = self
+            .local_keys
+            .iter()
+            .position(|local| local.mac_keys.verify_mac1(initiation.bytes))
+            .ok_or(DropReason::InvalidMac1)?;
+        self.limit(now, from, local, initiation.sender_index(), initiation.bytes)?;
+        let suite = Suite::from_byte(initiation.suite()).ok_or(DropReason::UnknownSuite)?;
+        let private = &self.local_keys[local].private;
+        let received = consume_initiation(suite, initiation, private, &mut self.randomness)
+            .map_err(|_| DropReason::HandshakeFailed)?;
+        let id = self.peers.by_key(&received.remote).ok_or(DropReason::UnknownPeer)?;
+        let peer = self.peers.get_mut(id).expect("found by its key");
+        let remote_position = accept_timestamp(now, peer, &received.remote, received.timestamp)?;
+
+        let index = self.peers.allocate_index(id, &mut self.randomness);
+        let peer = self.peers.get_mut(id).expect("found by its key");
+        let remote_lanes = received.parameters.lanes;
+        let parameters = Parameters { lanes: self.send_lanes, features: FEATURES };
+        let created = create_response(
+            received,
+            suite,
+            (index, initiation.sender_index()),
+            peer.config.preshared_key.as_ref(),
+            parameters,
+            &mut self.randomness,
+        );
+        let Ok((keys, mut message)) = created else {
+            self.peers.release_index(index);
+            return Err(DropReason::HandshakeFailed);
+        };
+        peer.active_remote = remote_position;
+        peer.cookies.write_macs(now, &peer.remotes[remote_position].mac_keys, &mut message);
+        peer.past_received_bytes += initiation.bytes.len() as u64;
+        peer.past_sent_bytes += message.len() as u64;
+        peer.traffic.on_received(now, false);
+        peer.traffic.on_sent(now, false);
+        let parameters = SessionParameters {
+            local_index: index,
+            remote_index: initiation.sender_index(),
+            is_initiator: false,
+            suite,
+            send_lanes: self.send_lanes,
+            receive_lanes: remote_lanes,
+            rekey_jitter: Duration::ZERO,
+        };
+        let session = Arc::new(Session::new(now, &keys, &parameters, peer.traffic.clone()));
+        self.end_sessions(id, |peer| peer.sessions.add_responded(session));
+        // The endpoint does not move yet: after a restart this may be a replay. The first transport data moves it.
+        self.transmits.push_back(Transmit { endpoint: from, payload: message });
+        self.update_timers(id);
+        Ok(())
+    }
+
+    pub(super) fn handle_response(
+        &mut self,
+        now: Instant,
+        from: Endpoint,
+        response: Response<'_>,
+    ) -> Result<(), DropReason> {
+        let index = response.receiver_index();
+        let id = self.peers.by_index(index).ok_or(DropReason::UnexpectedAnswer)?;
+        let expects = |peer: &Peer| pending_index(peer) == Some(index);
+        if !self.peers.get(id).is_some_and(expects) {
+            return Err(DropReason::UnexpectedAnswer);
+        }
+        if !self.local_keys[0].mac_keys.verify_mac1(response.bytes) {
+            return Err(DropReason::InvalidMac1);
+        }
+        self.limit(now, from, 0, response.sender_index(), response.bytes)?;
+
+        let rekey_jitter = self.randomness.duration_below(REKEY_JITTER);
+        let peer = self.peers.get_mut(id).expect("it has the index");
+        let preshared_key = peer.config.preshared_key.clone();
+        let (pending, _) =
+            peer.attempt.as_mut().and_then(|attempt| attempt.pending.as_mut()).expect("it has the index");
+        let suite = pending.suite();
+        if Suite::from_byte(response.suite()) != Some(suite) {
+            return Err(DropReason::UnknownSuite);
+        }
+        let (keys, parameters) =
+            consume_response(pending, response, preshared_key.as_ref()).map_err(|_| DropReason::HandshakeFailed)?;
+
+        peer.past_received_bytes += response.bytes.len() as u64;
+        peer.traffic.on_received(now, false);
+        // The index goes on as the session's.
+        peer.attempt = None;
+        peer.timers.stop(Timer::Retry);
+        let parameters = SessionParameters {
+            local_index: index,
+            remote_index: response.sender_index(),
+            is_initiator: true,
+            suite,
+            send_lanes: self.send_lanes,
+            receive_lanes: parameters.lanes,
+            rekey_jitter,
+        };
+        let session = Arc::new(Session::new(now, &keys, &parameters, peer.traffic.clone()));
+        let precedence = self.precedence(id);
+        self.end_sessions(id, |peer| peer.sessions.add_initiated(session, precedence));
+        self.on_roamed(id, from);
+        // The first transport data confirms the session to the responder; as a ping it measures the round trip.
+        self.ping(now, id);
+        self.on_session_established(now, id, index);
+        self.update_timers(id);
+        Ok(())
+    }
+
+    pub(super) fn handle_cookie_reply(&mut self, now: Instant, reply: &CookieReply<'_>) -> Result<(), DropReason> {
+        let index = reply.receiver_index();
+        let id = self.peers.by_index(index).ok_or(DropReason::UnexpectedAnswer)?;
+        let peer = self.peers.get_mut(id).expect("indices lead to peers that exist");
+        let awaits = pending_index(peer) == Some(index)
+            || peer.sessions.next().is_some_and(|session| session.local_index == index);
+        if !awaits {
+            return Err(DropReason::UnexpectedAnswer);
+        }
+        let mac_keys = &peer.remotes[peer.active_remote].mac_keys;
+        peer.cookies.consume_reply(now, mac_keys, reply).ok_or(DropReason::InvalidCookieReply)
+    }
+
+    /// Judges a handshake message whose mac1 is right, before anything expensive; demands a cookie if need be.
+    fn limit(
+        &mut self,
+        now: Instant,
+        from: Endpoint,
+        local: usize,
+        sender_index: u32,
+        message: &[u8],
+    ) -> Result<(), DropReason> {
+        if self.rate_limiter.admit(now, from.remote.ip()) == Verdict::Admit {
+            return Ok(());
+        }
+        if self.cookie_checker.verify_mac2(now, from.remote, message, &mut self.randomness) {
+            let admitted = self.rate_limiter.admit_with_cookie(now, from.remote.ip());
+            return if admitted { Ok(()) } else { Err(DropReason::RateLimited) };
+        }
+        let mac_keys = &self.local_keys[local].mac_keys;
+        let payload =
+            self.cookie_checker.reply(now, from.remote, mac_keys, sender_index, message, &mut self.randomness);
+        self.transmits.push_back(Transmit { endpoint: from, payload });
+        Err(DropReason::CookieDemanded)
+    }
+
+    fn ping(&mut self, now: Instant, id: PeerId) {
+        let token = self.randomness.u64();
+        if let Some(peer) = self.peers.get_mut(id) {
+            peer.ping = Some((token, now));
+        }
+        self.send_control(now, id, Control::Ping(token));
+    }
+
+    pub(super) fn give_up(&mut self, id: PeerId) {
+        self.end_attempt(id);
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let dropped = peer.staged.clear();
+        self.drops.add(DropReason::HandshakeGivenUp, dropped);
+        self.events.push_back(Event::HandshakeGivenUp { peer: peer.name() });
+    }
+
+    /// When both sides initiate at once, the greater public key's session wins.
+    pub(super) fn precedence(&self, id: PeerId) -> Precedence {
+        let ours_is_greater = self.peers.get(id).is_some_and(|peer| self.public_key() > peer.remote().key);
+        if ours_is_greater { Precedence::Ours } else { Precedence::Theirs }
+    }
+
+    fn parameters(&self) -> Parameters {
+        Parameters { lanes: self.send_lanes, features: FEATURES }
+    }
+
+    /// Newer than every timestamp before, also when the clock stands still.
+    fn next_timestamp(&mut self, now: Instant) -> Tai64N {
+        self.last_timestamp = self.unix_time(now).max(self.last_timestamp + Duration::from_nanos(1));
+        Tai64N::from_unix(self.last_timestamp)
+    }
+}
+
+/// Refuses a replayed initiation, and one that comes too soon after another; else remembers its time. Returns which of
+/// the peer's keys it came from.
+fn accept_timestamp(
+    now: Instant,
+    peer: &mut Peer,
+    key: &crate::keys::PublicKey,
+    timestamp: Tai64N,
+) -> Result<usize, DropReason> {
+    let position = peer.remotes.iter().position(|remote| remote.key == *key).ok_or(DropReason::UnknownPeer)?;
+    let remote = &mut peer.remotes[position];
+    if remote.last_timestamp.is_some_and(|last| last >= timestamp) {
+        return Err(DropReason::ReplayedInitiation);
+    }
+    if peer.last_accepted_at.is_some_and(|last| now < last + MIN_ACCEPTED_INITIATION_INTERVAL) {
+        return Err(DropReason::InitiationTooSoon);
+    }
+    remote.last_timestamp = Some(timestamp);
+    peer.last_accepted_at = Some(now);
+    Ok(position)
+}
+
+fn pending_index(peer: &Peer) -> Option<u32> {
+    peer.attempt.as_ref()?.pending.as_ref().map(|(_, index)| *index)
+}

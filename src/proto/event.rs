@@ -1,0 +1,51 @@
+//! What a device has to tell its owner: packets for the TUN, and changes worth a log line.
+
+use crate::keys::PublicKey;
+
+use super::endpoint::Endpoint;
+use super::noise::Suite;
+
+/// An output of [`Device::poll_event`](super::device::Device::poll_event). Keys name peers by their configured key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// An inner packet that the slow path opened: write it to the TUN.
+    Packet {
+        /// The peer that sent it; its source is allowed.
+        peer: PublicKey,
+        /// One whole IP packet.
+        bytes: Vec<u8>,
+        /// Its TCP or UDP checksum field is to be computed.
+        checksum_partial: bool,
+    },
+    /// A session was agreed and confirmed.
+    SessionEstablished {
+        /// With whom.
+        peer: PublicKey,
+        /// Whether our initiation made it.
+        initiator: bool,
+        /// Its cipher.
+        suite: Suite,
+    },
+    /// The last session ended and no other took its place.
+    SessionEnded {
+        /// With whom.
+        peer: PublicKey,
+    },
+    /// Nobody answered for [`GIVE_UP_AFTER`](super::constants::GIVE_UP_AFTER).
+    HandshakeGivenUp {
+        /// Who did not answer.
+        peer: PublicKey,
+    },
+    /// The peer said that it is going away.
+    Goodbye {
+        /// Who.
+        peer: PublicKey,
+    },
+    /// An authenticated datagram came from a new address.
+    EndpointChanged {
+        /// Whose.
+        peer: PublicKey,
+        /// Where datagrams go from here on.
+        endpoint: Endpoint,
+    },
+}

@@ -1,0 +1,185 @@
+//! One peer of a device: its keys, endpoint, handshake under way, sessions, waiting packets and timers.
+//!
+//! Holds state and answers questions about it; what follows from an input is decided in [`device`](super::device).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+
+use crate::keys::{PresharedKey, PublicKey};
+
+use super::constants::{KEEPALIVE_TIMEOUT, UNANSWERED_TIMEOUT};
+use super::cookie::{CookieJar, MacKeys};
+use super::endpoint::Endpoint;
+use super::noise::{PendingInitiation, Suite};
+use super::session::Session;
+use super::session_slots::SessionSlots;
+use super::staged::StagedQueue;
+use super::stats::PeerState;
+use super::tai64n::Tai64N;
+use super::timers::{Timer, TimerTable};
+use super::traffic::Traffic;
+
+/// What is configured of a peer.
+#[derive(Debug, Clone)]
+pub struct PeerConfig {
+    /// Its static key, and its name in events and status.
+    pub public_key: PublicKey,
+    /// The key that will replace it: accepted as well, while the peer changes over.
+    pub next_public_key: Option<PublicKey>,
+    /// Mixed into every handshake with it.
+    pub preshared_key: Option<PresharedKey>,
+    /// Where to find it; without one it has to call us.
+    pub endpoint: Option<Endpoint>,
+    /// Prefixes it may use.
+    pub allowed_ips: Vec<IpNet>,
+    /// Send something at least this often, and keep a session.
+    pub persistent_keepalive: Option<Duration>,
+    /// What to propose to it, if not the device's suite.
+    pub suite: Option<Suite>,
+}
+
+pub(super) struct Peer {
+    pub(super) config: PeerConfig,
+    /// One key, or two while the peer changes over.
+    pub(super) remotes: Vec<RemoteKey>,
+    /// The one of `remotes` that initiations are made for: the last that proved itself.
+    pub(super) active_remote: usize,
+    pub(super) endpoint: Option<Endpoint>,
+    /// Set while we want a session and nobody has answered yet.
+    pub(super) attempt: Option<Attempt>,
+    pub(super) last_initiation_at: Option<Instant>,
+    pub(super) last_accepted_at: Option<Instant>,
+    pub(super) sessions: SessionSlots,
+    pub(super) cookies: CookieJar,
+    pub(super) staged: StagedQueue,
+    pub(super) traffic: Arc<Traffic>,
+    pub(super) timers: TimerTable,
+    /// The ping under way: its token and when it was sent.
+    pub(super) ping: Option<(u64, Instant)>,
+    pub(super) round_trip: Option<Duration>,
+    pub(super) latest_session: Option<(Instant, Suite)>,
+    /// Set by a goodbye, cleared by a session.
+    pub(super) is_gone: bool,
+    /// Bytes of handshakes and of sessions that are no more.
+    pub(super) past_sent_bytes: u64,
+    pub(super) past_received_bytes: u64,
+}
+
+/// One static key of a peer.
+pub(super) struct RemoteKey {
+    pub(super) key: PublicKey,
+    pub(super) mac_keys: MacKeys,
+    /// Of the newest initiation that came from it.
+    pub(super) last_timestamp: Option<Tai64N>,
+}
+
+/// A series of initiations towards one session.
+pub(super) struct Attempt {
+    pub(super) started_at: Instant,
+    /// How many initiations it took so far.
+    pub(super) initiations: usize,
+    /// The latest initiation and its session index; none before the first was sent.
+    pub(super) pending: Option<(PendingInitiation, u32)>,
+}
+
+impl RemoteKey {
+    fn new(key: PublicKey) -> Self {
+        Self { key, mac_keys: MacKeys::new(&key), last_timestamp: None }
+    }
+}
+
+impl Peer {
+    pub(super) fn new(now: Instant, config: PeerConfig) -> Self {
+        Self {
+            remotes: Vec::new(),
+            active_remote: 0,
+            endpoint: config.endpoint,
+            attempt: None,
+            last_initiation_at: None,
+            last_accepted_at: None,
+            sessions: SessionSlots::default(),
+            cookies: CookieJar::default(),
+            staged: StagedQueue::default(),
+            traffic: Arc::new(Traffic::new(now)),
+            timers: TimerTable::default(),
+            ping: None,
+            round_trip: None,
+            latest_session: None,
+            is_gone: false,
+            past_sent_bytes: 0,
+            past_received_bytes: 0,
+            config,
+        }
+    }
+
+    /// Takes a new configuration. The endpoint follows only if the configured one changed, since the peer may have roamed.
+    pub(super) fn configure(&mut self, config: PeerConfig) {
+        let mut known = std::mem::take(&mut self.remotes);
+        let active = known.get(self.active_remote).map(|remote| remote.key);
+        self.remotes = std::iter::once(config.public_key)
+            .chain(config.next_public_key)
+            .map(|key| match known.iter().position(|remote| remote.key == key) {
+                Some(position) => known.swap_remove(position),
+                None => RemoteKey::new(key),
+            })
+            .collect();
+        self.active_remote = self.remotes.iter().position(|remote| Some(remote.key) == active).unwrap_or(0);
+        if config.endpoint != self.config.endpoint && config.endpoint.is_some() {
+            self.endpoint = config.endpoint;
+        }
+        self.config = config;
+    }
+
+    /// The key that events and status name.
+    pub(super) fn name(&self) -> PublicKey {
+        self.config.public_key
+    }
+
+    pub(super) fn remote(&self) -> &RemoteKey {
+        &self.remotes[self.active_remote]
+    }
+
+    /// The session to seal with now.
+    pub(super) fn usable_session(&self, now: Instant) -> Option<&Arc<Session>> {
+        self.sessions.current().filter(|session| !session.is_expired(now))
+    }
+
+    pub(super) fn state(&self, now: Instant) -> PeerState {
+        if self.usable_session(now).is_some() {
+            PeerState::Up
+        } else if self.is_gone {
+            PeerState::Down
+        } else if self.attempt.is_some() || self.sessions.next().is_some_and(|session| !session.is_expired(now)) {
+            PeerState::Connecting
+        } else {
+            PeerState::Idle
+        }
+    }
+
+    /// Arms what a live session waits for.
+    pub(super) fn watch_session(&mut self, now: Instant) {
+        for (timer, wait) in [(Timer::PassiveKeepalive, KEEPALIVE_TIMEOUT), (Timer::Unanswered, UNANSWERED_TIMEOUT)] {
+            if self.timers.get(timer).is_none() {
+                self.timers.set(timer, now + wait);
+            }
+        }
+        self.watch_expiry();
+    }
+
+    pub(super) fn watch_expiry(&mut self) {
+        match self.sessions.next_expiry() {
+            Some(expiry) => self.timers.set(Timer::Expiry, expiry),
+            None => self.timers.stop(Timer::Expiry),
+        }
+    }
+
+    pub(super) fn sent_bytes(&self) -> u64 {
+        self.past_sent_bytes + self.sessions.iter().map(|session| session.sent_bytes()).sum::<u64>()
+    }
+
+    pub(super) fn received_bytes(&self) -> u64 {
+        self.past_received_bytes + self.sessions.iter().map(|session| session.received_bytes()).sum::<u64>()
+    }
+}

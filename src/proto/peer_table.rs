@@ -1,0 +1,109 @@
+//! Peers by number, by key and by session index.
+
+use std::collections::BTreeMap;
+
+use crate::keys::PublicKey;
+
+use super::peer::Peer;
+use super::randomness::Randomness;
+
+/// A peer's number in one device: small, and used again after the peer is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerId(u32);
+
+impl PeerId {
+    /// As a position in a slice.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    #[cfg(test)]
+    pub(crate) fn from_index(index: u32) -> Self {
+        Self(index)
+    }
+}
+
+/// Owns the peers of a device.
+#[derive(Default)]
+pub(super) struct PeerTable {
+    peers: Vec<Option<Peer>>,
+    free: Vec<PeerId>,
+    by_key: BTreeMap<PublicKey, PeerId>,
+    by_index: BTreeMap<u32, PeerId>,
+}
+
+impl PeerTable {
+    /// Adds a peer, without a key yet.
+    pub(super) fn insert(&mut self, peer: Peer) -> PeerId {
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.peers.push(None);
+            PeerId(u32::try_from(self.peers.len() - 1).expect("four billion peers do not fit into memory"))
+        });
+        self.peers[id.index()] = Some(peer);
+        id
+    }
+
+    /// Removes a peer, whose keys and session indices were released.
+    pub(super) fn remove(&mut self, id: PeerId) {
+        if self.peers[id.index()].take().is_some() {
+            self.free.push(id);
+        }
+    }
+
+    /// Makes `key` lead to `id`.
+    pub(super) fn add_key(&mut self, key: PublicKey, id: PeerId) {
+        self.by_key.insert(key, id);
+    }
+
+    /// Makes `key` lead nowhere.
+    pub(super) fn release_key(&mut self, key: &PublicKey) {
+        self.by_key.remove(key);
+    }
+
+    pub(super) fn by_key(&self, key: &PublicKey) -> Option<PeerId> {
+        self.by_key.get(key).copied()
+    }
+
+    pub(super) fn by_index(&self, index: u32) -> Option<PeerId> {
+        self.by_index.get(&index).copied()
+    }
+
+    /// Gives `id` a session index that nobody has: unpredictable, so that strangers cannot aim at sessions.
+    pub(super) fn allocate_index(&mut self, id: PeerId, randomness: &mut Randomness) -> u32 {
+        loop {
+            let index = randomness.u32();
+            if let std::collections::btree_map::Entry::Vacant(entry) = self.by_index.entry(index) {
+                entry.insert(id);
+                return index;
+            }
+        }
+    }
+
+    pub(super) fn release_index(&mut self, index: u32) {
+        self.by_index.remove(&index);
+    }
+
+    /// Number of session indices in use.
+    #[cfg(test)]
+    pub(super) fn indices(&self) -> usize {
+        self.by_index.len()
+    }
+
+    pub(super) fn get(&self, id: PeerId) -> Option<&Peer> {
+        self.peers.get(id.index())?.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, id: PeerId) -> Option<&mut Peer> {
+        self.peers.get_mut(id.index())?.as_mut()
+    }
+
+    /// All peers in the order of their numbers.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (PeerId, &Peer)> {
+        (0..).map(PeerId).zip(&self.peers).filter_map(|(id, peer)| Some((id, peer.as_ref()?)))
+    }
+
+    /// One place for each number, also of removed peers.
+    pub(super) fn slots(&self) -> impl ExactSizeIterator<Item = Option<&Peer>> {
+        self.peers.iter().map(Option::as_ref)
+    }
+}

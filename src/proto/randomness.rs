@@ -1,0 +1,93 @@
+//! The device's only source of random bytes: a ratchet over a seed that comes in once.
+//!
+//! Each draw replaces the key before its bytes are used (fast key erasure), so that reading the process's memory
+//! reveals no ephemeral key of the past. Equal seeds give equal bytes: tests and the simulation are deterministic.
+
+use std::time::Duration;
+
+use blake2::Blake2sMac256;
+use blake2::digest::{FixedOutput as _, KeyInit as _, Update as _};
+use zeroize::{Zeroize as _, ZeroizeOnDrop, Zeroizing};
+
+/// A deterministic generator with forward secrecy.
+#[derive(ZeroizeOnDrop)]
+pub struct Randomness {
+    key: [u8; 32],
+}
+
+impl Randomness {
+    /// Starts from 32 bytes of the operating system's randomness.
+    pub fn new(seed: [u8; 32]) -> Self {
+        Self { key: seed }
+    }
+
+    /// Draws `N` bytes, in memory that is zeroed.
+    pub fn array<const N: usize>(&mut self) -> Zeroizing<[u8; N]> {
+        let mut drawn = Zeroizing::new([0; N]);
+        for (block, part) in drawn.chunks_mut(32).enumerate() {
+            let mut bytes = self.block(1 + block as u64);
+            part.copy_from_slice(&bytes[..part.len()]);
+            bytes.zeroize();
+        }
+        self.key = self.block(0);
+        drawn
+    }
+
+    /// Draws a 32-bit number.
+    pub fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(*self.array())
+    }
+
+    /// Draws a 64-bit number.
+    pub fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(*self.array())
+    }
+
+    /// Draws a duration from zero up to, not including, `bound`, in steps of a microsecond.
+    pub fn duration_below(&mut self, bound: Duration) -> Duration {
+        let micros = u64::try_from(bound.as_micros()).unwrap_or(u64::MAX).max(1);
+        Duration::from_micros(self.u64() % micros)
+    }
+
+    fn block(&self, number: u64) -> [u8; 32] {
+        let mut mac = Blake2sMac256::new_from_slice(&self.key).expect("BLAKE2s takes keys of 32 bytes");
+        mac.update(&number.to_le_bytes());
+        mac.finalize_fixed().into()
+    }
+}
+
+impl std::fmt::Debug for Randomness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Randomness(redacted)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_differ_and_are_repeatable() {
+        let (mut one, mut two) = (Randomness::new([1; 32]), Randomness::new([1; 32]));
+        let first = one.array::<80>();
+        assert_eq!(first, two.array::<80>());
+        assert_ne!(first[..32], first[32..64]);
+        assert_ne!(first, one.array::<80>());
+    }
+
+    #[test]
+    fn a_draw_replaces_the_key() {
+        let mut randomness = Randomness::new([1; 32]);
+        randomness.u32();
+        assert_ne!(randomness.key, [1; 32]);
+    }
+
+    #[test]
+    fn durations_stay_below_their_bound() {
+        let mut randomness = Randomness::new([2; 32]);
+        for _ in 0..1000 {
+            assert!(randomness.duration_below(Duration::from_millis(3)) < Duration::from_millis(3));
+        }
+        assert_eq!(randomness.duration_below(Duration::ZERO), Duration::ZERO);
+    }
+}

@@ -1,0 +1,197 @@
+//! The fast path: an immutable snapshot of who may send what where, and with which session.
+//!
+//! Everything per packet goes through `&Router`; the slow path replaces the snapshot when a session, an endpoint or a
+//! peer changes. What the slow path must hear of a packet goes into `notices`.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::packet::frame::{Control, FLAG_CHECKSUM_PARTIAL, Frame, Frames, MalformedFrame, PacketFrame};
+use crate::packet::ip::IpPacket;
+use crate::packet::message::Message;
+
+use super::allowed_ips::AllowedIps;
+use super::endpoint::Endpoint;
+use super::error::{DropReason, Miss};
+use super::peer_table::PeerId;
+use super::session::Session;
+
+/// A snapshot for the fast path.
+#[derive(Debug, Default)]
+pub struct Router {
+    pub(super) allowed_ips: Arc<AllowedIps>,
+    /// By [`PeerId`].
+    pub(super) peers: Box<[PeerRoute]>,
+    /// Every session that may still receive, sorted by its local index.
+    pub(super) sessions: Box<[ReceivingSession]>,
+}
+
+/// A session to open datagrams with.
+#[derive(Debug, Clone)]
+pub(super) struct ReceivingSession {
+    pub(super) session: Arc<Session>,
+    pub(super) peer: PeerId,
+    /// We are its responder and the peer has not yet proven that it has the keys.
+    pub(super) awaits_confirmation: bool,
+}
+
+/// How to reach one peer.
+#[derive(Debug, Clone, Default)]
+pub(super) struct PeerRoute {
+    pub(super) endpoint: Option<Endpoint>,
+    /// The session to seal with: confirmed, not expired when the snapshot was made.
+    pub(super) session: Option<Arc<Session>>,
+}
+
+/// Something that the fast path saw and the slow path must act on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// The first datagram of a session that the peer initiated: it has the keys.
+    Confirmed {
+        /// The session's local index.
+        session: u32,
+    },
+    /// The newest datagram of a lane came from elsewhere than the peer's endpoint.
+    Roamed {
+        /// The session's local index.
+        session: u32,
+        /// Where it came from.
+        endpoint: Endpoint,
+    },
+    /// The session is old: make its successor.
+    RekeyDue {
+        /// The session's local index.
+        session: u32,
+    },
+    /// A control frame.
+    Control {
+        /// The session's local index.
+        session: u32,
+        /// The frame.
+        control: Control,
+    },
+}
+
+/// Where a packet goes, and with what it is sealed.
+#[derive(Debug, Clone, Copy)]
+pub struct Route<'r> {
+    peer: PeerId,
+    endpoint: Endpoint,
+    session: &'r Session,
+}
+
+impl Route<'_> {
+    /// The peer.
+    pub fn peer(&self) -> PeerId {
+        self.peer
+    }
+
+    /// Its endpoint.
+    pub fn endpoint(&self) -> Endpoint {
+        self.endpoint
+    }
+
+    /// Seals `header room (12) | frames | tag room (16)` in place with the lane's next counter.
+    pub fn seal(
+        &self,
+        now: Instant,
+        lane: u8,
+        datagram: &mut [u8],
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), DropReason> {
+        if self.session.seal(now, lane, datagram)? {
+            notices.push(Notice::RekeyDue { session: self.session.local_index });
+        }
+        Ok(())
+    }
+}
+
+/// An authentic datagram's plaintext.
+#[derive(Debug)]
+pub struct Opened<'b> {
+    /// Who sealed it.
+    pub peer: PeerId,
+    /// On which lane.
+    pub lane: u8,
+    /// With which counter.
+    pub counter: u64,
+    /// Its frames.
+    pub plaintext: &'b [u8],
+    session: u32,
+}
+
+impl<'b> Opened<'b> {
+    /// The packet frames in order. Control frames become notices on the way.
+    pub fn packets<'n>(
+        &self,
+        notices: &'n mut Vec<Notice>,
+    ) -> impl Iterator<Item = Result<PacketFrame<'b>, MalformedFrame>> + use<'b, 'n> {
+        let session = self.session;
+        Frames::new(self.plaintext).filter_map(move |frame| match frame {
+            Ok(Frame::Packet(packet)) => Some(Ok(packet)),
+            Ok(Frame::Control(control)) => {
+                notices.push(Notice::Control { session, control });
+                None
+            }
+            Err(malformed) => Some(Err(malformed)),
+        })
+    }
+}
+
+impl Router {
+    /// The way to `destination`.
+    pub fn route(&self, now: Instant, destination: IpAddr) -> Result<Route<'_>, Miss> {
+        let peer = self.allowed_ips.lookup(destination).ok_or(DropReason::NoPeerForDestination)?;
+        let PeerRoute { endpoint, session } = &self.peers[peer.index()];
+        match (session, endpoint) {
+            (Some(session), Some(endpoint)) if !session.is_expired(now) => {
+                Ok(Route { peer, endpoint: *endpoint, session })
+            }
+            _ => Err(Miss::NoSession(peer)),
+        }
+    }
+
+    /// Opens a datagram in place.
+    pub fn open<'b>(
+        &self,
+        now: Instant,
+        from: Endpoint,
+        datagram: &'b mut [u8],
+        notices: &mut Vec<Notice>,
+    ) -> Result<Opened<'b>, Miss> {
+        let header = match Message::parse(datagram) {
+            Ok(Message::Transport(header)) => header,
+            Ok(_) => return Err(Miss::SlowPath),
+            Err(_) => return Err(DropReason::Malformed.into()),
+        };
+        let found = self.sessions.binary_search_by_key(&header.receiver_index, |entry| entry.session.local_index);
+        let receiving = &self.sessions[found.map_err(|_| DropReason::UnknownSession)?];
+        let (session, peer) = (receiving.session.local_index, receiving.peer);
+        let authentic = receiving.session.open(now, header, datagram)?;
+        // These repeat until a new snapshot shows that they were heard, so that none is lost for good in a full queue.
+        if authentic.is_newest && self.peers[peer.index()].endpoint != Some(from) {
+            notices.push(Notice::Roamed { session, endpoint: from });
+        }
+        if receiving.awaits_confirmation {
+            notices.push(Notice::Confirmed { session });
+        }
+        if authentic.rekey_due {
+            notices.push(Notice::RekeyDue { session });
+        }
+        Ok(Opened { peer, lane: header.lane, counter: header.counter, plaintext: authentic.plaintext, session })
+    }
+
+    /// Checks one packet frame of an opened datagram: a whole IP packet, from a source that its peer may use, with a
+    /// partial checksum only where there is one to complete.
+    pub fn admit<'b>(&self, peer: PeerId, frame: PacketFrame<'b>) -> Result<IpPacket<'b>, DropReason> {
+        let packet = IpPacket::parse(frame.bytes).map_err(|_| DropReason::MalformedPacket)?;
+        if self.allowed_ips.lookup(packet.source()) != Some(peer) {
+            return Err(DropReason::SourceNotAllowed);
+        }
+        if frame.flags & FLAG_CHECKSUM_PARTIAL != 0 && packet.transport().is_none() {
+            return Err(DropReason::MalformedPacket);
+        }
+        Ok(packet)
+    }
+}
