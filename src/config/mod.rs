@@ -3,6 +3,7 @@
 //! Owns the configuration file: its keys, its defaults, what is refused and the words of the refusal. It opens no device
 //! or socket and starts nothing: `control` translates these values for the core and the data plane.
 
+mod advice;
 mod error;
 mod interface;
 mod key_file;
@@ -57,6 +58,16 @@ pub enum Role {
 }
 
 impl Role {
+    const ALL: [Self; 2] = [Self::Proxy, Self::Backend];
+
+    /// The word in the file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Proxy => "proxy",
+            Self::Backend => "backend",
+        }
+    }
+
     /// The name of the tables that describe this role's peers: the other role's name.
     pub fn peer_table(self) -> &'static str {
         match self {
@@ -68,10 +79,7 @@ impl Role {
 
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Proxy => "proxy",
-            Self::Backend => "backend",
-        })
+        f.write_str(self.as_str())
     }
 }
 
@@ -117,6 +125,19 @@ pub enum DeviceMode {
     Plain,
 }
 
+impl DeviceMode {
+    const ALL: [Self; 3] = [Self::Auto, Self::Offload, Self::Plain];
+
+    /// The word in the file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Offload => "offload",
+            Self::Plain => "plain",
+        }
+    }
+}
+
 /// The suite to propose as initiator. A responder takes the initiator's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum SuiteChoice {
@@ -127,6 +148,19 @@ pub enum SuiteChoice {
     Aes256Gcm,
     /// `Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s`.
     ChaCha20Poly1305,
+}
+
+impl SuiteChoice {
+    const ALL: [Self; 3] = [Self::Auto, Self::Aes256Gcm, Self::ChaCha20Poly1305];
+
+    /// The word in the file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Aes256Gcm => "aes-256-gcm",
+            Self::ChaCha20Poly1305 => "chacha20-poly1305",
+        }
+    }
 }
 
 /// One `[[backend]]` or `[[proxy]]` table: the other end of a link.

@@ -158,4 +158,4 @@ fn uses_ipv6(peer: &Peer) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

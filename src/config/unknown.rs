@@ -93,8 +93,8 @@ fn keep_known(table: &mut DeTable<'_>, place: &Place, problems: &mut Problems<'_
 fn refuse(name: &str, span: Range<usize>, place: &Place, problems: &mut Problems<'_>) {
     let quoted = quote(name);
     let key = match place.table {
-        "" => quoted.clone(),
-        table => format!("{table}.{quoted}"),
+        "" => quoted.trim_matches('"').to_owned(),
+        table => format!("{table}.{}", quoted.trim_matches('"')),
     };
     let what = match place.table {
         "" => format!("there is no key {quoted} at the top of the file"),

@@ -23,26 +23,23 @@ const DNS_LABEL_LEN: usize = 63;
 
 type Checked<T> = Result<T, Refusal>;
 
-/// One of a few words.
-fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Checked<T> {
-    if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
-        return Ok(*value);
-    }
-    let all: Vec<String> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
-    Err(Refusal::new(format!("{} is not known", quote(text)), format!("write one of {}", all.join(", "))))
-}
-
 pub(super) fn role(text: &str) -> Checked<Role> {
-    one_of(text, &[("proxy", Role::Proxy), ("backend", Role::Backend)])
+    one_of(text, &Role::ALL, Role::as_str)
 }
 
 pub(super) fn device(text: &str) -> Checked<DeviceMode> {
-    one_of(text, &[("auto", DeviceMode::Auto), ("offload", DeviceMode::Offload), ("plain", DeviceMode::Plain)])
+    one_of(text, &DeviceMode::ALL, DeviceMode::as_str)
 }
 
 pub(super) fn suite(text: &str) -> Checked<SuiteChoice> {
-    let aes = ("aes-256-gcm", SuiteChoice::Aes256Gcm);
-    one_of(text, &[("auto", SuiteChoice::Auto), aes, ("chacha20-poly1305", SuiteChoice::ChaCha20Poly1305)])
+    one_of(text, &SuiteChoice::ALL, SuiteChoice::as_str)
+}
+
+fn one_of<T: Copy>(text: &str, all: &[T], word: impl Fn(T) -> &'static str) -> Checked<T> {
+    all.iter().copied().find(|value| word(*value) == text).ok_or_else(|| {
+        let words: Vec<String> = all.iter().map(|value| format!("{:?}", word(*value))).collect();
+        Refusal::new(format!("{} is not known", quote(text)), format!("write one of {}", words.join(", ")))
+    })
 }
 
 /// A number in `range`, whose bounds `why` explains.

@@ -28,11 +28,11 @@ fn private_key(number: u8) -> PrivateKey {
     PrivateKey::from_bytes([number; 32]).unwrap()
 }
 
-fn parse(text: &str) -> Result<Config, ConfigError> {
+pub(in crate::config) fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(text, Path::new("/etc/underpass/underpass.toml"), &mut Imagined)
 }
 
-fn minimal() -> String {
+pub(in crate::config) fn minimal() -> String {
     format!(
         "role = \"proxy\"\n[interface]\naddresses = [\"10.77.0.1/24\"]\nprivate_key_file = \"1.key\"\n\
          [[backend]]\nname = \"app1\"\npublic_key = \"{}\"\naddresses = [\"10.77.0.11\"]\n",
@@ -153,7 +153,7 @@ fn several_mistakes_are_reported_at_once_in_the_file_s_order() {
         found,
         [
             (2, "interface.private_key_file"),
-            (3, "interface.\"mtuu\""),
+            (3, "interface.mtuu"),
             (4, "interface.mtu"),
             (5, "interface.addresses"),
             (5, "interface.addresses"),

@@ -1,0 +1,150 @@
+//! What may stand on the command line. The doc comments are the text of `--help` and of the manual pages.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  any failure that is not listed here
+  2  the command line is wrong
+  3  the configuration or a key file was refused
+  4  no permission: root or CAP_NET_ADMIN is needed
+  5  an address or port is in use or cannot be bound
+  6  there is no TUN device, or it reports an error
+  7  the daemon cannot be reached";
+
+/// Encrypted, authenticated tunnel between a load balancer and its app servers.
+#[derive(Debug, Parser)]
+#[command(name = "underpass", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+#[command(disable_help_subcommand = true)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What underpass can be asked to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a private key
+    ///
+    /// Without --out it is written to standard output. With --out it goes into a new file that only its owner may read,
+    /// and the public key is printed: the line that the other machines' configurations need.
+    Genkey(GenkeyArguments),
+    /// Print the public key that belongs to a private key
+    Pubkey(PubkeyArguments),
+    /// Make a preshared key
+    ///
+    /// It is a secret of both ends of one link, beside their key pairs: bring the same file to both machines over a way
+    /// that you trust.
+    Genpsk(GenpskArguments),
+    /// Judge a configuration file and print what it would do
+    ///
+    /// Reads the file and the key files that it names, as `run` does, and changes nothing. Every mistake is printed with
+    /// its line, key and remedy.
+    Check(CheckArguments),
+    /// Print a shell's completion script
+    Completions(CompletionsArguments),
+    /// Print the manual pages
+    ///
+    /// Without --out all pages are written to standard output, one after the other: `underpass man | man -l -` shows them.
+    Man(ManArguments),
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunArguments {
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// What to log to standard error: a level (error, warn, info, debug, trace) or a filter such as
+    /// "info,underpass::control=debug" [default: $UNDERPASS_LOG, else info]
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Clone, Args)]
+pub struct StatusArguments {
+    /// Ask the daemon of this interface [default: the only one that runs]
+    #[arg(short, long, value_name = "NAME", conflicts_with = "socket")]
+    pub interface: Option<String>,
+    /// Ask the daemon behind this control socket
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `genkey`.
+#[derive(Debug, Clone, Args)]
+pub struct GenkeyArguments {
+    /// Write the key to this new file and print the public key; an existing file is never overwritten
+    #[arg(short, long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// Arguments of `pubkey`.
+#[derive(Debug, Clone, Args)]
+pub struct PubkeyArguments {
+    /// The file that holds the private key [default: standard input]
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+}
+
+/// Arguments of `genpsk`.
+#[derive(Debug, Clone, Args)]
+pub struct GenpskArguments {
+    /// Write the key to this new file; an existing file is never overwritten
+    #[arg(short, long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Clone, Args)]
+pub struct CheckArguments {
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `completions`.
+#[derive(Debug, Clone, Args)]
+pub struct CompletionsArguments {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// Arguments of `man`.
+#[derive(Debug, Clone, Args)]
+pub struct ManArguments {
+    /// Write one file for each page into this directory
+    #[arg(short, long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_declarations_agree_with_each_other() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn help_names_every_exit_code() {
+        for code in super::super::Exit::ALL {
+            assert!(EXIT_CODES.contains(&format!("\n  {}  ", code as u8)), "{code:?}");
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! `underpass check`: judges a configuration and says what it would do, without doing it.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use anstyle::{AnsiColor, Style};
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::Failure;
+use super::arguments::CheckArguments;
+use crate::config::{Config, Interface, Peer};
+
+/// Raised when a field of the JSON is renamed, removed or changes its meaning.
+const SCHEMA_VERSION: u32 = 1;
+
+const HEADING: Style = Style::new().bold();
+const ADVICE: Style = AnsiColor::Yellow.on_default();
+
+/// Loads the file and writes to `out` what `run` would make of it.
+pub fn run(arguments: &CheckArguments, out: &mut dyn Write) -> Result<(), Failure> {
+    let config = Config::load(&arguments.config)?;
+    let plan = Plan::new(arguments.config.clone(), &config);
+    if arguments.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&plan).expect("a plan is plain data"))?;
+    } else {
+        plan.write(out)?;
+    }
+    Ok(())
+}
+
+/// What `run` would do. Holds no secret.
+#[derive(Debug, Serialize)]
+struct Plan {
+    schema_version: u32,
+    config: PathBuf,
+    role: String,
+    interface: InterfacePlan,
+    peers: Vec<PeerPlan>,
+    /// Routes into the tunnel.
+    routes: Vec<Route>,
+    advice: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct InterfacePlan {
+    name: String,
+    public_key: String,
+    previous_public_key: Option<String>,
+    addresses: Vec<String>,
+    listen: Vec<String>,
+    mtu: u16,
+    fwmark: Option<u32>,
+    device: &'static str,
+    workers: u8,
+    suite: &'static str,
+    control_socket: PathBuf,
+}
+
+#[derive(Debug, Serialize)]
+struct PeerPlan {
+    name: String,
+    public_key: String,
+    next_public_key: Option<String>,
+    endpoint: Option<String>,
+    addresses: Vec<String>,
+    allowed_ips: Vec<String>,
+    preshared_key: bool,
+    persistent_keepalive: Option<u64>,
+    suite: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Route {
+    destination: String,
+    peer: String,
+}
+
+impl Plan {
+    fn new(file: PathBuf, config: &Config) -> Self {
+        let routes_of = |peer: &Peer| -> Vec<Route> {
+            let route = |prefix: &IpNet| Route { destination: prefix.to_string(), peer: peer.name.clone() };
+            peer.allowed_ips.iter().map(route).collect()
+        };
+        Self {
+            schema_version: SCHEMA_VERSION,
+            config: file,
+            role: config.role.to_string(),
+            interface: InterfacePlan::new(&config.interface),
+            peers: config.peers.iter().map(PeerPlan::new).collect(),
+            routes: config.peers.iter().flat_map(routes_of).collect(),
+            advice: config.advice(),
+        }
+    }
+
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        let file = self.config.display();
+        let links = if self.peers.len() == 1 { "link" } else { "links" };
+        writeln!(out, "{file} is valid. This machine is the {} side of {} {links}.", self.role, self.peers.len())?;
+        self.interface.write(out)?;
+        for peer in &self.peers {
+            peer.write(out)?;
+        }
+        for advice in &self.advice {
+            writeln!(out, "\n{ADVICE}look again:{ADVICE:#} {advice}")?;
+        }
+        Ok(())
+    }
+}
+
+impl InterfacePlan {
+    fn new(interface: &Interface) -> Self {
+        Self {
+            name: interface.name.clone(),
+            public_key: interface.private_key.public_key().to_string(),
+            previous_public_key: interface.previous_private_key.as_ref().map(|key| key.public_key().to_string()),
+            addresses: texts(&interface.addresses),
+            listen: texts(&interface.listen),
+            mtu: interface.mtu,
+            fwmark: interface.fwmark,
+            device: interface.device.as_str(),
+            workers: interface.workers.get(),
+            suite: interface.suite.as_str(),
+            control_socket: interface.control_socket.clone(),
+        }
+    }
+
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "\n{HEADING}interface {}{HEADING:#}", self.name)?;
+        line(out, "public key", &self.public_key)?;
+        optional_line(out, "previous key", self.previous_public_key.as_ref())?;
+        line(out, "addresses", self.addresses.join(", "))?;
+        line(out, "listens on", format!("UDP {}", self.listen.join(", ")))?;
+        line(out, "MTU", format!("{} bytes", self.mtu))?;
+        optional_line(out, "mark", self.fwmark.map(|mark| format!("{mark:#x}")))?;
+        line(out, "device", self.device)?;
+        line(out, "workers", self.workers)?;
+        line(out, "control", self.control_socket.display())
+    }
+}
+
+impl PeerPlan {
+    fn new(peer: &Peer) -> Self {
+        Self {
+            name: peer.name.clone(),
+            public_key: peer.public_key.to_string(),
+            next_public_key: peer.next_public_key.map(|key| key.to_string()),
+            endpoint: peer.endpoint.as_ref().map(ToString::to_string),
+            addresses: texts(&peer.addresses),
+            allowed_ips: texts(&peer.allowed_ips),
+            preshared_key: peer.preshared_key.is_some(),
+            persistent_keepalive: peer.persistent_keepalive.map(|interval| interval.as_secs()),
+            suite: peer.suite.as_str(),
+        }
+    }
+
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "\n{HEADING}{}{HEADING:#}", self.name)?;
+        line(out, "public key", &self.public_key)?;
+        optional_line(out, "next key", self.next_public_key.as_ref())?;
+        line(out, "endpoint", self.endpoint.as_deref().unwrap_or("none: this side waits to be called"))?;
+        line(out, "routed to it", self.allowed_ips.join(", "))?;
+        line(out, "preshared key", if self.preshared_key { "yes" } else { "no" })?;
+        line(
+            out,
+            "keepalive",
+            self.persistent_keepalive.map_or("off".to_owned(), |s| format!("every {s} s of silence")),
+        )?;
+        line(out, "suite", self.suite)
+    }
+}
+
+fn line(out: &mut dyn Write, name: &str, value: impl Display) -> io::Result<()> {
+    writeln!(out, "  {name:<14} {value}")
+}
+
+fn optional_line(out: &mut dyn Write, name: &str, value: Option<impl Display>) -> io::Result<()> {
+    value.map_or(Ok(()), |value| line(out, name, value))
+}
+
+fn texts<T: Display>(values: &[T]) -> Vec<String> {
+    values.iter().map(ToString::to_string).collect()
+}

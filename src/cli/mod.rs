@@ -1,0 +1,32 @@
+//! The command line: what can be asked of `underpass`, and how the answers look.
+//!
+//! One file for each subcommand. Owns arguments, printing and exit codes; what a command does beyond that lies in the
+//! layers below.
+
+pub mod arguments;
+pub mod check;
+pub mod completions;
+pub mod failure;
+pub mod genkey;
+pub mod genpsk;
+mod key_output;
+pub mod man;
+pub mod pubkey;
+
+use std::io::Write;
+
+pub use arguments::{Arguments, Command};
+pub use failure::{Exit, Failure};
+
+/// Does what `arguments` ask for and writes the answer to `out`.
+pub fn execute(arguments: Arguments, out: &mut dyn Write) -> Result<(), Failure> {
+    match arguments.command {
+        Command::Genkey(arguments) => genkey::run(&arguments, out)?,
+        Command::Pubkey(arguments) => pubkey::run(&arguments, out)?,
+        Command::Genpsk(arguments) => genpsk::run(&arguments, out)?,
+        Command::Check(arguments) => check::run(&arguments, out)?,
+        Command::Completions(arguments) => completions::run(&arguments, out)?,
+        Command::Man(arguments) => man::run(&arguments, out)?,
+    }
+    Ok(out.flush()?)
+}

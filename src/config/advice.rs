@@ -1,0 +1,72 @@
+//! What is allowed but probably not meant.
+//!
+//! Owns hints about a valid configuration. It refuses nothing.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{Config, Endpoint, Interface, Peer};
+
+impl Config {
+    /// One sentence for each thing that an operator should look at again.
+    pub fn advice(&self) -> Vec<String> {
+        let interface = &self.interface;
+        let loops = self.peers.iter().filter_map(|peer| endpoint_in_the_tunnel(interface, peer));
+        let families = self.peers.iter().filter_map(|peer| address_family_without_source(interface, peer));
+        loops.chain(families).collect()
+    }
+}
+
+/// Sealed datagrams to such an endpoint would be routed into the tunnel again.
+fn endpoint_in_the_tunnel(interface: &Interface, peer: &Peer) -> Option<String> {
+    let Some(Endpoint::Address(address)) = peer.endpoint else { return None };
+    let prefix = peer.allowed_ips.iter().find(|prefix| prefix.contains(&address.ip()))?;
+    if interface.fwmark.is_some() {
+        return None;
+    }
+    Some(format!(
+        "{}: its endpoint {} lies in {prefix}, which is routed into the tunnel; unless a more specific route leads to it \
+         outside, set interface.fwmark and a routing rule for that mark",
+        peer.name,
+        address.ip()
+    ))
+}
+
+fn address_family_without_source(interface: &Interface, peer: &Peer) -> Option<String> {
+    let own = |ipv6: bool| interface.addresses.iter().any(|address| address.addr().is_ipv6() == ipv6);
+    let missing = |prefix: &&IpNet| !own(prefix.addr().is_ipv6());
+    let prefix = peer.allowed_ips.iter().find(missing)?;
+    let family = if matches!(prefix.addr(), IpAddr::V6(_)) { "IPv6" } else { "IPv4" };
+    Some(format!(
+        "{}: it may use {prefix}, but interface.addresses holds no {family} address to reach it from",
+        peer.name
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse::tests::{minimal, parse};
+
+    fn advice(text: &str) -> Vec<String> {
+        parse(text).unwrap().advice()
+    }
+
+    #[test]
+    fn a_common_configuration_needs_none() {
+        assert!(advice(&minimal()).is_empty());
+    }
+
+    #[test]
+    fn an_endpoint_inside_the_tunnel_is_pointed_out_unless_marked() {
+        let text = format!("{}endpoint = \"192.0.2.1\"\nallowed_ips = [\"0.0.0.0/0\"]\n", minimal());
+        assert!(advice(&text)[0].starts_with("app1: its endpoint 192.0.2.1 lies in 0.0.0.0/0"));
+        assert!(advice(&text.replace("[[backend]]", "fwmark = 1\n[[backend]]")).is_empty());
+    }
+
+    #[test]
+    fn a_peer_of_a_family_that_this_side_lacks_is_pointed_out() {
+        let text = format!("{}allowed_ips = [\"fd00::/8\"]\n", minimal());
+        assert!(advice(&text)[0].ends_with("interface.addresses holds no IPv6 address to reach it from"));
+    }
+}
