@@ -51,7 +51,7 @@ pub enum ClientError {
         path: PathBuf,
     },
     /// Connected, then silence or a broken connection.
-    #[error("the daemon on {path} does not answer: {source}")]
+    #[error("the daemon on {path} does not answer")]
     NoAnswer {
         /// The socket.
         path: PathBuf,
@@ -59,7 +59,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// An answer that is none of ours.
-    #[error("the answer from {path} cannot be read, is it an underpass daemon of another version? {source}")]
+    #[error("the answer from {path} cannot be read, is that an underpass daemon of another version?")]
     BadAnswer {
         /// The socket.
         path: PathBuf,

@@ -6,4 +6,6 @@
 pub mod api;
 pub mod client;
 pub mod netlink;
+pub mod resolver;
 pub mod socket;
+pub mod systemd;

@@ -69,7 +69,7 @@ pub struct Netlink {
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
     /// The kernel gave no netlink socket.
-    #[error("could not open a netlink socket to configure the interface: {0}")]
+    #[error("could not open a netlink socket to configure the interface")]
     Open(#[source] io::Error),
     /// Not root.
     #[error(
@@ -128,7 +128,7 @@ pub enum NetlinkError {
         other: Option<String>,
     },
     /// The kernel refused for a reason that has no variant of its own.
-    #[error("interface {interface}: could not {action}: {source}")]
+    #[error("interface {interface}: could not {action}")]
     Refused {
         /// Our interface.
         interface: String,
@@ -220,7 +220,7 @@ impl Netlink {
                 .append_extra_attribute(LinkAttribute::GsoIpv4MaxSize(gso_max_size(settings.mtu, IPV4_TCP_HEADERS)))
                 .build();
             if let Err(error) = self.change_link(settings, limits, "limit the size of superpackets").await {
-                tracing::warn!(%error, "bulk transfers will be slower");
+                tracing::warn!(error = chain(&error), "bulk transfers will be slower");
             }
         }
         // No link-local address: its router solicitations would wake an idle tunnel and have no peer to go to.
@@ -229,7 +229,7 @@ impl Netlink {
             .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(inet6)]))
             .build();
         if let Err(error) = self.change_link(settings, quiet, "do without a link-local address").await {
-            tracing::debug!(%error);
+            tracing::debug!(error = chain(&error), "left as it is");
         }
     }
 
@@ -310,6 +310,11 @@ pub fn gso_max_size(mtu: u16, headers: u32) -> u32 {
     let datagram = u32::from(mtu) + (TRANSPORT_OVERHEAD + FRAME_HEADER_LEN) as u32;
     let segments = (MAX_UDP_PAYLOAD / datagram).clamp(1, MAX_UDP_SEGMENTS);
     segments * (u32::from(mtu) - headers) + headers
+}
+
+/// For the log, which then shows the causes too.
+fn chain(error: &NetlinkError) -> &(dyn std::error::Error + 'static) {
+    error
 }
 
 fn link(index: u32) -> LinkMessageBuilder<LinkUnspec> {

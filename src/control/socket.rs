@@ -60,7 +60,7 @@ pub enum SocketError {
         path: PathBuf,
     },
     /// The system refused for a reason that has no variant of its own.
-    #[error("interface.control_socket: could not create {path}: {source}")]
+    #[error("interface.control_socket: could not create {path}")]
     Refused {
         /// The socket or its directory.
         path: PathBuf,
