@@ -45,6 +45,8 @@ pub enum Command {
     /// Reads the file and the key files that it names, as `run` does, and changes nothing. Every mistake is printed with
     /// its line, key and remedy.
     Check(CheckArguments),
+    /// Show what a running daemon says of its links
+    Status(StatusArguments),
     /// Print a shell's completion script
     Completions(CompletionsArguments),
     /// Print the manual pages
@@ -61,8 +63,8 @@ pub struct RunArguments {
     pub config: PathBuf,
     /// What to log to standard error: a level (error, warn, info, debug, trace) or a filter such as
     /// "info,underpass::control=debug" [default: $UNDERPASS_LOG, else info]
-    #[arg(long, value_name = "FILTER")]
-    pub log: Option<String>,
+    #[arg(long, value_name = "FILTER", visible_alias = "log")]
+    pub log_level: Option<String>,
 }
 
 /// Arguments of `status`.

@@ -12,6 +12,7 @@ pub mod genpsk;
 mod key_output;
 pub mod man;
 pub mod pubkey;
+pub mod status;
 
 use std::io::Write;
 
@@ -25,6 +26,7 @@ pub fn execute(arguments: Arguments, out: &mut dyn Write) -> Result<(), Failure>
         Command::Pubkey(arguments) => pubkey::run(&arguments, out)?,
         Command::Genpsk(arguments) => genpsk::run(&arguments, out)?,
         Command::Check(arguments) => check::run(&arguments, out)?,
+        Command::Status(arguments) => status::run(&arguments, out)?,
         Command::Completions(arguments) => completions::run(&arguments, out)?,
         Command::Man(arguments) => man::run(&arguments, out)?,
     }
