@@ -83,12 +83,6 @@ impl PeerTable {
         self.by_index.remove(&index);
     }
 
-    /// Number of session indices in use.
-    #[cfg(test)]
-    pub(super) fn indices(&self) -> usize {
-        self.by_index.len()
-    }
-
     pub(super) fn get(&self, id: PeerId) -> Option<&Peer> {
         self.peers.get(id.index())?.as_ref()
     }

@@ -1,0 +1,111 @@
+use underpass::keys::PrivateKey;
+use underpass::packet::message::{COOKIE_REPLY_LEN, Message};
+use underpass::proto::constants::{HANDSHAKES_PER_SECOND_AND_SOURCE, HANDSHAKES_PER_SECOND_UNDER_LOAD};
+use underpass::proto::device::{Device, DeviceConfig};
+use underpass::proto::error::DropReason;
+use underpass::proto::staged::StagedPacket;
+
+use crate::pair::{InFlight, Pair, Side, device_config, inner_packet, peer_config, seconds};
+
+/// Sends valid-looking initiations to side two, from `source(i)`, until it is under load.
+fn flood(pair: &mut Pair, number: u32, source: impl Fn(u32) -> [u8; 4]) {
+    // Mac1 is right and the rest is a stranger's: the flooder knows the public key, and no more.
+    let stranger = DeviceConfig { private_key: PrivateKey::from_bytes([66; 32]).unwrap(), ..device_config(Side::One) };
+    let mut attacker = Device::new(pair.now, seconds(1), stranger, [66; 32]);
+    attacker.upsert_peer(pair.now, peer_config(Side::Two));
+    let bytes = inner_packet(Side::One.inner(), Side::Two.inner(), b"x");
+    attacker.handle_packet(pair.now, StagedPacket { bytes, checksum_partial: false }).unwrap();
+    let payload = attacker.poll_transmit().unwrap().payload;
+    let datagram = InFlight { arrives_at: pair.now, to: Side::Two, from: Side::One.address(), payload };
+    for i in 0..number {
+        pair.deliver(InFlight { from: (source(i), 1000).into(), ..datagram.clone() });
+    }
+    pair.sent.clear();
+    pair.refused.clear();
+    pair.wire.clear();
+}
+
+fn spread(i: u32) -> [u8; 4] {
+    [198, 51, (i >> 8) as u8, i as u8]
+}
+
+#[test]
+fn under_load_a_handshake_takes_a_cookie_and_then_succeeds() {
+    let mut pair = Pair::new();
+    pair.advance(seconds(1));
+    flood(&mut pair, HANDSHAKES_PER_SECOND_UNDER_LOAD + 10, spread);
+    pair.send(Side::One, b"through the flood");
+    let initiation = pair.wire.pop_front().unwrap();
+    pair.deliver(initiation);
+    let replies: Vec<usize> =
+        pair.sent.iter().filter(|(_, from, _)| *from == Side::Two).map(|(_, _, payload)| payload.len()).collect();
+    assert_eq!(replies, [COOKIE_REPLY_LEN]);
+    assert_eq!(pair.refused, [(Side::Two, DropReason::CookieDemanded)]);
+
+    // The flood goes on until the retry.
+    for _ in 0..20 {
+        pair.advance(seconds(1) / 10);
+        let (sent, refused) = (std::mem::take(&mut pair.sent), std::mem::take(&mut pair.refused));
+        let wire = std::mem::take(&mut pair.wire);
+        flood(&mut pair, HANDSHAKES_PER_SECOND_UNDER_LOAD, spread);
+        (pair.sent, pair.refused, pair.wire) = (sent, refused, wire);
+    }
+    assert_eq!(pair.payloads(Side::Two), [b"through the flood"]);
+}
+
+#[test]
+fn one_flooding_source_does_not_put_the_others_under_load() {
+    let mut pair = Pair::new();
+    pair.advance(seconds(1));
+    flood(&mut pair, HANDSHAKES_PER_SECOND_UNDER_LOAD * 10, |_| [198, 51, 100, 1]);
+    pair.send(Side::One, b"x");
+    pair.settle();
+    assert_eq!(pair.payloads(Side::Two), [b"x"]);
+    assert_eq!(pair.refused, []);
+}
+
+#[test]
+fn under_load_ends_when_the_flood_ends() {
+    let mut pair = Pair::new();
+    pair.advance(seconds(1));
+    flood(&mut pair, HANDSHAKES_PER_SECOND_UNDER_LOAD * 2, spread);
+    pair.advance(seconds(2));
+    pair.send(Side::One, b"x");
+    pair.settle();
+    assert_eq!(pair.payloads(Side::Two), [b"x"]);
+    assert_eq!(pair.refused, []);
+}
+
+#[test]
+fn a_cookie_reply_moves_no_endpoint_and_is_bound_to_its_message() {
+    let mut pair = Pair::new();
+    pair.advance(seconds(1));
+    flood(&mut pair, HANDSHAKES_PER_SECOND_UNDER_LOAD + 10, spread);
+    pair.send(Side::One, b"x");
+    let initiation = pair.wire.pop_front().unwrap();
+    pair.deliver(initiation);
+    let mut reply = pair.wire.pop_front().unwrap();
+    assert!(matches!(Message::parse(&reply.payload), Ok(Message::CookieReply(_))));
+    reply.from = "203.0.113.66:66".parse().unwrap();
+    let mut forged = reply.clone();
+    forged.payload[50] ^= 1;
+    pair.refused.clear();
+    pair.deliver(forged);
+    assert_eq!(pair.refused, [(Side::One, DropReason::InvalidCookieReply)]);
+    pair.deliver(reply.clone());
+    assert_eq!(pair.refused.len(), 1);
+    pair.deliver(reply);
+    assert_eq!(pair.refused.len(), 2, "a reply is taken once");
+    assert_eq!(pair.status(Side::One).endpoint.unwrap().remote, Side::Two.address());
+}
+
+#[test]
+fn a_flood_leaves_no_state_behind() {
+    let mut pair = Pair::new();
+    pair.advance(seconds(1));
+    let before = format!("{:?}", pair.two.router());
+    flood(&mut pair, HANDSHAKES_PER_SECOND_AND_SOURCE * 50, spread);
+    let after = format!("{:?}", pair.two.router());
+    assert_eq!(after, before);
+    assert!(pair.two.poll_timeout().is_none());
+}

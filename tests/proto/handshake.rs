@@ -1,0 +1,316 @@
+use underpass::keys::{PresharedKey, PrivateKey};
+use underpass::packet::message::{INITIATION_LEN, MAC_LEN, Message};
+use underpass::proto::constants::{GIVE_UP_AFTER, RETRY_INTERVALS, RETRY_JITTER};
+use underpass::proto::cookie::MacKeys;
+use underpass::proto::device::Device;
+use underpass::proto::error::DropReason;
+use underpass::proto::event::Event;
+use underpass::proto::noise::Suite;
+
+use crate::pair::{InFlight, LATENCY, Pair, Side, device_config, peer_config, seconds, start};
+
+#[test]
+fn a_packet_starts_a_handshake_and_follows_it() {
+    let mut pair = Pair::new();
+    pair.send(Side::One, b"first");
+    pair.settle();
+    assert_eq!(pair.payloads(Side::Two), [b"first"]);
+    assert_eq!(pair.delivered[0].0 - pair.start, LATENCY * 3, "initiation, response, data");
+    pair.send(Side::Two, b"back");
+    pair.settle();
+    assert_eq!(pair.payloads(Side::One), [b"back"]);
+    assert_eq!(pair.status(Side::One).round_trip, Some(LATENCY * 2));
+    assert_eq!(pair.refused, []);
+}
+
+#[test]
+fn the_initiators_suite_is_used() {
+    for suite in Suite::ALL {
+        let mut pair = Pair::with(|two| two.suite = Some(suite), |_| ());
+        pair.connect(Side::One);
+        assert_eq!(pair.status(Side::One).suite, Some(suite));
+        assert_eq!(pair.status(Side::Two).suite, Some(suite));
+    }
+}
+
+#[test]
+fn the_responder_sends_nothing_before_the_initiators_first_transport_data() {
+    let mut pair = Pair::new();
+    pair.lose = Box::new(|side, datagram| match Message::parse(datagram) {
+        Ok(Message::Transport(_)) => side == Side::One,
+        Ok(Message::Initiation(_)) => side == Side::Two,
+        _ => false,
+    });
+    pair.send(Side::One, b"lost");
+    pair.settle();
+    pair.send(Side::Two, b"must wait");
+    pair.settle();
+    assert_eq!(pair.transports(Side::Two), []);
+}
+
+#[test]
+fn initiations_are_repeated_with_growing_jittered_waits_and_given_up() {
+    let mut pair = Pair::new();
+    pair.lose = Box::new(|_, _| true);
+    pair.send(Side::One, b"nobody hears");
+    pair.advance(GIVE_UP_AFTER + seconds(20));
+    let sent = pair.initiations(Side::One);
+    let mut jitters = Vec::new();
+    for (number, pair) in sent.windows(2).enumerate() {
+        let interval = RETRY_INTERVALS[number.min(RETRY_INTERVALS.len() - 1)];
+        let waited = pair[1] - pair[0];
+        assert!(waited >= interval && waited < interval + RETRY_JITTER, "wait {number}: {waited:?}");
+        jitters.push(waited - interval);
+    }
+    jitters.dedup();
+    assert!(jitters.len() > 10, "each wait has its own jitter");
+    assert!(*sent.last().unwrap() - pair.start < GIVE_UP_AFTER + RETRY_JITTER);
+    assert_eq!(pair.events, [(Side::One, Event::HandshakeGivenUp { peer: Side::Two.public_key() })]);
+    assert_eq!(pair.one.status(pair.now).drops.of(DropReason::HandshakeGivenUp), 1);
+
+    pair.lose = Box::new(|_, _| false);
+    pair.send(Side::One, b"anew");
+    pair.settle();
+    assert_eq!(pair.payloads(Side::Two), [b"anew"], "what was given up is not delivered late");
+}
+
+#[test]
+fn a_late_response_is_accepted_until_the_retry() {
+    let mut pair = Pair::new();
+    pair.send(Side::One, b"slow");
+    pair.advance(LATENCY);
+    let mut response = pair.wire.pop_front().unwrap();
+    assert_eq!(response.to, Side::One);
+    response.arrives_at = pair.now + RETRY_INTERVALS[0] - LATENCY * 2;
+    pair.wire.push_back(response);
+    pair.settle();
+    assert_eq!(pair.payloads(Side::Two), [b"slow"]);
+    assert_eq!(pair.initiations(Side::One).len(), 1);
+}
+
+#[test]
+fn lost_messages_of_either_kind_delay_by_one_retry_only() {
+    for lost in [Side::One, Side::Two] {
+        let mut pair = Pair::new();
+        let mut first = true;
+        pair.lose = Box::new(move |side, _| side == lost && std::mem::take(&mut first));
+        pair.send(Side::One, b"x");
+        pair.advance(RETRY_INTERVALS[0] + RETRY_JITTER + LATENCY * 3);
+        assert_eq!(pair.payloads(Side::Two), [b"x"], "lost the first of {lost:?}");
+    }
+}
+
+#[test]
+fn a_replayed_initiation_is_refused() {
+    let mut pair = Pair::new();
+    pair.send(Side::One, b"x");
+    let initiation = pair.wire[0].clone();
+    pair.settle();
+    pair.sent.clear();
+    pair.advance(seconds(1));
+    pair.deliver(initiation);
+    assert_eq!(pair.refused, [(Side::Two, DropReason::ReplayedInitiation)]);
+    assert!(pair.sent.is_empty());
+}
+
+#[test]
+fn initiations_of_one_peer_are_spaced() {
+    let mut pair = Pair::new();
+    pair.lose = Box::new(|side, _| side == Side::Two);
+    pair.send(Side::One, b"x");
+    pair.settle();
+    let mut hasty = Pair::new();
+    hasty.now = pair.now;
+    hasty.restart(Side::One, seconds(1_800_000_000));
+    hasty.send(Side::One, b"y");
+    pair.deliver(InFlight { arrives_at: pair.now, ..hasty.wire.pop_front().unwrap() });
+    assert_eq!(pair.refused, [(Side::Two, DropReason::InitiationTooSoon)]);
+}
+
+#[test]
+fn a_stranger_gets_silence() {
+    let mut pair = Pair::without_peers(start());
+    pair.one.upsert_peer(pair.now, peer_config(Side::Two));
+    pair.send(Side::One, b"let me in");
+    pair.advance(seconds(3));
+    assert!(pair.initiations(Side::One).len() > 1);
+    assert!(pair.sent.iter().all(|(_, from, _)| *from == Side::One));
+    assert!(pair.refused.iter().all(|refused| *refused == (Side::Two, DropReason::UnknownPeer)));
+}
+
+#[test]
+fn who_does_not_know_the_public_key_gets_silence_for_one_hash() {
+    let mut pair = Pair::new();
+    let mut datagram = vec![0; INITIATION_LEN];
+    datagram[..3].copy_from_slice(&[1, 1, 1]);
+    for _ in 0..1000 {
+        pair.deliver(InFlight {
+            arrives_at: pair.now,
+            to: Side::Two,
+            from: Side::One.address(),
+            payload: datagram.clone(),
+        });
+    }
+    assert!(pair.sent.is_empty());
+    assert_eq!(pair.two.status(pair.now).drops.of(DropReason::InvalidMac1), 1000);
+}
+
+#[test]
+fn an_unknown_suite_is_dropped() {
+    let mut pair = Pair::new();
+    pair.send(Side::One, b"x");
+    let mut initiation = pair.wire.pop_front().unwrap();
+    initiation.payload[2] = 77;
+    let body = initiation.payload.len();
+    MacKeys::new(&Side::Two.public_key()).write(&mut initiation.payload[..body], None);
+    pair.deliver(initiation);
+    assert_eq!(pair.refused, [(Side::Two, DropReason::UnknownSuite)]);
+}
+
+#[test]
+fn a_forged_response_does_not_end_the_handshake() {
+    let mut pair = Pair::new();
+    pair.send(Side::One, b"x");
+    pair.advance(LATENCY);
+    let genuine = pair.wire.pop_front().unwrap();
+    for byte in [4, 12, 600, 1110, 1140] {
+        let mut forged = genuine.clone();
+        forged.payload[byte] ^= 1;
+        let body = forged.payload.len();
+        MacKeys::new(&Side::One.public_key()).write(&mut forged.payload[..body], None);
+        pair.deliver(forged);
+    }
+    assert_eq!(pair.refused, [(Side::One, DropReason::HandshakeFailed); 5]);
+    pair.wire.push_back(genuine);
+    pair.settle();
+    assert_eq!(pair.payloads(Side::Two), [b"x"]);
+}
+
+#[test]
+fn a_response_to_nothing_is_dropped() {
+    let mut pair = Pair::new();
+    pair.send(Side::One, b"x");
+    pair.advance(LATENCY);
+    let response = pair.wire[0].clone();
+    pair.settle();
+    pair.deliver(response);
+    assert_eq!(pair.refused, [(Side::One, DropReason::UnexpectedAnswer)]);
+}
+
+#[test]
+fn different_preshared_keys_never_meet() {
+    let key = |byte| Some(PresharedKey::from_bytes([byte; 32]).unwrap());
+    let mut pair = Pair::with(|two| two.preshared_key = key(1), |one| one.preshared_key = key(2));
+    pair.send(Side::One, b"x");
+    pair.advance(seconds(10));
+    assert!(pair.payloads(Side::Two).is_empty());
+    assert!(pair.refused.contains(&(Side::One, DropReason::HandshakeFailed)));
+
+    let mut pair = Pair::with(|two| two.preshared_key = key(1), |one| one.preshared_key = key(1));
+    pair.connect(Side::One);
+}
+
+#[test]
+fn both_sides_initiating_at_once_converge_on_one_session() {
+    let mut pair = Pair::new();
+    pair.send(Side::One, b"from one");
+    pair.send(Side::Two, b"from two");
+    pair.settle();
+    assert_eq!(pair.payloads(Side::One), [b"from two"]);
+    assert_eq!(pair.payloads(Side::Two), [b"from one"]);
+    pair.sent.clear();
+    for side in [Side::One, Side::Two] {
+        pair.send(side, b"after");
+    }
+    pair.settle();
+    // Each side's session index, as the other puts it into datagrams, belongs to the session that the other seals with.
+    let index_used_by = |from: Side| {
+        let sent = pair.sent.iter().find(|(_, side, _)| *side == from);
+        let Ok(Message::Transport(header)) = Message::parse(&sent.unwrap().2) else { panic!("not transport data") };
+        header.receiver_index
+    };
+    let (to_two, to_one) = (index_used_by(Side::One), index_used_by(Side::Two));
+    let initiators: Vec<bool> = [(Side::One, to_one), (Side::Two, to_two)]
+        .map(|(side, index)| {
+            format!("{:?}", pair.device(side).router()).contains(&format!(
+                "local_index: {index}, remote_index: {}, is_initiator: true",
+                if side == Side::One { to_two } else { to_one }
+            ))
+        })
+        .into();
+    assert_eq!(initiators.iter().filter(|is_initiator| **is_initiator).count(), 1, "one session, made by one side");
+}
+
+#[test]
+fn simultaneous_initiation_with_any_one_message_lost_does_not_stall() {
+    for lost in 0..8 {
+        let mut pair = Pair::new();
+        let mut number = 0;
+        pair.lose = Box::new(move |_, datagram| {
+            let is_handshake = !matches!(Message::parse(datagram), Ok(Message::Transport(_)));
+            number += 1;
+            is_handshake && number - 1 == lost
+        });
+        pair.send(Side::One, b"one");
+        pair.send(Side::Two, b"two");
+        pair.advance(RETRY_INTERVALS[0] + RETRY_JITTER + LATENCY * 4);
+        assert_eq!(pair.payloads(Side::One), [b"two"], "lost message {lost}");
+        assert_eq!(pair.payloads(Side::Two), [b"one"], "lost message {lost}");
+    }
+}
+
+#[test]
+fn an_answer_is_never_longer_than_what_it_answers() {
+    let mut pair = Pair::new();
+    for _ in 0..100 {
+        pair.restart(Side::One, seconds(1_800_000_000) + (pair.now - pair.start));
+        pair.send(Side::One, b"x");
+        let initiation = pair.wire.pop_back().unwrap();
+        let length = initiation.payload.len();
+        pair.sent.clear();
+        pair.now += LATENCY * 3;
+        pair.deliver(initiation);
+        let answered: usize = pair.sent.iter().map(|(_, _, payload)| payload.len()).sum();
+        assert!(answered <= length);
+        pair.wire.clear();
+    }
+}
+
+#[test]
+fn sessions_of_a_peer_that_restarts_again_and_again_stay_few() {
+    let mut pair = Pair::new();
+    for round in 0..50u64 {
+        pair.restart(Side::One, seconds(1_800_000_000 + round * 10));
+        pair.connect(Side::One);
+        pair.advance(seconds(2));
+        let sessions = format!("{:?}", pair.two.router()).matches("Session {").count();
+        // Each shows twice in the snapshot's routes at most: the current, the next, and three to receive.
+        assert!(sessions <= 6, "{sessions}");
+    }
+    pair.advance(seconds(400));
+    for side in [Side::One, Side::Two] {
+        assert!(!format!("{:?}", pair.device(side).router()).contains("Session {"), "sessions are left over");
+    }
+}
+
+#[test]
+fn a_peer_with_our_own_key_is_not_added() {
+    let now = start();
+    let mut device = Device::new(now, seconds(1), device_config(Side::One), [0; 32]);
+    assert!(device.upsert_peer(now, peer_config(Side::One)).is_none());
+    let mut changing = peer_config(Side::Two);
+    changing.next_public_key = Some(Side::One.public_key());
+    assert!(device.upsert_peer(now, changing).is_none());
+    assert!(device.status(now).peers.is_empty());
+}
+
+#[test]
+fn macs_close_the_message() {
+    let mut pair = Pair::new();
+    pair.send(Side::One, b"x");
+    let initiation = pair.wire.pop_front().unwrap();
+    assert_eq!(initiation.payload[INITIATION_LEN - MAC_LEN..], [0; MAC_LEN], "no cookie, no mac2");
+    assert!(MacKeys::new(&Side::Two.public_key()).verify_mac1(&initiation.payload));
+    let stranger = PrivateKey::from_bytes([77; 32]).unwrap().public_key();
+    assert!(!MacKeys::new(&stranger).verify_mac1(&initiation.payload));
+}

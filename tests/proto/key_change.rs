@@ -1,0 +1,99 @@
+use underpass::keys::{PresharedKey, PrivateKey};
+use underpass::proto::stats::PeerState;
+
+use crate::pair::{Pair, Side, peer_config, seconds};
+
+#[test]
+fn a_changed_preshared_key_is_used_by_the_next_handshake_and_does_not_end_the_session() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    let now = pair.now;
+    for side in [Side::One, Side::Two] {
+        let mut changed = peer_config(side.other());
+        changed.preshared_key = Some(PresharedKey::from_bytes([9; 32]).unwrap());
+        pair.device(side).upsert_peer(now, changed);
+    }
+    pair.send(Side::One, b"same session");
+    pair.settle();
+    assert_eq!(pair.payloads(Side::Two), [b"same session"]);
+    assert!(pair.initiations(Side::One).is_empty());
+    pair.advance(seconds(200));
+    pair.send(Side::One, b"new session");
+    pair.settle();
+    assert_eq!(pair.payloads(Side::Two)[1], b"new session");
+
+    pair.restart(Side::One, seconds(1_800_000_000));
+    pair.advance(seconds(2));
+    pair.send(Side::One, b"without the key");
+    pair.advance(seconds(3));
+    assert_eq!(pair.payloads(Side::Two).len(), 2);
+}
+
+#[test]
+fn a_key_pair_is_replaced_step_by_step_without_losing_the_link() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    let new_private = PrivateKey::from_bytes([42; 32]).unwrap();
+    let new_public = new_private.public_key();
+
+    // 1. Two learns the key that will come.
+    let mut both = peer_config(Side::One);
+    both.next_public_key = Some(new_public);
+    let now = pair.now;
+    pair.two.upsert_peer(now, both);
+    // 2. One changes over, and still answers to its old key.
+    pair.one.set_private_key(now, new_private, Some(Side::One.private_key()));
+    pair.send(Side::One, b"old session");
+    pair.settle();
+    pair.advance(seconds(200));
+    pair.send(Side::Two, b"to the old key");
+    pair.settle();
+    pair.advance(seconds(200));
+    pair.send(Side::One, b"from the new key");
+    pair.settle();
+    // 3. Two forgets the old key.
+    let mut new_only = peer_config(Side::One);
+    new_only.public_key = new_public;
+    let now = pair.now;
+    pair.two.upsert_peer(now, new_only);
+    pair.send(Side::Two, b"same session still");
+    pair.settle();
+    pair.advance(seconds(200));
+    pair.send(Side::Two, b"to the new key");
+    pair.settle();
+    assert_eq!(pair.payloads(Side::Two), [b"old session".to_vec(), b"from the new key".to_vec()]);
+    assert_eq!(
+        pair.payloads(Side::One),
+        [b"to the old key".to_vec(), b"same session still".to_vec(), b"to the new key".to_vec()]
+    );
+    assert_eq!(pair.two.status(pair.now).peers.len(), 1);
+}
+
+#[test]
+fn a_peer_that_has_only_its_next_key_is_found_by_the_second_initiation() {
+    let mut pair = Pair::new();
+    let new_private = PrivateKey::from_bytes([42; 32]).unwrap();
+    let mut both = peer_config(Side::One);
+    both.next_public_key = Some(new_private.public_key());
+    let now = pair.now;
+    pair.two.upsert_peer(now, both);
+    pair.one.set_private_key(now, new_private, None);
+    pair.send(Side::Two, b"x");
+    pair.advance(seconds(2));
+    assert_eq!(pair.payloads(Side::One), [b"x"]);
+}
+
+#[test]
+fn a_handshake_under_way_begins_again_with_the_new_key() {
+    let mut pair = Pair::new();
+    let new_private = PrivateKey::from_bytes([42; 32]).unwrap();
+    let mut known = peer_config(Side::One);
+    known.next_public_key = Some(new_private.public_key());
+    let now = pair.now;
+    pair.two.upsert_peer(now, known);
+    pair.send(Side::One, b"x");
+    pair.one.set_private_key(now, new_private, None);
+    pair.advance(seconds(3));
+    assert_eq!(pair.payloads(Side::Two), [b"x"]);
+    assert_eq!(pair.status(Side::One).state, PeerState::Up);
+}

@@ -1,0 +1,13 @@
+//! The core's behaviour over time: two devices, one virtual clock, no real seconds.
+
+mod clock_jump;
+mod cookie;
+mod cryptokey_routing;
+mod expiry;
+mod handshake;
+mod keepalive;
+mod key_change;
+mod pair;
+mod rekey;
+mod roaming;
+mod staged;

@@ -1,0 +1,111 @@
+use std::time::Duration;
+
+use underpass::proto::constants::{REKEY_AFTER_TIME, REKEY_AFTER_TIME_RECEIVING, REKEY_JITTER};
+
+use crate::pair::{LATENCY, Pair, Side, seconds};
+
+const TICK: Duration = Duration::from_millis(250);
+
+/// `from` sends a numbered packet every tick for `duration`; all must arrive, in order, once.
+fn stream(pair: &mut Pair, from: Side, duration: Duration) {
+    let ticks = (duration.as_millis() / TICK.as_millis()) as u32;
+    for number in 0..ticks {
+        pair.send(from, &number.to_be_bytes());
+        pair.advance(TICK);
+    }
+    pair.settle();
+    let expected: Vec<Vec<u8>> = (0..ticks).map(|number| number.to_be_bytes().to_vec()).collect();
+    assert_eq!(pair.payloads(from.other()), expected);
+}
+
+#[test]
+fn a_sending_initiator_rekeys_by_age_without_losing_a_packet() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    let connected = pair.now;
+    stream(&mut pair, Side::One, REKEY_AFTER_TIME + seconds(5));
+    let initiations = pair.initiations(Side::One);
+    assert_eq!(initiations.len(), 1);
+    let age = initiations[0] - connected;
+    assert!(age > REKEY_AFTER_TIME - REKEY_JITTER - seconds(1) && age < REKEY_AFTER_TIME + TICK * 2, "{age:?}");
+    assert_eq!(pair.refused, []);
+}
+
+#[test]
+fn the_responder_does_not_rekey_by_age() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    stream(&mut pair, Side::Two, REKEY_AFTER_TIME + seconds(5));
+    assert_eq!(pair.initiations(Side::Two), []);
+}
+
+#[test]
+fn an_initiator_that_only_receives_rekeys_before_the_end() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    // Its passive keepalives are sent with the session, so they ask for a rekey; keep them away to see the other rule.
+    let connected = pair.now;
+    stream(&mut pair, Side::Two, seconds(400));
+    let initiations = pair.initiations(Side::One);
+    assert!(initiations[0] - connected <= REKEY_AFTER_TIME_RECEIVING + TICK);
+    assert!(initiations.len() >= 2 && initiations.len() <= 4, "{}", initiations.len());
+}
+
+#[test]
+fn rekey_is_attempted_once_per_interval() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    pair.advance(REKEY_AFTER_TIME);
+    pair.lose = Box::new(|_, _| true);
+    pair.sent.clear();
+    for _ in 0..100 {
+        pair.send(Side::One, b"x");
+        pair.advance(Duration::from_millis(5));
+    }
+    assert_eq!(pair.initiations(Side::One).len(), 1);
+}
+
+#[test]
+fn the_old_session_receives_what_was_under_way() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    pair.advance(REKEY_AFTER_TIME - seconds(1));
+    // Two's packet is on the wire while the new session is made.
+    pair.send(Side::Two, b"late");
+    let mut late = pair.wire.pop_front().unwrap();
+    late.arrives_at = pair.now + LATENCY * 20;
+    pair.wire.push_back(late);
+    pair.advance(seconds(0));
+    let before = pair.status(Side::One).latest_handshake;
+    pair.now += Duration::from_millis(1);
+    pair.send(Side::One, b"rekey");
+    pair.settle();
+    assert_ne!(pair.status(Side::One).latest_handshake, before, "rekeyed meanwhile");
+    assert_eq!(pair.payloads(Side::One), [b"late"]);
+    assert_eq!(pair.payloads(Side::Two), [b"rekey"]);
+}
+
+#[test]
+fn rekeys_of_many_peers_are_spread() {
+    // The spread of one pair's rekeys over many sessions stands for many peers: the draw is the same.
+    let ages: Vec<Duration> = (0..20)
+        .map(|round| {
+            let mut pair = Pair::new();
+            pair.restart(Side::One, seconds(1_700_000_000 + round));
+            // Different draws for different rounds.
+            for _ in 0..round {
+                pair.lose = Box::new(|_, _| true);
+                pair.send(Side::One, b"x");
+                pair.advance(seconds(1));
+            }
+            pair.lose = Box::new(|_, _| false);
+            pair.advance(seconds(100));
+            pair.connect(Side::One);
+            let connected = pair.now;
+            stream(&mut pair, Side::One, REKEY_AFTER_TIME + seconds(1));
+            pair.initiations(Side::One)[0] - connected
+        })
+        .collect();
+    let (min, max) = (ages.iter().min().unwrap(), ages.iter().max().unwrap());
+    assert!(*max - *min > REKEY_JITTER / 4, "{min:?} to {max:?}");
+}

@@ -1,0 +1,98 @@
+use std::net::SocketAddr;
+
+use underpass::proto::event::Event;
+
+use crate::pair::{InFlight, Pair, Side, seconds};
+
+fn move_to(pair: &mut Pair, side: Side, address: &str) -> SocketAddr {
+    let address = address.parse().unwrap();
+    pair.addresses[side as usize] = address;
+    address
+}
+
+#[test]
+fn any_authentic_packet_moves_the_endpoint() {
+    for address in ["198.51.100.7:4000", "[2001:db8::7]:4000"] {
+        let mut pair = Pair::new();
+        pair.connect(Side::One);
+        let address = move_to(&mut pair, Side::One, address);
+        pair.send(Side::One, b"I moved");
+        pair.settle();
+        assert_eq!(pair.status(Side::Two).endpoint.unwrap().remote, address);
+        assert!(pair.events.iter().any(|(_, event)| matches!(event, Event::EndpointChanged { .. })));
+        pair.send(Side::Two, b"found you");
+        pair.settle();
+        assert_eq!(pair.payloads(Side::One), [b"found you"]);
+    }
+}
+
+#[test]
+fn a_peer_without_an_endpoint_is_found_when_it_calls() {
+    let mut pair = Pair::with(|_| (), |one| one.endpoint = None);
+    pair.send(Side::Two, b"where are you");
+    assert!(pair.sent.is_empty());
+    pair.connect(Side::One);
+    pair.send(Side::Two, b"there you are");
+    pair.settle();
+    assert_eq!(pair.payloads(Side::One), [b"there you are"]);
+}
+
+#[test]
+fn a_replayed_packet_from_elsewhere_moves_nothing() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    pair.send(Side::One, b"x");
+    let genuine = pair.wire[0].clone();
+    pair.settle();
+    pair.deliver(InFlight { from: "203.0.113.66:66".parse().unwrap(), ..genuine });
+    assert_eq!(pair.status(Side::Two).endpoint.unwrap().remote, Side::One.address());
+}
+
+#[test]
+fn a_packet_that_was_overtaken_moves_nothing() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    pair.send(Side::One, b"held back");
+    let old = pair.wire.pop_front().unwrap();
+    pair.send(Side::One, b"newest");
+    pair.settle();
+    pair.deliver(InFlight { from: "203.0.113.66:66".parse().unwrap(), ..old });
+    assert_eq!(pair.payloads(Side::Two), [b"newest".to_vec(), b"held back".to_vec()]);
+    assert_eq!(pair.status(Side::Two).endpoint.unwrap().remote, Side::One.address());
+}
+
+#[test]
+fn a_changed_or_unknown_packet_from_elsewhere_moves_nothing() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    pair.send(Side::One, b"x");
+    let mut forged = pair.wire.pop_front().unwrap();
+    forged.from = "203.0.113.66:66".parse().unwrap();
+    forged.payload[20] ^= 1;
+    pair.deliver(forged);
+    assert_eq!(pair.status(Side::Two).endpoint.unwrap().remote, Side::One.address());
+}
+
+#[test]
+fn an_initiation_from_elsewhere_moves_nothing_until_data_follows() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    pair.advance(seconds(2));
+    pair.restart(Side::One, seconds(1_700_000_100));
+    pair.send(Side::One, b"x");
+    let initiation = pair.wire.pop_front().unwrap();
+    pair.deliver(InFlight { from: "203.0.113.66:66".parse().unwrap(), ..initiation });
+    assert_eq!(pair.status(Side::Two).endpoint.unwrap().remote, Side::One.address());
+}
+
+#[test]
+fn the_local_address_that_was_contacted_is_the_one_that_answers() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    pair.addresses[Side::Two as usize] = "198.51.100.2:51900".parse().unwrap();
+    pair.send(Side::Two, b"from my other address");
+    pair.settle();
+    pair.send(Side::One, b"x");
+    pair.settle();
+    assert_eq!(pair.status(Side::Two).endpoint.unwrap().local, Some("198.51.100.2".parse().unwrap()));
+}

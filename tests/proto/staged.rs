@@ -1,0 +1,57 @@
+use std::time::Duration;
+
+use underpass::proto::constants::MAX_STAGED_PACKETS;
+use underpass::proto::error::DropReason;
+
+use crate::pair::{Pair, Side, inner_packet, peer_config, seconds};
+
+#[test]
+fn staged_packets_are_sent_in_order_and_the_oldest_gave_way() {
+    let mut pair = Pair::new();
+    let total = MAX_STAGED_PACKETS as u32 + 10;
+    for number in 0..total {
+        pair.send(Side::One, &number.to_be_bytes());
+    }
+    assert_eq!(pair.initiations(Side::One).len(), 1);
+    pair.settle();
+    let expected: Vec<Vec<u8>> = (10..total).map(|number| number.to_be_bytes().to_vec()).collect();
+    assert_eq!(pair.payloads(Side::Two), expected);
+    assert_eq!(pair.one.status(pair.now).drops.of(DropReason::StagedOverflow), 10);
+}
+
+#[test]
+fn a_responders_staged_packets_wait_for_the_confirmation() {
+    let mut pair = Pair::new();
+    pair.lose = Box::new(|side, _| side == Side::Two);
+    pair.send(Side::Two, b"waiting");
+    pair.advance(Duration::from_millis(100));
+    pair.lose = Box::new(|_, _| false);
+    pair.send(Side::One, b"calling");
+    pair.settle();
+    assert_eq!(pair.payloads(Side::One), [b"waiting"]);
+    assert_eq!(pair.payloads(Side::Two), [b"calling"]);
+}
+
+#[test]
+fn without_an_endpoint_packets_are_refused_not_kept() {
+    let mut pair = Pair::with(|two| two.endpoint = None, |_| ());
+    let packet = inner_packet(Side::One.inner(), Side::Two.inner(), b"x");
+    assert_eq!(pair.send_packet(Side::One, packet), Err(DropReason::NoEndpoint));
+}
+
+#[test]
+fn a_name_that_resolves_late_starts_the_handshake() {
+    let mut pair = Pair::with(
+        |two| {
+            two.endpoint = None;
+            two.persistent_keepalive = Some(seconds(25));
+        },
+        |one| one.endpoint = None,
+    );
+    pair.advance(seconds(10));
+    assert!(pair.sent.is_empty());
+    let (now, endpoint) = (pair.now, peer_config(Side::Two).endpoint.unwrap());
+    pair.one.set_endpoint(now, &Side::Two.public_key(), endpoint);
+    pair.settle();
+    assert!(pair.is_up(Side::One) && pair.is_up(Side::Two));
+}
