@@ -75,18 +75,15 @@ impl MacKeys {
     }
 }
 
-/// The receiver's side: makes and verifies cookies with a secret that it forgets every two minutes.
+/// The receiver's side: makes and verifies cookies with a secret that it forgets every two minutes. The first use makes
+/// the first secret.
+#[derive(Default)]
 pub struct CookieChecker {
     secret: Zeroizing<[u8; 32]>,
     secret_made_at: Option<Instant>,
 }
 
 impl CookieChecker {
-    /// Starts without a secret; the first use makes one.
-    pub fn new() -> Self {
-        Self { secret: Zeroizing::new([0; 32]), secret_made_at: None }
-    }
-
     /// Whether a handshake message's mac2 was made with the cookie of the address and port it comes from.
     pub fn verify_mac2(&mut self, now: Instant, from: SocketAddr, message: &[u8], randomness: &mut Randomness) -> bool {
         let cookie = self.cookie(now, from, randomness);
@@ -189,7 +186,7 @@ mod tests {
         Setup {
             now,
             receiver: MacKeys::new(&PrivateKey::from_bytes([1; 32]).unwrap().public_key()),
-            checker: CookieChecker::new(),
+            checker: CookieChecker::default(),
             jar: CookieJar::default(),
             randomness: Randomness::new([1; 32]),
             message: vec![5; INITIATION_LEN],

@@ -99,7 +99,7 @@ impl Device {
             allowed_ips: Arc::default(),
             timers: TimerQueue::default(),
             rate_limiter: RateLimiter::new(now),
-            cookie_checker: CookieChecker::new(),
+            cookie_checker: CookieChecker::default(),
             randomness: Randomness::new(seed),
             origin: (now, unix_time),
             last_timestamp: Duration::ZERO,

@@ -1,5 +1,7 @@
 //! The core's behaviour over time: two devices, one virtual clock, no real seconds.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 mod clock_jump;
 mod cookie;
 mod cryptokey_routing;

@@ -60,6 +60,9 @@ pub(crate) struct InFlight {
     pub payload: Vec<u8>,
 }
 
+/// Decides whether a datagram of a side is lost.
+type Loss = dyn FnMut(Side, &[u8]) -> bool;
+
 pub(crate) struct Pair {
     pub start: Instant,
     pub now: Instant,
@@ -74,7 +77,7 @@ pub(crate) struct Pair {
     pub events: Vec<(Side, Event)>,
     pub refused: Vec<(Side, DropReason)>,
     /// Datagrams to be lost.
-    pub lose: Box<dyn FnMut(Side, &[u8]) -> bool>,
+    pub lose: Box<Loss>,
 }
 
 pub(crate) fn start() -> Instant {
