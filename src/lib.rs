@@ -20,4 +20,6 @@ pub mod config;
 #[cfg(feature = "daemon")]
 pub mod control;
 #[cfg(feature = "daemon")]
+pub mod dataplane;
+#[cfg(feature = "daemon")]
 pub mod logging;

@@ -3,7 +3,7 @@
 //! Everything per packet goes through `&Router`; the slow path replaces the snapshot when a session, an endpoint or a
 //! peer changes. What the slow path must hear of a packet goes into `notices`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -180,6 +180,14 @@ impl Router {
             notices.push(Notice::RekeyDue { session });
         }
         Ok(Opened { peer, lane: header.lane, counter: header.counter, plaintext: authentic.plaintext, session })
+    }
+
+    /// Whether a peer is at `address`. Looks at every peer: for packets that are rare.
+    pub fn has_endpoint(&self, address: SocketAddr) -> bool {
+        self.peers
+            .iter()
+            .filter_map(|peer| peer.endpoint)
+            .any(|endpoint| (endpoint.remote.ip(), endpoint.remote.port()) == (address.ip(), address.port()))
     }
 
     /// Checks one packet frame of an opened datagram: a whole IP packet, from a source that its peer may use, with a

@@ -1,0 +1,32 @@
+//! The only reader of the clocks: everything else is given `now`.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// The monotonic clock, for every timer.
+#[expect(clippy::disallowed_methods, reason = "the one place where the monotonic clock is read")]
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// The wall clock as time since the Unix epoch, which handshake timestamps start from. A clock set before 1970 reads as
+/// the epoch.
+#[expect(clippy::disallowed_methods, reason = "the one place where the wall clock is read")]
+pub fn unix_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_monotonic_clock_does_not_go_back() {
+        let earlier = now();
+        assert!(now() >= earlier);
+    }
+
+    #[test]
+    fn the_wall_clock_is_past_the_year_2025() {
+        assert!(unix_time() > Duration::from_secs(55 * 365 * 86_400));
+    }
+}

@@ -1,0 +1,87 @@
+//! From opened datagrams to the TUN: admits their packets and joins those that were cut from one superpacket.
+
+use crate::packet::frame::{FLAG_CHECKSUM_PARTIAL, FLAG_CONTINUES, PacketFrame};
+use crate::proto::error::DropReason;
+use crate::proto::peer_table::PeerId;
+use crate::proto::router::{Notice, Opened, Router};
+
+use super::counters::Counters;
+use super::failure::Failure;
+use super::train::Train;
+use super::tun::{TunQueue, is_device_gone};
+
+/// The datagrams of one receive, on their way to the TUN.
+#[derive(Debug)]
+pub(super) struct Inbound<'a, 'b> {
+    router: &'a Router,
+    tun: &'a TunQueue,
+    counters: &'a Counters,
+    train: Train<'b>,
+    /// Who sealed the datagram before, if its last packet frame is the train's last packet.
+    last: Option<Position>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Position {
+    peer: PeerId,
+    lane: u8,
+    counter: u64,
+}
+
+impl<'a, 'b> Inbound<'a, 'b> {
+    pub(super) fn new(router: &'a Router, tun: &'a TunQueue, counters: &'a Counters) -> Self {
+        Self { router, tun, counters, train: Train::new(tun.offload()), last: None }
+    }
+
+    /// Takes the packets of one datagram; control frames become notices.
+    pub(super) fn take(&mut self, opened: &Opened<'b>, notices: &mut Vec<Notice>) -> Result<(), Failure> {
+        let position = Position { peer: opened.peer, lane: opened.lane, counter: opened.counter };
+        let before = position.counter.checked_sub(1).map(|counter| Position { counter, ..position });
+        let mut follows = before.is_some() && self.last == before;
+        self.last = None;
+        for frame in opened.packets(notices) {
+            follows = match frame {
+                Ok(frame) => self.take_packet(opened.peer, frame, follows)?,
+                Err(_) => {
+                    self.counters.count(DropReason::MalformedFrame);
+                    false
+                }
+            };
+            self.last = follows.then_some(position);
+        }
+        Ok(())
+    }
+
+    /// `follows`: the packet frame before this one, as its sender counts, is the train's last packet. Returns the same
+    /// for the next.
+    fn take_packet(&mut self, peer: PeerId, frame: PacketFrame<'b>, follows: bool) -> Result<bool, Failure> {
+        let packet = match self.router.admit(peer, frame) {
+            Ok(packet) => packet,
+            Err(reason) => {
+                self.counters.count(reason);
+                return Ok(false);
+            }
+        };
+        let continues = follows && frame.flags & (FLAG_CHECKSUM_PARTIAL | FLAG_CONTINUES) == CONTINUES_TRAIN;
+        if !(continues && self.train.append(&packet)) {
+            self.deliver()?;
+            self.train.start(packet, frame.flags & FLAG_CHECKSUM_PARTIAL != 0);
+        }
+        Ok(true)
+    }
+
+    /// Writes what is waiting. Called after the last datagram of a receive, whose buffer the packets lie in.
+    pub(super) fn deliver(&mut self) -> Result<(), Failure> {
+        let packets = self.train.packets() as u64;
+        match self.train.deliver(|parts| self.tun.write(parts)) {
+            Ok(()) => Ok(()),
+            Err(error) if is_device_gone(&error) => Err(Failure::TunGone(error)),
+            Err(_) => {
+                self.counters.add(DropReason::TunWriteFailed, packets);
+                Ok(())
+            }
+        }
+    }
+}
+
+const CONTINUES_TRAIN: u8 = FLAG_CHECKSUM_PARTIAL | FLAG_CONTINUES;

@@ -1,0 +1,317 @@
+//! Everything per packet, and everything that touches the operating system for it: the TUN, the UDP sockets, the clock
+//! and the threads.
+//!
+//! ```text
+//!            commands ──▶ slow path ── Arc<Router> ──▶ worker 0..n       tun queue i ⇄ udp sockets i
+//!   control     ▲             ▲                            │
+//!               └── status ───┘◀── handshakes, misses, notices (bounded queue)
+//! ```
+//!
+//! It configures no addresses, routes or link state, reads no files and knows no names of peers: that is `control`'s.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use arc_swap::ArcSwap;
+use ring::rand::{SecureRandom as _, SystemRandom};
+
+use crate::keys::{PrivateKey, PublicKey};
+use crate::proto::device::{Device, DeviceConfig};
+use crate::proto::endpoint::Endpoint;
+use crate::proto::peer::PeerConfig;
+use crate::proto::router::Router;
+use crate::proto::stats::DeviceStatus;
+
+use self::counters::Counters;
+use self::failure::Stop;
+use self::slow_path::{Command, CommandQueue, Inbox, SlowPath, SlowPathQueue, queues};
+use self::tun::{Offload, Tun};
+use self::udp::{BindOptions, Sender, UdpSocket};
+use self::worker::{Worker, WorkerParts};
+
+mod batch;
+pub mod clock;
+mod counters;
+mod failure;
+mod inbound;
+mod routing_loop;
+#[cfg(test)]
+mod samples;
+mod segment;
+mod slow_path;
+mod train;
+mod tun;
+mod udp;
+mod unreachable;
+mod virtio;
+mod worker;
+
+pub use self::failure::Failure;
+pub use self::tun::{DeviceMode, TunError};
+pub use self::udp::BindError;
+
+/// What a data plane is made of.
+#[derive(Debug, Clone)]
+pub struct DataplaneConfig {
+    /// The TUN interface to create.
+    pub interface_name: String,
+    /// Longest packet in bytes that is carried; the interface's MTU, which control sets.
+    pub mtu: u16,
+    /// Which kind of TUN.
+    pub mode: DeviceMode,
+    /// Where to listen; not empty.
+    pub listen: Vec<SocketAddr>,
+    /// IPv6 addresses to listen on are passed over on a host without IPv6, as long as one address is left.
+    pub ipv6_optional: bool,
+    /// SO_MARK of every datagram sent.
+    pub fwmark: Option<u32>,
+    /// Fast-path threads, at least one. A plain TUN has only one.
+    pub workers: u8,
+    /// Who we are. The number of lanes is set to that of the workers.
+    pub device: DeviceConfig,
+    /// Whom we talk to at the start.
+    pub peers: Vec<PeerConfig>,
+}
+
+/// Why a data plane could not be opened or started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// There is no TUN.
+    #[error(transparent)]
+    Tun(#[from] TunError),
+    /// A socket could not be opened.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The kernel gave no randomness.
+    #[error("the kernel gives no random numbers")]
+    NoRandomness,
+    /// The kernel gave no thread or wake-up descriptor.
+    #[error("could not start a thread: {0}")]
+    Thread(io::Error),
+}
+
+/// An open TUN with its sockets, and once started the threads that carry packets between them.
+pub struct Dataplane {
+    config: DataplaneConfig,
+    tun: Tun,
+    /// One set per worker, in the order of `listen`.
+    sockets: Vec<Arc<[UdpSocket]>>,
+    commands: CommandQueue,
+    slow_path_queue: SlowPathQueue,
+    /// Taken by `start`.
+    inbox: Option<Inbox>,
+    stop: Arc<Stop>,
+    workers: Vec<JoinHandle<()>>,
+    slow_path: Option<JoinHandle<()>>,
+}
+
+impl Dataplane {
+    /// Creates the TUN, link down, and binds the sockets. Nothing is read from either before [`start`](Self::start).
+    pub fn open(mut config: DataplaneConfig) -> Result<Self, StartError> {
+        let tun = Tun::create(&config.interface_name, config.mode, config.workers.max(1))?;
+        let workers = u8::try_from(tun.queues.len()).expect("no more queues than were asked for");
+        config.workers = workers;
+        config.device.send_lanes = workers;
+        let sockets = bind_all(&config)?;
+        let (slow_path_queue, commands, inbox) = queues();
+        Ok(Self {
+            config,
+            tun,
+            sockets,
+            commands,
+            slow_path_queue,
+            inbox: Some(inbox),
+            stop: Arc::new(Stop::new().map_err(StartError::Thread)?),
+            workers: Vec::new(),
+            slow_path: None,
+        })
+    }
+
+    /// The TUN's interface index.
+    pub fn interface_index(&self) -> u32 {
+        self.tun.index
+    }
+
+    /// Whether the TUN has offload.
+    pub fn offload(&self) -> bool {
+        self.tun.queues[0].offload() != Offload::None
+    }
+
+    /// Where it listens, with the ports that the kernel chose for port 0.
+    pub fn local_addresses(&self) -> Vec<SocketAddr> {
+        self.sockets[0].iter().map(UdpSocket::local).collect()
+    }
+
+    /// Starts to carry packets, after control has configured the interface. `failed` is called, from any thread and for
+    /// each that ends, when packets can't be carried any more. Started once only.
+    pub fn start(&mut self, failed: impl Fn(Failure) + Send + Sync + 'static) -> Result<(), StartError> {
+        let inbox = self.inbox.take().expect("a data plane is started once");
+        let failed: OnFailure = Arc::new(failed);
+        let router = Arc::new(ArcSwap::from_pointee(Router::default()));
+        let counters: Vec<Arc<Counters>> = self.tun.queues.iter().map(|_| Arc::default()).collect();
+        let slow_path = SlowPath {
+            device: self.device()?,
+            inbox,
+            router: router.clone(),
+            sender: Sender::new(self.sockets[0].clone()),
+            tun: self.tun.queues[0].clone(),
+            counters: counters.clone(),
+            linked: BTreeSet::new(),
+        };
+        self.slow_path = Some(spawn("slow-path", &failed, || slow_path.run())?);
+        let ports: Arc<[u16]> = self.local_addresses().iter().map(SocketAddr::port).collect();
+        for (lane, ((tun, sockets), counters)) in self.tun.queues.iter().zip(&self.sockets).zip(counters).enumerate() {
+            let worker = Worker::new(WorkerParts {
+                lane: u8::try_from(lane).expect("workers are counted by a u8"),
+                mtu: self.config.mtu,
+                tun: tun.clone(),
+                sockets: sockets.clone(),
+                ports: ports.clone(),
+                router: router.clone(),
+                slow_path: self.slow_path_queue.clone(),
+                counters,
+                stop: self.stop.clone(),
+            });
+            self.workers.push(spawn(&format!("worker-{lane}"), &failed, || worker.run())?);
+        }
+        Ok(())
+    }
+
+    /// Commands to the running data plane. Given before the start, they wait for it.
+    pub fn handle(&self) -> Handle {
+        Handle { commands: self.commands.clone() }
+    }
+
+    /// Ends all threads, after every peer with a session was told, and closes the TUN, which removes the interface.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn device(&self) -> Result<Device, StartError> {
+        let mut seed = [0; 32];
+        SystemRandom::new().fill(&mut seed).map_err(|_| StartError::NoRandomness)?;
+        let now = clock::now();
+        let mut device = Device::new(now, clock::unix_time(), self.config.device.clone(), seed);
+        for peer in &self.config.peers {
+            if device.upsert_peer(now, peer.clone()).is_none() {
+                tracing::warn!(peer = %peer.public_key.short(), "a peer with our own public key is not added");
+            }
+        }
+        Ok(device)
+    }
+
+    /// Workers first, so that nothing follows a goodbye.
+    fn end(&mut self) {
+        self.stop.request();
+        for worker in self.workers.drain(..) {
+            // A panic was reported when it happened.
+            let _ = worker.join();
+        }
+        self.commands.send(Command::Stop);
+        if let Some(slow_path) = self.slow_path.take() {
+            let _ = slow_path.join();
+        }
+    }
+}
+
+impl Drop for Dataplane {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl fmt::Debug for Dataplane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dataplane").field("config", &self.config).field("tun", &self.tun).finish_non_exhaustive()
+    }
+}
+
+/// Commands to a data plane. They are carried out in order, soon, and are lost once it has stopped.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    commands: CommandQueue,
+}
+
+impl Handle {
+    /// Adds a peer, or changes the one with the same public key.
+    pub fn upsert_peer(&self, peer: PeerConfig) {
+        self.commands.send(Command::UpsertPeer(peer));
+    }
+
+    /// Forgets a peer and its sessions.
+    pub fn remove_peer(&self, key: PublicKey) {
+        self.commands.send(Command::RemovePeer(key));
+    }
+
+    /// Tells where a peer is.
+    pub fn set_endpoint(&self, key: PublicKey, address: SocketAddr) {
+        self.commands.send(Command::SetEndpoint(key, Endpoint::new(address)));
+    }
+
+    /// Changes who we are; `previous` stays accepted.
+    pub fn set_private_key(&self, key: PrivateKey, previous: Option<PrivateKey>) {
+        self.commands.send(Command::SetPrivateKey(key, previous));
+    }
+
+    /// Asks for the state of the device and its peers, and everything that was dropped. `reply` is called on a thread of
+    /// the data plane, which waits for it meanwhile; it is dropped uncalled if the data plane has stopped.
+    pub fn status(&self, reply: impl FnOnce(DeviceStatus) + Send + 'static) {
+        self.commands.send(Command::Status(Box::new(reply)));
+    }
+}
+
+type OnFailure = Arc<dyn Fn(Failure) + Send + Sync>;
+
+fn spawn(
+    name: &str,
+    failed: &OnFailure,
+    run: impl FnOnce() -> Result<(), Failure> + Send + 'static,
+) -> Result<JoinHandle<()>, StartError> {
+    let (failed, thread_name) = (failed.clone(), name.to_owned());
+    let body = move || match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(())) => {}
+        Ok(Err(failure)) => failed(failure),
+        Err(_) => failed(Failure::Panicked(thread_name)),
+    };
+    thread::Builder::new().name(name.to_owned()).spawn(body).map_err(StartError::Thread)
+}
+
+/// One set of sockets per worker.
+fn bind_all(config: &DataplaneConfig) -> Result<Vec<Arc<[UdpSocket]>>, BindError> {
+    let first = bind_set(config, &config.listen)?;
+    if config.workers == 1 {
+        return Ok(vec![first.into()]);
+    }
+    // Shared ports would also be shared with another program of ours: the first set was bound alone to notice one. Its
+    // ports, now known, are bound again, once per worker.
+    let addresses: Vec<SocketAddr> = first.iter().map(UdpSocket::local).collect();
+    drop(first);
+    let shared = BindOptions { shared: true, fwmark: config.fwmark };
+    let set = || addresses.iter().map(|address| UdpSocket::bind(*address, shared)).collect();
+    (0..config.workers).map(|_| set()).collect()
+}
+
+fn bind_set(config: &DataplaneConfig, listen: &[SocketAddr]) -> Result<Vec<UdpSocket>, BindError> {
+    let options = BindOptions { shared: false, fwmark: config.fwmark };
+    let mut sockets = Vec::new();
+    let mut passed_over = None;
+    for address in listen {
+        match UdpSocket::bind(*address, options) {
+            Ok(socket) => sockets.push(socket),
+            Err(error) if config.ipv6_optional && address.is_ipv6() && error.is_family_missing() => {
+                tracing::info!(%address, "this host has no IPv6, going on without");
+                passed_over = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    match passed_over {
+        Some(error) if sockets.is_empty() => Err(error),
+        _ => Ok(sockets),
+    }
+}

@@ -1,0 +1,142 @@
+//! Packets and superpackets as the kernel hands them out, for the tests of this layer.
+
+use crate::packet::checksum;
+use crate::packet::ip::{IpPacket, TransportProtocol, complete_checksum};
+
+use super::virtio::{Segmentation, VirtioHeader};
+
+/// What a superpacket or packet looks like.
+#[derive(Debug, Clone)]
+pub(super) struct Sample {
+    pub(super) v6: bool,
+    pub(super) protocol: TransportProtocol,
+    /// Bytes of IPv4 options, a multiple of four up to 40.
+    pub(super) ip_options: usize,
+    /// Bytes of TCP options, a multiple of four up to 40.
+    pub(super) tcp_options: usize,
+    pub(super) tcp_flags: u8,
+    pub(super) payload: Vec<u8>,
+    /// Payload per segment; 0 for a packet that is none.
+    pub(super) segment_size: usize,
+}
+
+impl Sample {
+    /// A TCP superpacket over IPv4 with timestamps, ACK and PSH, payload bytes counting up.
+    pub(super) fn tcp_v4(payload_len: usize, segment_size: usize) -> Self {
+        Self {
+            v6: false,
+            protocol: TransportProtocol::Tcp,
+            ip_options: 0,
+            tcp_options: 12,
+            tcp_flags: 0x18,
+            payload: (0..payload_len).map(|i| (i * 7 % 253) as u8).collect(),
+            segment_size,
+        }
+    }
+
+    /// A UDP superpacket over IPv6.
+    pub(super) fn udp_v6(payload_len: usize, segment_size: usize) -> Self {
+        Self { v6: true, protocol: TransportProtocol::Udp, ..Self::tcp_v4(payload_len, segment_size) }
+    }
+
+    pub(super) fn transport_start(&self) -> usize {
+        if self.v6 { 40 } else { 20 + self.ip_options }
+    }
+
+    pub(super) fn headers_len(&self) -> usize {
+        self.transport_start()
+            + match self.protocol {
+                TransportProtocol::Tcp => 20 + self.tcp_options,
+                TransportProtocol::Udp => 8,
+            }
+    }
+
+    /// The packet with a partial checksum, as behind the virtio header.
+    pub(super) fn packet(&self) -> Vec<u8> {
+        let length = self.headers_len() + self.payload.len();
+        let mut bytes = self.ip_header(length);
+        bytes.extend(self.transport_header(length));
+        bytes.extend(&self.payload);
+        if !self.v6 {
+            let start = self.transport_start();
+            let checksum = checksum::finish(0, &bytes[..start]);
+            bytes[10..12].copy_from_slice(&checksum.to_be_bytes());
+        }
+        let packet = IpPacket::parse(&bytes).unwrap();
+        let (sum, at) = (checksum::fold(packet.pseudo_header_sum()), packet.transport().unwrap().checksum_at());
+        bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+        bytes
+    }
+
+    fn ip_header(&self, length: usize) -> Vec<u8> {
+        let protocol = if self.protocol == TransportProtocol::Tcp { 6 } else { 17 };
+        if self.v6 {
+            let mut header = vec![0x60, 2, 3, 4, 0, 0, protocol, 64];
+            header[4..6].copy_from_slice(&u16::try_from(length - 40).unwrap().to_be_bytes());
+            header.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+            header.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+            return header;
+        }
+        let words = u8::try_from(5 + self.ip_options / 4).unwrap();
+        let mut header =
+            vec![0x40 | words, 2, 0, 0, 0xff, 0xfe, 0x40, 0, 64, protocol, 0, 0, 10, 77, 0, 1, 10, 77, 0, 2];
+        header[2..4].copy_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
+        header.extend(vec![1; self.ip_options]);
+        header
+    }
+
+    fn transport_header(&self, length: usize) -> Vec<u8> {
+        let mut header = vec![0x1f, 0x90, 0xc3, 0x50];
+        match self.protocol {
+            TransportProtocol::Tcp => {
+                let words = u8::try_from(5 + self.tcp_options / 4).unwrap();
+                header.extend([0xff, 0xff, 0xff, 0x00, 0, 0, 0, 9, words << 4, self.tcp_flags, 1, 2, 0, 0, 0, 0]);
+                header.extend(vec![1; self.tcp_options]);
+            }
+            TransportProtocol::Udp => {
+                header.extend(u16::try_from(length - self.transport_start()).unwrap().to_be_bytes());
+                header.extend([0, 0]);
+            }
+        }
+        header
+    }
+
+    /// The virtio header in front of [`packet`](Self::packet).
+    pub(super) fn virtio(&self) -> VirtioHeader {
+        VirtioHeader {
+            needs_checksum: true,
+            segmentation: match (self.segment_size, self.protocol, self.v6) {
+                (0, ..) => Segmentation::None,
+                (_, TransportProtocol::Tcp, false) => Segmentation::TcpV4,
+                (_, TransportProtocol::Tcp, true) => Segmentation::TcpV6,
+                (_, TransportProtocol::Udp, _) => Segmentation::Udp,
+            },
+            ecn: self.protocol == TransportProtocol::Tcp && self.tcp_flags & 0x80 != 0,
+            header_len: self.headers_len() as u16,
+            segment_size: self.segment_size as u16,
+            checksum_start: self.transport_start() as u16,
+            checksum_offset: self.protocol.checksum_offset() as u16,
+        }
+    }
+}
+
+/// Asserts that `bytes` are one packet whose checksums a host would accept once the partial one is computed.
+pub(super) fn assert_valid_alone(bytes: &[u8]) {
+    let mut bytes = bytes.to_vec();
+    complete_checksum(&mut bytes).unwrap();
+    assert_checksums(&bytes);
+}
+
+/// Asserts that all checksums of a packet with its transport header directly behind the IP header are right.
+pub(super) fn assert_checksums(bytes: &[u8]) {
+    let packet = IpPacket::parse(bytes).unwrap();
+    if packet.source().is_ipv4() {
+        assert_eq!(checksum::finish(0, &bytes[..packet.header_len()]), 0, "IPv4 header checksum");
+    }
+    let transport = packet.transport().unwrap();
+    assert_eq!(checksum::finish(packet.pseudo_header_sum(), &bytes[transport.start..]), 0, "transport checksum");
+    if transport.protocol == TransportProtocol::Udp {
+        let length = u16::from_be_bytes([bytes[transport.start + 4], bytes[transport.start + 5]]);
+        assert_eq!(usize::from(length), bytes.len() - transport.start, "UDP length");
+    }
+}

@@ -1,0 +1,237 @@
+//! Cuts what one TUN read gave, a packet or a superpacket, into the packets that travel: each with its own IP and TCP or
+//! UDP header, so that each can be delivered alone, and with its checksum left partial where the receiver can finish it.
+//!
+//! It neither routes nor encrypts. The kernel is trusted, but every offset it states is compared with the bytes.
+
+use crate::packet::checksum;
+use crate::packet::frame::{FLAG_CHECKSUM_PARTIAL, FLAG_CONTINUES};
+use crate::packet::ip::{IpPacket, Malformed, TransportProtocol};
+
+use super::virtio::{Segmentation, VirtioHeader};
+
+/// The packets of one TUN read.
+#[derive(Debug)]
+pub(super) struct Segments<'a> {
+    /// The packet, or the superpacket whose header all segments repeat.
+    packet: IpPacket<'a>,
+    /// Whether the checksum fields are left for the receiver.
+    partial: bool,
+    /// How to cut; `None` for a packet that travels as it is.
+    cut: Option<Cut>,
+}
+
+#[derive(Debug)]
+struct Cut {
+    protocol: TransportProtocol,
+    transport_start: usize,
+    headers_len: usize,
+    segment_size: usize,
+    /// Sum over the pseudo-header, without the length, which differs per segment.
+    pseudo_header_sum: u32,
+}
+
+impl<'a> Segments<'a> {
+    /// Checks `header` against `bytes`, the packet behind it. A single packet whose checksum can't travel partial gets
+    /// it computed in place.
+    pub(super) fn new(header: &VirtioHeader, bytes: &'a mut [u8]) -> Result<Self, Malformed> {
+        if header.segmentation != Segmentation::None {
+            return Self::superpacket(header, bytes);
+        }
+        let travels_partial = IpPacket::parse(bytes)?.transport().is_some_and(|transport| {
+            (usize::from(header.checksum_start), usize::from(header.checksum_offset))
+                == (transport.start, transport.protocol.checksum_offset())
+        });
+        if header.needs_checksum && !travels_partial {
+            complete_checksum(bytes, header)?;
+        }
+        Ok(Self { packet: IpPacket::parse(bytes)?, partial: header.needs_checksum && travels_partial, cut: None })
+    }
+
+    fn superpacket(header: &VirtioHeader, bytes: &'a [u8]) -> Result<Self, Malformed> {
+        let packet = IpPacket::parse(bytes)?;
+        let (cut, partial) = match packet.transport() {
+            Some(transport) => (
+                Cut {
+                    protocol: transport.protocol,
+                    transport_start: transport.start,
+                    headers_len: transport.payload_start,
+                    segment_size: usize::from(header.segment_size),
+                    pseudo_header_sum: checksum::pseudo_header(
+                        packet.source(),
+                        packet.destination(),
+                        packet.protocol(),
+                        0,
+                    ),
+                },
+                true,
+            ),
+            None => (Cut::behind_extension_headers(header, &packet)?, false),
+        };
+        let is_v4 = packet.source().is_ipv4();
+        let fits = match header.segmentation {
+            Segmentation::TcpV4 => is_v4 && cut.protocol == TransportProtocol::Tcp,
+            Segmentation::TcpV6 => !is_v4 && cut.protocol == TransportProtocol::Tcp,
+            Segmentation::Udp => cut.protocol == TransportProtocol::Udp,
+            Segmentation::None => false,
+        };
+        if !fits || cut.segment_size == 0 {
+            return Err(Malformed);
+        }
+        Ok(Self { packet, partial, cut: Some(cut) })
+    }
+
+    /// The packet as the kernel gave it, for its addresses: of a superpacket the lengths are not any segment's.
+    pub(super) fn packet(&self) -> &IpPacket<'a> {
+        &self.packet
+    }
+
+    /// How many packets there are; at least one.
+    pub(super) fn count(&self) -> usize {
+        self.cut.as_ref().map_or(1, |cut| self.payload_len(cut).div_ceil(cut.segment_size).max(1))
+    }
+
+    /// Length in bytes of the packet at `index`, which is below [`count`](Self::count). The first is the longest.
+    pub(super) fn length(&self, index: usize) -> usize {
+        let Some(cut) = &self.cut else { return self.packet.bytes().len() };
+        let rest = self.payload_len(cut).saturating_sub(index * cut.segment_size);
+        cut.headers_len + rest.min(cut.segment_size)
+    }
+
+    /// The flags of the packet frame at `index`.
+    pub(super) fn flags(&self, index: usize) -> u8 {
+        match (self.partial, index) {
+            (false, _) => 0,
+            (true, 0) => FLAG_CHECKSUM_PARTIAL,
+            (true, _) => FLAG_CHECKSUM_PARTIAL | FLAG_CONTINUES,
+        }
+    }
+
+    /// Writes the packet at `index` into `out`, which is [`length`](Self::length) bytes long.
+    pub(super) fn write(&self, index: usize, out: &mut [u8]) {
+        let bytes = self.packet.bytes();
+        let Some(cut) = &self.cut else { return out.copy_from_slice(bytes) };
+        let packet_len = out.len();
+        let payload_start = cut.headers_len + index * cut.segment_size;
+        let (headers, payload) = out.split_at_mut(cut.headers_len);
+        headers.copy_from_slice(&bytes[..cut.headers_len]);
+        payload.copy_from_slice(&bytes[payload_start..payload_start + payload.len()]);
+
+        let (ip, transport) = headers.split_at_mut(cut.transport_start);
+        set_ip_length(ip, packet_len, index);
+        let transport_len = packet_len - cut.transport_start;
+        match cut.protocol {
+            TransportProtocol::Tcp => self.cut_tcp_header(cut, index, transport),
+            TransportProtocol::Udp => transport[4..6].copy_from_slice(&length_field(transport_len)),
+        }
+        let sum = checksum::fold(cut.pseudo_header_sum + u32::from(u16::from_be_bytes(length_field(transport_len))));
+        let at = cut.transport_start + cut.protocol.checksum_offset();
+        out[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+        if !self.partial {
+            finish_checksum(out, cut.transport_start, at);
+        }
+    }
+
+    /// Sequence number and flags as they would be if the segments had been sent one by one: CWR answers one congestion
+    /// mark (RFC 3168 §6.1.2), PSH and FIN belong to the last byte.
+    fn cut_tcp_header(&self, cut: &Cut, index: usize, tcp: &mut [u8]) {
+        let advance = u32::try_from(index * cut.segment_size).expect("a superpacket is shorter than 64 KiB");
+        let sequence = u32::from_be_bytes(tcp[4..8].try_into().expect("four bytes")).wrapping_add(advance);
+        tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
+        if index > 0 {
+            tcp[13] &= !TCP_CWR;
+        }
+        if index + 1 < self.count() {
+            tcp[13] &= !(TCP_FIN | TCP_PSH);
+        }
+    }
+
+    fn payload_len(&self, cut: &Cut) -> usize {
+        self.packet.bytes().len() - cut.headers_len
+    }
+}
+
+impl Cut {
+    /// The transport header of an IPv6 superpacket with extension headers, which only the kernel knows how to pass
+    /// over: it lies where the checksum starts.
+    fn behind_extension_headers(header: &VirtioHeader, packet: &IpPacket<'_>) -> Result<Self, Malformed> {
+        let start = usize::from(header.checksum_start);
+        if !header.needs_checksum || packet.source().is_ipv4() || start <= packet.header_len() {
+            return Err(Malformed);
+        }
+        let transport = packet.bytes().get(start..).ok_or(Malformed)?;
+        let (protocol, transport_header_len) = match header.segmentation {
+            Segmentation::Udp => (TransportProtocol::Udp, UDP_HEADER_LEN),
+            _ => (TransportProtocol::Tcp, usize::from(transport.get(12).ok_or(Malformed)? >> 4) * 4),
+        };
+        let shortest = match protocol {
+            TransportProtocol::Tcp => TCP_HEADER_LEN,
+            TransportProtocol::Udp => UDP_HEADER_LEN,
+        };
+        if transport_header_len < shortest || transport.len() < transport_header_len {
+            return Err(Malformed);
+        }
+        // A routing header changes the destination in the pseudo-header (RFC 8200 §8.1). The kernel's sum knows: take
+        // it, and take the superpacket's length out of it.
+        let field = protocol.checksum_offset();
+        let sum = u16::from_be_bytes([transport[field], transport[field + 1]]);
+        let length = u16::from_be_bytes(length_field(transport.len()));
+        Ok(Self {
+            protocol,
+            transport_start: start,
+            headers_len: start + transport_header_len,
+            segment_size: usize::from(header.segment_size),
+            pseudo_header_sum: u32::from(sum) + u32::from(!length),
+        })
+    }
+}
+
+pub(super) const TCP_FIN: u8 = 0x01;
+pub(super) const TCP_PSH: u8 = 0x08;
+pub(super) const TCP_CWR: u8 = 0x80;
+
+const TCP_HEADER_LEN: usize = 20;
+const UDP_HEADER_LEN: usize = 8;
+
+/// Sets the length of an IP header in front of a packet of `packet_len` bytes, and for IPv4 advances the identification
+/// by `index` and computes the header's checksum.
+pub(super) fn set_ip_length(ip: &mut [u8], packet_len: usize, index: usize) {
+    if ip[0] >> 4 == 6 {
+        return ip[4..6].copy_from_slice(&length_field(packet_len - crate::packet::ip::IPV6_HEADER_LEN));
+    }
+    ip[2..4].copy_from_slice(&length_field(packet_len));
+    let index = u16::try_from(index).expect("a superpacket has fewer segments than bytes");
+    let identification = u16::from_be_bytes([ip[4], ip[5]]).wrapping_add(index);
+    ip[4..6].copy_from_slice(&identification.to_be_bytes());
+    ip[10..12].fill(0);
+    let checksum = checksum::finish(0, ip);
+    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+}
+
+/// A length that is known to be an IP packet's, as its header field.
+pub(super) fn length_field(length: usize) -> [u8; 2] {
+    u16::try_from(length).expect("an IP packet is shorter than 64 KiB").to_be_bytes()
+}
+
+/// Computes the checksum that the kernel left open, wherever it said that it is.
+fn complete_checksum(bytes: &mut [u8], header: &VirtioHeader) -> Result<(), Malformed> {
+    let start = usize::from(header.checksum_start);
+    let at = start + usize::from(header.checksum_offset);
+    if at + 2 > bytes.len() {
+        return Err(Malformed);
+    }
+    finish_checksum(bytes, start, at);
+    Ok(())
+}
+
+/// Turns the pseudo-header's sum in the field at `at` into the checksum over everything from `start`.
+fn finish_checksum(bytes: &mut [u8], start: usize, at: usize) {
+    // Zero means "none" for UDP; all ones is the same number and means it for both (RFC 768).
+    let checksum = match checksum::finish(0, &bytes[start..]) {
+        0 => 0xffff,
+        checksum => checksum,
+    };
+    bytes[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+}
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -1,0 +1,163 @@
+use proptest::prelude::*;
+
+use super::super::samples::{Sample, assert_checksums, assert_valid_alone};
+use super::*;
+
+fn cut(sample: &Sample) -> Vec<(u8, Vec<u8>)> {
+    let mut bytes = sample.packet();
+    packets(&Segments::new(&sample.virtio(), &mut bytes).unwrap())
+}
+
+fn packets(segments: &Segments<'_>) -> Vec<(u8, Vec<u8>)> {
+    let packet = |index| {
+        let mut out = vec![0xaa; segments.length(index)];
+        segments.write(index, &mut out);
+        (segments.flags(index), out)
+    };
+    (0..segments.count()).map(packet).collect()
+}
+
+#[test]
+fn a_packet_with_a_partial_checksum_travels_as_it_is() {
+    let sample = Sample { segment_size: 0, ..Sample::tcp_v4(100, 0) };
+    assert_eq!(cut(&sample), [(FLAG_CHECKSUM_PARTIAL, sample.packet())]);
+}
+
+#[test]
+fn a_complete_packet_travels_as_it_is() {
+    let mut bytes = Sample::tcp_v4(100, 0).packet();
+    let expected = bytes.clone();
+    assert_eq!(packets(&Segments::new(&VirtioHeader::PLAIN, &mut bytes).unwrap()), [(0, expected)]);
+}
+
+#[test]
+fn cuts_a_tcp_superpacket_as_if_its_segments_had_been_sent_one_by_one() {
+    let packets = cut(&Sample { tcp_flags: 0x99, ..Sample::tcp_v4(2500, 1000) });
+    let lengths: Vec<_> = packets.iter().map(|(_, packet)| packet.len()).collect();
+    assert_eq!(lengths, [1052, 1052, 552]);
+    let identifications: Vec<_> = packets.iter().map(|(_, packet)| [packet[4], packet[5]]).collect();
+    assert_eq!(identifications, [[0xff, 0xfe], [0xff, 0xff], [0, 0]]);
+    let sequences: Vec<_> = packets.iter().map(|(_, packet)| packet[24..28].to_vec()).collect();
+    assert_eq!(sequences, [[0xff, 0xff, 0xff, 0x00], [0x00, 0x00, 0x02, 0xe8], [0x00, 0x00, 0x06, 0xd0]]);
+    let flags: Vec<_> = packets.iter().map(|(_, packet)| packet[33]).collect();
+    assert_eq!(flags, [0x90, 0x10, 0x19], "CWR first only; PSH and FIN last only");
+    let frame_flags: Vec<_> = packets.iter().map(|(flags, _)| *flags).collect();
+    let continues = FLAG_CHECKSUM_PARTIAL | FLAG_CONTINUES;
+    assert_eq!(frame_flags, [FLAG_CHECKSUM_PARTIAL, continues, continues]);
+}
+
+#[test]
+fn a_superpacket_that_is_no_longer_than_a_segment_is_one_packet() {
+    assert_eq!(cut(&Sample::tcp_v4(1000, 1000)).len(), 1);
+    assert_eq!(cut(&Sample::tcp_v4(0, 1000)).len(), 1);
+}
+
+#[test]
+fn a_checksum_that_cannot_travel_partial_is_completed() {
+    // A UDP packet behind a destination-options header of eight bytes.
+    let sample = Sample { segment_size: 0, ..Sample::udp_v6(101, 0) };
+    let (mut bytes, mut header) = (sample.packet(), sample.virtio());
+    insert_extension_header(&mut bytes);
+    header.checksum_start += 8;
+    let [(0, packet)] = &packets(&Segments::new(&header, &mut bytes).unwrap())[..] else { panic!("one, not partial") };
+    assert_checksums(&without_extension_header(packet));
+}
+
+#[test]
+fn a_superpacket_behind_extension_headers_is_cut_with_complete_checksums() {
+    for sample in [Sample::udp_v6(2500, 1000), Sample { v6: true, ..Sample::tcp_v4(2501, 1000) }] {
+        let (mut bytes, mut header) = (sample.packet(), sample.virtio());
+        insert_extension_header(&mut bytes);
+        header.checksum_start += 8;
+        let packets = packets(&Segments::new(&header, &mut bytes).unwrap());
+        assert_eq!(packets.len(), 3);
+        for (flags, packet) in packets {
+            assert_eq!(flags, 0);
+            assert_checksums(&without_extension_header(&packet));
+        }
+    }
+}
+
+fn insert_extension_header(bytes: &mut Vec<u8>) {
+    let protocol = std::mem::replace(&mut bytes[6], 60);
+    bytes.splice(40..40, [protocol, 0, 1, 4, 0, 0, 0, 0]);
+    let length = length_field(bytes.len() - 40);
+    bytes[4..6].copy_from_slice(&length);
+}
+
+fn without_extension_header(packet: &[u8]) -> Vec<u8> {
+    let mut bytes = packet.to_vec();
+    bytes[6] = bytes[40];
+    bytes.drain(40..48);
+    let length = length_field(bytes.len() - 40);
+    bytes[4..6].copy_from_slice(&length);
+    bytes
+}
+
+#[test]
+fn a_header_that_contradicts_its_packet_is_refused() {
+    let sample = Sample::tcp_v4(2500, 1000);
+    let good = sample.virtio();
+    for header in [
+        VirtioHeader { segment_size: 0, ..good },
+        VirtioHeader { segmentation: Segmentation::TcpV6, ..good },
+        VirtioHeader { segmentation: Segmentation::Udp, ..good },
+    ] {
+        assert!(Segments::new(&header, &mut sample.packet()).is_err(), "{header:?}");
+    }
+    let single = VirtioHeader { segmentation: Segmentation::None, ..good };
+    for (checksum_start, checksum_offset) in [(2552, 0), (2540, 11), (65_535, 65_535)] {
+        let header = VirtioHeader { checksum_start, checksum_offset, ..single };
+        assert!(Segments::new(&header, &mut sample.packet()).is_err(), "{header:?}");
+    }
+    assert!(Segments::new(&good, &mut sample.packet()[1..]).is_err());
+    assert!(Segments::new(&good, &mut []).is_err());
+}
+
+pub(in super::super) fn samples() -> impl Strategy<Value = Sample> {
+    (any::<bool>(), any::<bool>(), 0..=10usize, 0..=10usize, any::<u8>(), 0..20_000usize, 1..3000usize).prop_map(
+        |(v6, tcp, ip_options, tcp_options, tcp_flags, payload_len, segment_size)| Sample {
+            v6,
+            protocol: if tcp { TransportProtocol::Tcp } else { TransportProtocol::Udp },
+            ip_options: ip_options * 4,
+            tcp_options: tcp_options * 4,
+            tcp_flags,
+            ..Sample::tcp_v4(payload_len, segment_size.max(payload_len / 200 + 1))
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn each_segment_is_a_valid_packet_and_together_they_carry_the_payload(sample in samples()) {
+        let mut payload = Vec::new();
+        for (index, (_, packet)) in cut(&sample).into_iter().enumerate() {
+            assert_valid_alone(&packet);
+            prop_assert!(index == 0 || packet.len() > sample.headers_len());
+            payload.extend_from_slice(&packet[sample.headers_len()..]);
+        }
+        prop_assert_eq!(payload, sample.payload);
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), virtio: [u8; 10]) {
+        if let Ok(header) = VirtioHeader::decode(&virtio)
+            && let Ok(segments) = Segments::new(&header, &mut bytes)
+        {
+            packets(&segments);
+        }
+    }
+
+    #[test]
+    fn a_damaged_superpacket_never_panics(sample in samples(), at: prop::sample::Index, value: u8, virtio_at in 0..10usize, virtio_value: u8) {
+        let (mut bytes, mut virtio) = (sample.packet(), sample.virtio().encode());
+        let at = at.index(bytes.len().min(130));
+        bytes[at] = value;
+        virtio[virtio_at] = virtio_value;
+        if let Ok(header) = VirtioHeader::decode(&virtio)
+            && let Ok(segments) = Segments::new(&header, &mut bytes)
+        {
+            packets(&segments);
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! The thread that owns the device: handshakes, timers, packets without a session, commands. It publishes a new
+//! [`Router`] whenever one of them changes what the workers need.
+//!
+//! Workers reach it through a bounded queue and never wait for it. Commands have a queue of their own, so that a flood of
+//! handshakes can delay an operator but not shut him out.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::mpsc::{
+    Receiver, RecvTimeoutError, Sender as ChannelSender, SyncSender, TryRecvError, TrySendError, channel, sync_channel,
+};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use crate::keys::{PrivateKey, PublicKey};
+use crate::packet::ip::IpPacket;
+use crate::proto::device::Device;
+use crate::proto::endpoint::Endpoint;
+use crate::proto::error::DropReason;
+use crate::proto::event::Event;
+use crate::proto::peer::PeerConfig;
+use crate::proto::router::{Notice, Router};
+use crate::proto::staged::StagedPacket;
+use crate::proto::stats::DeviceStatus;
+
+use super::clock;
+use super::counters::Counters;
+use super::failure::Failure;
+use super::train::Train;
+use super::tun::{TunQueue, is_device_gone};
+use super::udp::{Sender, Unsent};
+
+/// Datagrams, packets and notices that wait, at most: about a megabyte, or a tenth of a second of handshakes.
+const QUEUE_LEN: usize = 512;
+/// Without a timer due, the thread sleeps until something comes; this is the kernel's limit, not a beat.
+const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+
+/// What workers hand over.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// A handshake message.
+    Datagram { from: Endpoint, bytes: Vec<u8> },
+    /// A packet for a peer without a session.
+    Packet(StagedPacket),
+    /// What a packet showed.
+    Notice(Notice),
+    /// Nothing: there is a command.
+    Command,
+}
+
+/// What control asks for.
+pub(super) enum Command {
+    UpsertPeer(PeerConfig),
+    RemovePeer(PublicKey),
+    SetEndpoint(PublicKey, Endpoint),
+    SetPrivateKey(PrivateKey, Option<PrivateKey>),
+    Status(Box<dyn FnOnce(DeviceStatus) + Send>),
+    Stop,
+}
+
+/// A worker's end of the queue.
+#[derive(Debug, Clone)]
+pub(super) struct SlowPathQueue(SyncSender<Input>);
+
+impl SlowPathQueue {
+    /// Hands over, unless the queue is full or the slow path has ended.
+    pub(super) fn offer(&self, input: Input) -> bool {
+        self.0.try_send(input).is_ok()
+    }
+}
+
+/// Control's end of the command queue.
+#[derive(Debug, Clone)]
+pub(super) struct CommandQueue {
+    commands: ChannelSender<Command>,
+    inputs: SyncSender<Input>,
+}
+
+impl CommandQueue {
+    /// Commands to a slow path that has ended are lost.
+    pub(super) fn send(&self, command: Command) {
+        if self.commands.send(command).is_ok() {
+            // A full queue means that the slow path is awake, and looks for commands before its next input.
+            let (Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_))) =
+                self.inputs.try_send(Input::Command);
+        }
+    }
+}
+
+/// Both queues: the senders, and what the slow path reads.
+pub(super) fn queues() -> (SlowPathQueue, CommandQueue, Inbox) {
+    let (inputs, input_receiver) = sync_channel(QUEUE_LEN);
+    let (commands, command_receiver) = channel();
+    let inbox = Inbox { inputs: input_receiver, commands: command_receiver };
+    (SlowPathQueue(inputs.clone()), CommandQueue { commands, inputs }, inbox)
+}
+
+/// What the slow path reads.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    inputs: Receiver<Input>,
+    commands: Receiver<Command>,
+}
+
+/// The slow path's state.
+pub(super) struct SlowPath {
+    pub(super) device: Device,
+    pub(super) inbox: Inbox,
+    pub(super) router: Arc<ArcSwap<Router>>,
+    pub(super) sender: Sender,
+    pub(super) tun: Arc<TunQueue>,
+    /// One per worker.
+    pub(super) counters: Vec<Arc<Counters>>,
+    /// Peers with a session, to tell a new link from a new session in the log.
+    pub(super) linked: BTreeSet<PublicKey>,
+}
+
+impl fmt::Debug for SlowPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SlowPath").finish_non_exhaustive()
+    }
+}
+
+impl SlowPath {
+    /// Works until it is told to stop, or nobody can tell it anything any more.
+    pub(super) fn run(mut self) -> Result<(), Failure> {
+        self.flush()?;
+        loop {
+            if !self.handle_commands()? {
+                return Ok(());
+            }
+            let now = clock::now();
+            let until = self.device.poll_timeout();
+            let sleep = until.map_or(LONGEST_SLEEP, |(deadline, _)| deadline.saturating_duration_since(now));
+            match self.inbox.inputs.recv_timeout(sleep) {
+                Ok(input) => {
+                    self.handle_input(input);
+                    self.flush()?;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            let now = clock::now();
+            if let Some((_, timer)) = self.device.poll_timeout().filter(|(deadline, _)| *deadline <= now) {
+                tracing::trace!(?timer, "timeout");
+                self.device.handle_timeout(now);
+                self.flush()?;
+            }
+        }
+    }
+
+    fn handle_input(&mut self, input: Input) {
+        let now = clock::now();
+        match input {
+            // The device counts what it refuses.
+            Input::Datagram { from, mut bytes } => drop(self.device.handle_datagram(now, from, &mut bytes)),
+            Input::Packet(packet) => drop(self.device.handle_packet(now, packet)),
+            Input::Notice(notice) => self.device.handle_notice(now, notice),
+            Input::Command => {}
+        }
+    }
+
+    /// Returns whether to go on.
+    fn handle_commands(&mut self) -> Result<bool, Failure> {
+        loop {
+            let now = clock::now();
+            match self.inbox.commands.try_recv() {
+                Ok(Command::UpsertPeer(peer)) => {
+                    let key = peer.public_key;
+                    if self.device.upsert_peer(now, peer).is_none() {
+                        tracing::warn!(peer = %key.short(), "a peer with our own public key is not added");
+                    }
+                }
+                Ok(Command::RemovePeer(key)) => self.device.remove_peer(&key),
+                Ok(Command::SetEndpoint(key, endpoint)) => self.device.set_endpoint(now, &key, endpoint),
+                Ok(Command::SetPrivateKey(key, previous)) => self.device.set_private_key(now, key, previous),
+                Ok(Command::Status(reply)) => reply(self.status()),
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
+                    self.device.shutdown(now);
+                    self.flush()?;
+                    return Ok(false);
+                }
+                Err(TryRecvError::Empty) => return Ok(true),
+            }
+            self.flush()?;
+        }
+    }
+
+    fn status(&self) -> DeviceStatus {
+        let mut status = self.device.status(clock::now());
+        for counters in &self.counters {
+            counters.add_to(&mut status.drops);
+        }
+        status
+    }
+
+    /// Takes every output of the device.
+    fn flush(&mut self) -> Result<(), Failure> {
+        let now = clock::now();
+        while let Some(transmit) = self.device.poll_transmit() {
+            let length = transmit.payload.len();
+            if let Err(Unsent(_)) = self.sender.send(now, &transmit.endpoint, &transmit.payload, length) {
+                self.device.count_drop(DropReason::SendFailed);
+            }
+        }
+        while let Some(event) = self.device.poll_event() {
+            self.on_event(event)?;
+        }
+        if let Some(router) = self.device.poll_router() {
+            self.router.store(router);
+        }
+        Ok(())
+    }
+
+    fn on_event(&mut self, event: Event) -> Result<(), Failure> {
+        match event {
+            Event::Packet { bytes, checksum_partial, .. } => return self.write_packet(&bytes, checksum_partial),
+            Event::SessionEstablished { peer, initiator, suite } => {
+                let (peer_name, role) = (peer.short(), if initiator { "initiator" } else { "responder" });
+                if self.linked.insert(peer) {
+                    tracing::info!(peer = %peer_name, ?suite, role, "link up: session established");
+                } else {
+                    tracing::debug!(peer = %peer_name, ?suite, role, "session renewed");
+                }
+            }
+            Event::SessionEnded { peer } => {
+                self.linked.remove(&peer);
+                tracing::info!(peer = %peer.short(), "link idle: the session ended");
+            }
+            Event::HandshakeGivenUp { peer } => {
+                self.linked.remove(&peer);
+                tracing::info!(peer = %peer.short(), "link down: the peer does not answer");
+            }
+            Event::Goodbye { peer } => {
+                self.linked.remove(&peer);
+                tracing::info!(peer = %peer.short(), "link down: the peer is going away");
+            }
+            Event::EndpointChanged { peer, endpoint } => {
+                tracing::info!(peer = %peer.short(), endpoint = %endpoint.remote, "the peer has a new endpoint");
+            }
+        }
+        Ok(())
+    }
+
+    fn write_packet(&mut self, bytes: &[u8], checksum_partial: bool) -> Result<(), Failure> {
+        let packet = IpPacket::parse(bytes).expect("the device checks packets before it hands them out");
+        let mut train = Train::new(self.tun.offload());
+        train.start(packet, checksum_partial);
+        match train.deliver(|parts| self.tun.write(parts)) {
+            Err(error) if is_device_gone(&error) => Err(Failure::TunGone(error)),
+            Err(_) => {
+                self.device.count_drop(DropReason::TunWriteFailed);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+}

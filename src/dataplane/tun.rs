@@ -1,0 +1,261 @@
+//! The TUN device: created through `tun-rs` with offload, or through `tun-tap` as a plain device, and then the same to
+//! its readers and writers but for the virtio header in front of each packet.
+//!
+//! It configures nothing (addresses, MTU, link state are control's). The device lives as long as a queue is open.
+#![expect(unsafe_code, reason = "one crate gives its descriptor away as a bare number only")]
+
+use std::fs::File;
+use std::io::{self, IoSlice, Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::net::if_::if_nametoindex;
+
+use super::virtio::{VIRTIO_HEADER_LEN, VirtioHeader};
+
+/// Where the kernel hands out TUN devices.
+const DEVICE_NODE: &str = "/dev/net/tun";
+
+/// Names longer than this the kernel cuts (`IFNAMSIZ` less the closing zero).
+const MAX_NAME_LEN: usize = 15;
+
+/// Room for the largest read: a virtio header and a superpacket of 64 KiB.
+pub(super) const TUN_BUFFER_LEN: usize = VIRTIO_HEADER_LEN + 65_536;
+
+/// Which kind of TUN to create.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DeviceMode {
+    /// With offload where the kernel gives it, else plain.
+    #[default]
+    Auto,
+    /// With offload or not at all.
+    Offload,
+    /// One packet per read and write, all checksums computed: for kernels that refuse offload, and for debugging.
+    Plain,
+}
+
+/// What a TUN takes and gives beyond single, complete packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Offload {
+    /// Nothing; there is no virtio header.
+    None,
+    /// Partial checksums and TCP superpackets.
+    Tcp,
+    /// UDP superpackets too (Linux 6.2).
+    TcpAndUdp,
+}
+
+/// Why there is no TUN.
+#[derive(Debug, thiserror::Error)]
+pub enum TunError {
+    /// The kernel module or the device node is missing.
+    #[error("there is no {DEVICE_NODE}: load the kernel module with `modprobe tun`, or give the container that device")]
+    NoTunDevice,
+    /// Creating network interfaces is not allowed.
+    #[error("no permission to create a network interface: run as root or with CAP_NET_ADMIN")]
+    NoPermission,
+    /// An interface of that name is there already.
+    #[error("the interface {0} exists already: stop what made it, or choose another interface name")]
+    NameTaken(String),
+    /// The kernel does not accept the name.
+    #[error("{0:?} can't be an interface's name: it takes 1 to {MAX_NAME_LEN} characters, without spaces or slashes")]
+    InvalidName(String),
+    /// Offload was demanded and the kernel refuses it.
+    #[error("the kernel refuses a TUN with offload ({0}); the device mode \"plain\" does without")]
+    NoOffload(io::Error),
+    /// Anything else.
+    #[error("could not create the interface {name}: {source}")]
+    Io {
+        /// The interface.
+        name: String,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+}
+
+/// An open TUN device.
+#[derive(Debug)]
+pub(super) struct Tun {
+    /// One per worker that it can serve.
+    pub(super) queues: Vec<Arc<TunQueue>>,
+    /// The interface's index.
+    pub(super) index: u32,
+}
+
+impl Tun {
+    /// Creates the device, link down, with up to `queues` queues: a plain device has one.
+    pub(super) fn create(name: &str, mode: DeviceMode, queues: u8) -> Result<Self, TunError> {
+        check_name(name)?;
+        let queues = match mode {
+            DeviceMode::Offload => create_offload(name, queues)?,
+            DeviceMode::Plain => vec![create_plain(name)?],
+            DeviceMode::Auto => match create_offload(name, queues) {
+                Err(TunError::NoOffload(reason)) => {
+                    tracing::warn!(%reason, "the kernel gives no TUN offload, using a plain device: expect less speed");
+                    vec![create_plain(name)?]
+                }
+                other => other?,
+            },
+        };
+        let index = if_nametoindex(name).map_err(|errno| TunError::Io { name: name.into(), source: errno.into() })?;
+        Ok(Self { queues: queues.into_iter().map(Arc::new).collect(), index })
+    }
+}
+
+/// Both crates would join an existing multi-queue or persistent device of that name and share its packets; and one of
+/// them would make a missing device node. So look first.
+fn check_name(name: &str) -> Result<(), TunError> {
+    // A name with `%` is a template to the kernel.
+    let valid = (1..=MAX_NAME_LEN).contains(&name.len())
+        && !matches!(name, "." | "..")
+        && name.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'%' | b':'));
+    if !valid {
+        return Err(TunError::InvalidName(name.into()));
+    }
+    if if_nametoindex(name).is_ok() {
+        return Err(TunError::NameTaken(name.into()));
+    }
+    File::options().read(true).write(true).open(DEVICE_NODE).map(drop).map_err(|source| classify(name, source))
+}
+
+fn create_offload(name: &str, queues: u8) -> Result<Vec<TunQueue>, TunError> {
+    let first = tun_rs::DeviceBuilder::new()
+        .name(name)
+        .offload(true)
+        .multi_queue(queues > 1)
+        .packet_information(false)
+        .inherit_enable_state()
+        .build_sync()
+        .map_err(|source| match classify(name, source) {
+            TunError::Io { source, .. } => TunError::NoOffload(source),
+            other => other,
+        })?;
+    let mut devices = vec![first];
+    for _ in 1..queues {
+        let next = devices[0].try_clone().map_err(|source| classify(name, source))?;
+        devices.push(next);
+    }
+    let offload = if devices[0].udp_gso() { Offload::TcpAndUdp } else { Offload::Tcp };
+    let own = |device: tun_rs::SyncDevice| {
+        let owned = device.as_fd().try_clone_to_owned().map_err(|source| classify(name, source))?;
+        TunQueue::new(owned, offload).map_err(|source| classify(name, source))
+    };
+    devices.into_iter().map(own).collect()
+}
+
+fn create_plain(name: &str) -> Result<TunQueue, TunError> {
+    let device =
+        tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tun).map_err(|source| classify(name, source))?;
+    // SAFETY: `into_raw_fd` gives up the descriptor, which is open, so this is its only owner.
+    let owned = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
+    TunQueue::new(owned, Offload::None).map_err(|source| classify(name, source))
+}
+
+fn classify(name: &str, source: io::Error) -> TunError {
+    match source.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => TunError::NoTunDevice,
+        Some(Errno::EPERM | Errno::EACCES) => TunError::NoPermission,
+        Some(Errno::EBUSY | Errno::EEXIST) => TunError::NameTaken(name.into()),
+        _ => TunError::Io { name: name.into(), source },
+    }
+}
+
+/// One queue of a TUN: non-blocking, read by one worker, written by several threads.
+#[derive(Debug)]
+pub(super) struct TunQueue {
+    file: File,
+    offload: Offload,
+}
+
+/// What a read gave: what the kernel says about the packet, and where the packet lies in the buffer.
+#[derive(Debug)]
+pub(super) struct TunRead<'b> {
+    /// `PLAIN` from a plain device.
+    pub(super) header: [u8; VIRTIO_HEADER_LEN],
+    /// The packet or superpacket.
+    pub(super) bytes: &'b mut [u8],
+}
+
+impl TunQueue {
+    fn new(descriptor: OwnedFd, offload: Offload) -> io::Result<Self> {
+        fcntl(&descriptor, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))?;
+        Ok(Self { file: File::from(descriptor), offload })
+    }
+
+    /// What it takes and gives.
+    pub(super) fn offload(&self) -> Offload {
+        self.offload
+    }
+
+    /// Reads one packet or superpacket. `Ok(None)` when none is waiting; `Err` only when the device is gone.
+    pub(super) fn read<'b>(&self, buffer: &'b mut [u8]) -> io::Result<Option<TunRead<'b>>> {
+        let length = loop {
+            match (&self.file).read(buffer) {
+                Ok(length) => break length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_device_gone(&error) => return Err(error),
+                Err(_) => return Ok(None),
+            }
+        };
+        let bytes = &mut buffer[..length];
+        if self.offload == Offload::None {
+            return Ok(Some(TunRead { header: VirtioHeader::PLAIN.encode(), bytes }));
+        }
+        Ok(bytes.split_first_chunk_mut().map(|(header, bytes)| TunRead { header: *header, bytes }))
+    }
+
+    /// Writes one packet or superpacket in parts, the virtio header first if there is offload. Every error but that of
+    /// [`is_device_gone`] means that this packet was refused: EIO while the link is down, EINVAL for a bad header.
+    pub(super) fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        loop {
+            match (&self.file).write_vectored(parts) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl AsFd for TunQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Whether `error` says that somebody deleted the device, or its network namespace.
+pub(super) fn is_device_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EBADFD | Errno::ENODEV | Errno::EBADF))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_the_kernel_would_change_is_refused() {
+        for name in ["", "sixteen-letters0", "a b", "a/b", "tun%d", "a:b", ".", "..", "caf\u{e9}"] {
+            assert!(matches!(Tun::create(name, DeviceMode::Auto, 1), Err(TunError::InvalidName(_))), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn an_existing_interface_is_not_joined() {
+        for mode in [DeviceMode::Auto, DeviceMode::Offload, DeviceMode::Plain] {
+            assert!(matches!(Tun::create("lo", mode, 1), Err(TunError::NameTaken(name)) if name == "lo"));
+        }
+    }
+
+    #[test]
+    fn errors_of_the_kernel_are_told_apart() {
+        let of = |errno: Errno| classify("underpass0", io::Error::from(errno));
+        assert!(matches!(of(Errno::ENOENT), TunError::NoTunDevice));
+        assert!(matches!(of(Errno::EPERM), TunError::NoPermission));
+        assert!(matches!(of(Errno::EBUSY), TunError::NameTaken(_)));
+        assert!(matches!(of(Errno::EINVAL), TunError::Io { .. }));
+        assert!(is_device_gone(&Errno::EBADFD.into()));
+        assert!(!is_device_gone(&Errno::EIO.into()));
+    }
+}

@@ -1,0 +1,232 @@
+//! One thread of the fast path, for both directions: one TUN queue, one socket per listen address, one lane.
+//!
+//! ```text
+//! poll ─▶ UDP: up to 8 receives ─▶ open, admit ─▶ trains ─▶ TUN
+//!      └▶ TUN: up to 64 reads ─▶ route ─▶ pack, seal ─▶ UDP
+//! ```
+//!
+//! Run to completion: nothing is handed to another thread but what only the slow path can do, through a bounded queue.
+//! No packet costs an allocation or a lock. The worker knows no timers, handshakes or peers' configuration.
+
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::packet::frame::FLAG_CHECKSUM_PARTIAL;
+use crate::packet::ip::IpPacket;
+use crate::packet::message::Message;
+use crate::proto::error::{DropReason, Miss};
+use crate::proto::router::{Notice, Route, Router};
+use crate::proto::staged::StagedPacket;
+
+use super::batch::Outbound;
+use super::clock;
+use super::counters::Counters;
+use super::failure::{Failure, Stop};
+use super::inbound::Inbound;
+use super::routing_loop::own_datagram_destination;
+use super::segment::Segments;
+use super::slow_path::{Input, SlowPathQueue};
+use super::train::write_whole;
+use super::tun::{TUN_BUFFER_LEN, TunQueue, TunRead};
+use super::udp::{RECEIVE_BUFFER_LEN, Received, Sender, UdpSocket};
+use super::unreachable::{AnswerLimit, MAX_ANSWER_LEN, answer};
+use super::virtio::VirtioHeader;
+
+/// Receives per socket before the TUN gets its turn (measured, `docs/performance.md`).
+const MAX_RECEIVES: usize = 8;
+/// TUN reads before the sockets get their turn (measured, `docs/performance.md`).
+const MAX_READS: usize = 64;
+
+/// What a worker is given.
+#[derive(Debug)]
+pub(super) struct WorkerParts {
+    /// Its lane, and its number among the workers.
+    pub(super) lane: u8,
+    /// Packets longer than this are not sent.
+    pub(super) mtu: u16,
+    pub(super) tun: Arc<TunQueue>,
+    pub(super) sockets: Arc<[UdpSocket]>,
+    /// Every port that any worker sends from.
+    pub(super) ports: Arc<[u16]>,
+    /// The newest snapshot; replaced by the slow path.
+    pub(super) router: Arc<ArcSwap<Router>>,
+    pub(super) slow_path: SlowPathQueue,
+    pub(super) counters: Arc<Counters>,
+    pub(super) stop: Arc<Stop>,
+}
+
+/// A fast-path thread's state.
+#[derive(Debug)]
+pub(super) struct Worker {
+    parts: WorkerParts,
+    outbound: Outbound,
+    notices: Vec<Notice>,
+    answers: AnswerLimit,
+    receive_buffer: Box<[u8]>,
+    read_buffer: Box<[u8]>,
+}
+
+impl Worker {
+    /// Allocates all that it will ever need.
+    pub(super) fn new(parts: WorkerParts) -> Self {
+        let sender = Sender::new(parts.sockets.clone());
+        Self {
+            outbound: Outbound::new(parts.lane, parts.mtu, sender, parts.counters.clone()),
+            notices: Vec::new(),
+            answers: AnswerLimit::new(clock::now()),
+            receive_buffer: vec![0; RECEIVE_BUFFER_LEN].into(),
+            read_buffer: vec![0; TUN_BUFFER_LEN].into(),
+            parts,
+        }
+    }
+
+    /// Carries packets until it is told to stop, or the TUN is gone.
+    pub(super) fn run(mut self) -> Result<(), Failure> {
+        let WorkerParts { tun, sockets, router, stop, .. } = &self.parts;
+        let (tun, sockets, router, stop) = (tun.clone(), sockets.clone(), router.clone(), stop.clone());
+        let mut descriptors =
+            vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(tun.as_fd(), PollFlags::POLLIN)];
+        descriptors.extend(sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
+        loop {
+            match poll(&mut descriptors, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Failure::Poll(errno.into())),
+            }
+            if stop.is_requested() {
+                return Ok(());
+            }
+            // An error is readiness too: the read or receive clears it, or tells what it means.
+            let is_ready = |descriptor: &PollFd<'_>| descriptor.any().unwrap_or(true);
+            let [_, tun_descriptor, socket_descriptors @ ..] = &descriptors[..] else { unreachable!("made above") };
+            let (now, router) = (clock::now(), router.load());
+            for (socket, _) in sockets.iter().zip(socket_descriptors).filter(|(_, descriptor)| is_ready(descriptor)) {
+                self.receive(now, &router, socket)?;
+            }
+            if is_ready(tun_descriptor) {
+                self.transmit(now, &router)?;
+            }
+            self.send_notices();
+        }
+    }
+
+    /// From one socket to the TUN.
+    fn receive(&mut self, now: Instant, router: &Router, socket: &UdpSocket) -> Result<(), Failure> {
+        for _ in 0..MAX_RECEIVES {
+            match socket.receive(&mut self.receive_buffer) {
+                Ok(Some(received)) => self.open(now, router, received)?,
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::debug!(%error, "receive failed");
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the datagrams of one receive.
+    fn open(&mut self, now: Instant, router: &Router, received: Received) -> Result<(), Failure> {
+        let parts = &self.parts;
+        let mut inbound = Inbound::new(router, &parts.tun, &parts.counters);
+        for datagram in self.receive_buffer[..received.length].chunks_mut(received.stride) {
+            if is_handshake(datagram) {
+                parts.hand_over(Input::Datagram { from: received.endpoint, bytes: datagram.to_vec() });
+                continue;
+            }
+            match router.open(now, received.endpoint, datagram, &mut self.notices) {
+                Ok(opened) => inbound.take(&opened, &mut self.notices)?,
+                Err(Miss::Drop(reason)) => parts.counters.count(reason),
+                Err(miss @ (Miss::SlowPath | Miss::NoSession(_))) => {
+                    unreachable!("{miss:?}: only handshakes and outgoing packets are the slow path's")
+                }
+            }
+        }
+        inbound.deliver()
+    }
+
+    /// From the TUN to the peers.
+    fn transmit(&mut self, now: Instant, router: &Router) -> Result<(), Failure> {
+        let parts = &self.parts;
+        let mut drain = self.outbound.drain(now, &mut self.notices);
+        for _ in 0..MAX_READS {
+            let TunRead { header, bytes } = match parts.tun.read(&mut self.read_buffer) {
+                Ok(Some(read)) => read,
+                Ok(None) => break,
+                Err(error) => return Err(Failure::TunGone(error)),
+            };
+            let header = VirtioHeader::decode(&header).ok();
+            let Some(segments) = header.and_then(|header| Segments::new(&header, bytes).ok()) else {
+                parts.counters.count(DropReason::MalformedPacket);
+                continue;
+            };
+            match parts.route(now, router, segments.packet()) {
+                Ok(route) => drain.push(route, &segments),
+                Err(Miss::NoSession(_) | Miss::SlowPath) => parts.stage(&segments),
+                Err(Miss::Drop(reason)) => {
+                    parts.counters.add(reason, segments.count() as u64);
+                    if reason == DropReason::NoPeerForDestination {
+                        parts.answer_unreachable(now, &mut self.answers, segments.packet());
+                    }
+                }
+            }
+        }
+        drain.finish();
+        Ok(())
+    }
+
+    /// Tells the slow path what the packets showed.
+    fn send_notices(&mut self) {
+        // One peer's roaming shows in every datagram of a drain.
+        self.notices.dedup();
+        for notice in self.notices.drain(..) {
+            self.parts.hand_over(Input::Notice(notice));
+        }
+    }
+}
+
+impl WorkerParts {
+    fn route<'r>(&self, now: Instant, router: &'r Router, packet: &IpPacket<'_>) -> Result<Route<'r>, Miss> {
+        if own_datagram_destination(packet, &self.ports).is_some_and(|remote| router.has_endpoint(remote)) {
+            return Err(DropReason::RoutingLoop.into());
+        }
+        router.route(now, packet.destination())
+    }
+
+    /// Hands packets without a session to the slow path.
+    fn stage(&self, segments: &Segments<'_>) {
+        for index in 0..segments.count() {
+            let length = segments.length(index);
+            if length > usize::from(self.mtu) {
+                self.counters.count(DropReason::TooLarge);
+                continue;
+            }
+            let mut bytes = vec![0; length];
+            segments.write(index, &mut bytes);
+            let checksum_partial = segments.flags(index) & FLAG_CHECKSUM_PARTIAL != 0;
+            self.hand_over(Input::Packet(StagedPacket { bytes, checksum_partial }));
+        }
+    }
+
+    fn hand_over(&self, input: Input) {
+        if !self.slow_path.offer(input) {
+            self.counters.count(DropReason::QueueFull);
+        }
+    }
+
+    fn answer_unreachable(&self, now: Instant, limit: &mut AnswerLimit, packet: &IpPacket<'_>) {
+        let mut buffer = [0; MAX_ANSWER_LEN];
+        let Some(length) = answer(packet, &mut buffer).filter(|_| limit.take(now)) else { return };
+        // Lost answers are like late ones: the application waits.
+        let _ = write_whole(self.tun.offload(), &buffer[..length], |parts| self.tun.write(parts));
+    }
+}
+
+/// Whether the slow path has to see `datagram`.
+fn is_handshake(datagram: &[u8]) -> bool {
+    matches!(Message::parse(datagram), Ok(Message::Initiation(_) | Message::Response(_) | Message::CookieReply(_)))
+}
