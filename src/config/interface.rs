@@ -22,6 +22,7 @@ use super::{
 use crate::keys::PrivateKey;
 use crate::packet::frame::FRAME_HEADER_LEN;
 use crate::packet::message::TRANSPORT_OVERHEAD;
+use crate::proto::constants::MAX_LANES;
 
 /// An example for each key, for messages.
 pub(super) const EXAMPLES: &[(&str, &str)] = &[
@@ -45,8 +46,8 @@ const MIN_MTU_IPV6: u16 = 1280;
 /// The largest UDP payload over IPv4, less what a packet gains inside the tunnel: 65,475.
 #[expect(clippy::cast_possible_truncation, reason = "65,507 less 32 fits 16 bits")]
 const MAX_MTU: u16 = (65_507 - TRANSPORT_OVERHEAD - FRAME_HEADER_LEN) as u16;
-/// One lane for each worker, and a session has 64.
-const MAX_WORKERS: u8 = 64;
+/// One lane for each worker.
+const MAX_WORKERS: u8 = MAX_LANES;
 /// Bytes of a Unix socket's path: `sun_path` less the closing zero.
 const SOCKET_PATH_LEN: usize = 107;
 

@@ -73,17 +73,30 @@ fn read_raw(text: &str, problems: &mut Problems<'_>) -> Option<RawConfig> {
     if !errors.is_empty() {
         // What follows the first is often its consequence.
         let first = errors.iter().min_by_key(|error| error.span().map_or(0, |span| span.start))?;
-        refuse_syntax(first, problems);
+        refuse_syntax(first, text, problems);
         return None;
     }
     refuse_unknown(root.get_mut(), problems);
     let raw = serde::Deserialize::deserialize(Deserializer::from(root));
-    raw.map_err(|error| refuse_syntax(&error, problems)).ok()
+    raw.map_err(|error| refuse_syntax(&error, text, problems)).ok()
 }
 
-fn refuse_syntax(error: &toml::de::Error, problems: &mut Problems<'_>) {
+fn refuse_syntax(error: &toml::de::Error, text: &str, problems: &mut Problems<'_>) {
     let remedy = "strings stand in \"quotes\", lists in [brackets], and every key has one line, once: `key = value`";
-    problems.push(error.span().unwrap_or(0..0), "", error.message(), remedy);
+    let span = error.span().unwrap_or(0..0);
+    problems.push(span.clone(), key_around(text, span.start), error.message(), remedy);
+}
+
+/// The table and key of the line at `offset`, read by eye: the parser gave up there.
+fn key_around(text: &str, offset: usize) -> String {
+    let is_word = |word: &&str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+    let before = &text[..text.floor_char_boundary(offset)];
+    let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+    let line = text[line_start..].lines().next().unwrap_or_default();
+    let header = before[..line_start].lines().rev().find(|line| line.trim_start().starts_with('['));
+    let table = header.map(|header| header.trim().trim_matches(['[', ']'])).filter(is_word);
+    let key = line.split_once('=').map(|(key, _)| key.trim()).filter(is_word);
+    table.into_iter().chain(key).collect::<Vec<_>>().join(".")
 }
 
 /// Judges every part even if another was refused, so that all mistakes are reported at once.
@@ -122,8 +135,10 @@ fn check_interface(
     keys: &mut KeySource<'_>,
 ) -> Option<Draft> {
     let Some(raw) = raw else {
-        let remedy = "write [interface], and below it at least `addresses` and `private_key_file`";
-        problems.push(0..0, "interface", "this table is missing", remedy);
+        if !problems.mentions("interface") {
+            let remedy = "write [interface], and below it at least `addresses` and `private_key_file`";
+            problems.push(0..0, "interface", "this table is missing", remedy);
+        }
         return None;
     };
     let header = raw.span();

@@ -176,7 +176,11 @@ impl OnePeer<'_, '_, '_, '_> {
         let lists = [&addresses, &allowed_ips];
         if lists.into_iter().flatten().all(|list| list.value.as_ref().is_ok_and(Vec::is_empty)) {
             let what = "the peer has no tunnel address, so nothing could be sent to it";
-            self.scope.refuse_table("addresses", Refusal::new(what, "write it as `addresses = [\"10.77.0.11\"]`"));
+            let refusal = Refusal::new(what, "write it as `addresses = [\"10.77.0.11\"]`");
+            match lists.into_iter().flatten().next() {
+                Some(empty) => self.scope.refuse("addresses", empty.span.clone(), refusal),
+                None => self.scope.refuse_table("addresses", refusal),
+            }
         }
         let addresses = self.scope.get("addresses", addresses);
         let allowed_ips = self.scope.get("allowed_ips", allowed_ips);

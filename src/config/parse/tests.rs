@@ -188,3 +188,95 @@ fn every_key_has_an_example_for_messages() {
     assert_eq!(of(interface::EXAMPLES), keys_of::<RawInterface>());
     assert_eq!(of(peer::EXAMPLES), keys_of::<RawPeer>());
 }
+
+/// The examples in `config/` with real keys in place of the words that stand for them.
+fn example(role: Role) -> String {
+    let text = match role {
+        Role::Proxy => include_str!("../../../config/proxy.example.toml"),
+        Role::Backend => include_str!("../../../config/backend.example.toml"),
+    };
+    let key = |number| format!("\"{}\"", private_key(number).public_key());
+    let next = ["\"NEXT_PUBLIC_KEY_OF_APP1\"", "\"NEXT_PUBLIC_KEY_OF_LB1\""];
+    let present = ["\"PUBLIC_KEY_OF_APP1\"", "\"PUBLIC_KEY_OF_LB1\""];
+    let text = next.iter().fold(text.to_owned(), |text, word| text.replace(word, &key(3)));
+    let text = present.iter().fold(text, |text, word| text.replace(word, &key(2)));
+    text.replace("private.key", "1.key")
+        .replace("previous.key", "4.key")
+        .replace(".psk", ".5.psk")
+        .replace("app1.5", "5")
+        .replace("lb1.5", "5")
+}
+
+/// `text` with the key of each commented line that `wanted` accepts. A key is commented as `#key = `, prose as `# `.
+fn uncommented(text: &str, wanted: impl Fn(bool) -> bool) -> String {
+    let mut unset = false;
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        if let Some(prose) = line.strip_prefix("# ") {
+            unset |= prose.starts_with("Unset.") || prose.contains(" Unset, ");
+            lines.push(line);
+        } else {
+            lines.push(line.strip_prefix('#').filter(|_| wanted(unset)).unwrap_or(line));
+            unset = false;
+        }
+    }
+    lines.join("\n")
+}
+
+#[test]
+fn every_key_stands_in_the_examples() {
+    for role in Role::ALL {
+        let all = uncommented(&example(role), |_| true);
+        let table = format!("[[{}]]", role.peer_table());
+        let (top, rest) = all.split_once("[interface]").unwrap();
+        let (interface, peer) = rest.split_once(&table).unwrap();
+        let has = |section: &str, key: &str| section.lines().any(|line| line.starts_with(&format!("{key} = ")));
+        assert!(has(top, "role"));
+        for (section, keys) in [(interface, keys_of::<RawInterface>()), (peer, keys_of::<RawPeer>())] {
+            for key in keys {
+                assert!(has(section, key), "config/{role}.example.toml lacks {key}");
+            }
+        }
+        parse(&all).unwrap();
+    }
+}
+
+#[test]
+fn the_examples_comment_every_key_at_its_default() {
+    for role in Role::ALL {
+        let as_it_stands = parse(&example(role)).unwrap();
+        let defaults_written_out = parse(&uncommented(&example(role), |unset| !unset)).unwrap();
+        assert_eq!(format!("{as_it_stands:?}"), format!("{defaults_written_out:?}"));
+    }
+}
+
+#[test]
+fn every_key_is_documented() {
+    let text = include_str!("../../../docs/configuration.md");
+    let (_, interface) = text.split_once("## `[interface]`").unwrap();
+    let (interface, peer) = interface.split_once("## `[[backend]]` and `[[proxy]]`").unwrap();
+    for (section, keys) in [(interface, keys_of::<RawInterface>()), (peer, keys_of::<RawPeer>())] {
+        for key in keys {
+            assert!(section.contains(&format!("\n| `{key}` |")), "docs/configuration.md lacks {key}");
+        }
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_it_panic(
+        cuts in proptest::collection::vec((0.0..1.0_f64, 0.0..1.0_f64, ".{0,8}"), 1..6),
+        role in 0..2_usize,
+    ) {
+        let mut text = uncommented(&example(Role::ALL[role]), |_| true);
+        for (from, len, inserted) in cuts {
+            let from = text.floor_char_boundary((from * text.len() as f64) as usize);
+            let to = text.floor_char_boundary(from + (len * 40.0) as usize).max(from);
+            text.replace_range(from..to, &inserted);
+        }
+        if let Err(error) = parse(&text) {
+            proptest::prop_assert!(error.problems().iter().all(|problem| !problem.remedy.is_empty()));
+            proptest::prop_assert!(!error.to_string().contains(private_key(1).to_base64().as_str()));
+        }
+    }
+}
