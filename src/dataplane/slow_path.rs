@@ -198,6 +198,10 @@ impl SlowPath {
 
     /// Takes every output of the device.
     fn flush(&mut self) -> Result<(), Failure> {
+        // Before anything is sent: the answer to a response may come back before the next line runs.
+        if let Some(router) = self.device.poll_router() {
+            self.router.store(router);
+        }
         let now = clock::now();
         while let Some(transmit) = self.device.poll_transmit() {
             let length = transmit.payload.len();
@@ -207,9 +211,6 @@ impl SlowPath {
         }
         while let Some(event) = self.device.poll_event() {
             self.on_event(event)?;
-        }
-        if let Some(router) = self.device.poll_router() {
-            self.router.store(router);
         }
         Ok(())
     }
