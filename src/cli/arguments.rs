@@ -28,6 +28,8 @@ pub struct Arguments {
 /// What underpass can be asked to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the daemon in the foreground
+    Run(RunArguments),
     /// Make a private key
     ///
     /// Without --out it is written to standard output. With --out it goes into a new file that only its owner may read,

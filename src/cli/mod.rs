@@ -12,6 +12,7 @@ pub mod genpsk;
 mod key_output;
 pub mod man;
 pub mod pubkey;
+pub mod run;
 pub mod status;
 
 use std::io::Write;
@@ -22,6 +23,7 @@ pub use failure::{Exit, Failure};
 /// Does what `arguments` ask for and writes the answer to `out`.
 pub fn execute(arguments: Arguments, out: &mut dyn Write) -> Result<(), Failure> {
     match arguments.command {
+        Command::Run(arguments) => run::run(&arguments)?,
         Command::Genkey(arguments) => genkey::run(&arguments, out)?,
         Command::Pubkey(arguments) => pubkey::run(&arguments, out)?,
         Command::Genpsk(arguments) => genpsk::run(&arguments, out)?,

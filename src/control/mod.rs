@@ -5,7 +5,11 @@
 
 pub mod api;
 pub mod client;
+pub mod daemon;
+pub mod link_log;
 pub mod netlink;
+pub mod report;
 pub mod resolver;
 pub mod socket;
 pub mod systemd;
+pub mod translate;

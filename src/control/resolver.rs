@@ -52,7 +52,8 @@ impl Families {
         Self { v4: bound.iter().any(SocketAddr::is_ipv4), v6: bound.iter().any(SocketAddr::is_ipv6) }
     }
 
-    fn contain(self, address: &SocketAddr) -> bool {
+    /// Set if a socket can send to `address`.
+    pub fn contain(self, address: &SocketAddr) -> bool {
         if address.is_ipv4() { self.v4 } else { self.v6 }
     }
 }

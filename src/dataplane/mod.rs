@@ -9,7 +9,6 @@
 //!
 //! It configures no addresses, routes or link state, reads no files and knows no names of peers: that is `control`'s.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -23,6 +22,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use crate::keys::{PrivateKey, PublicKey};
 use crate::proto::device::{Device, DeviceConfig};
 use crate::proto::endpoint::Endpoint;
+use crate::proto::event::Event;
 use crate::proto::peer::PeerConfig;
 use crate::proto::router::Router;
 use crate::proto::stats::DeviceStatus;
@@ -148,8 +148,12 @@ impl Dataplane {
     }
 
     /// Starts to carry packets, after control has configured the interface. `failed` is called, from any thread and for
-    /// each that ends, when packets can't be carried any more. Started once only.
-    pub fn start(&mut self, failed: impl Fn(Failure) + Send + Sync + 'static) -> Result<(), StartError> {
+    /// each that ends, when packets can't be carried any more; `changed` for every change of a link. Started once only.
+    pub fn start(
+        &mut self,
+        failed: impl Fn(Failure) + Send + Sync + 'static,
+        changed: impl Fn(Event) + Send + 'static,
+    ) -> Result<(), StartError> {
         let inbox = self.inbox.take().expect("a data plane is started once");
         let failed: OnFailure = Arc::new(failed);
         let router = Arc::new(ArcSwap::from_pointee(Router::default()));
@@ -161,7 +165,7 @@ impl Dataplane {
             sender: Sender::new(self.sockets[0].clone()),
             tun: self.tun.queues[0].clone(),
             counters: counters.clone(),
-            linked: BTreeSet::new(),
+            changed: Box::new(changed),
         };
         self.slow_path = Some(spawn("slow-path", &failed, || slow_path.run())?);
         let ports: Arc<[u16]> = self.local_addresses().iter().map(SocketAddr::port).collect();

@@ -4,7 +4,6 @@
 //! Workers reach it through a bounded queue and never wait for it. Commands have a queue of their own, so that a flood of
 //! handshakes can delay an operator but not shut him out.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::{
@@ -113,8 +112,8 @@ pub(super) struct SlowPath {
     pub(super) tun: Arc<TunQueue>,
     /// One per worker.
     pub(super) counters: Vec<Arc<Counters>>,
-    /// Peers with a session, to tell a new link from a new session in the log.
-    pub(super) linked: BTreeSet<PublicKey>,
+    /// Hears of every event but packets.
+    pub(super) changed: Box<dyn Fn(Event) + Send>,
 }
 
 impl fmt::Debug for SlowPath {
@@ -218,29 +217,7 @@ impl SlowPath {
     fn on_event(&mut self, event: Event) -> Result<(), Failure> {
         match event {
             Event::Packet { bytes, checksum_partial, .. } => return self.write_packet(&bytes, checksum_partial),
-            Event::SessionEstablished { peer, initiator, suite } => {
-                let (peer_name, role) = (peer.short(), if initiator { "initiator" } else { "responder" });
-                if self.linked.insert(peer) {
-                    tracing::info!(peer = %peer_name, ?suite, role, "link up: session established");
-                } else {
-                    tracing::debug!(peer = %peer_name, ?suite, role, "session renewed");
-                }
-            }
-            Event::SessionEnded { peer } => {
-                self.linked.remove(&peer);
-                tracing::info!(peer = %peer.short(), "link idle: the session ended");
-            }
-            Event::HandshakeGivenUp { peer } => {
-                self.linked.remove(&peer);
-                tracing::info!(peer = %peer.short(), "link down: the peer does not answer");
-            }
-            Event::Goodbye { peer } => {
-                self.linked.remove(&peer);
-                tracing::info!(peer = %peer.short(), "link down: the peer is going away");
-            }
-            Event::EndpointChanged { peer, endpoint } => {
-                tracing::info!(peer = %peer.short(), endpoint = %endpoint.remote, "the peer has a new endpoint");
-            }
+            change => (self.changed)(change),
         }
         Ok(())
     }

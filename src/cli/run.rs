@@ -1,0 +1,51 @@
+//! `underpass run`: the daemon, in the foreground.
+
+use super::arguments::RunArguments;
+use super::{Exit, Failure};
+use crate::config::Config;
+use crate::control::daemon::{self, DaemonError};
+use crate::control::netlink::NetlinkError;
+use crate::control::socket::SocketError;
+use crate::dataplane::{BindError, Failure as DataplaneFailure, StartError, TunError};
+use crate::logging;
+
+/// Runs until a signal ends it.
+pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
+    logging::start(arguments.log_level.as_deref()).map_err(|error| Failure::new(Exit::Usage, error))?;
+    Ok(daemon::run(Config::load(&arguments.config)?)?)
+}
+
+impl From<DaemonError> for Failure {
+    fn from(error: DaemonError) -> Self {
+        Self::new(exit(&error), error)
+    }
+}
+
+fn exit(error: &DaemonError) -> Exit {
+    match error {
+        DaemonError::Runtime(_) => Exit::Other,
+        DaemonError::Socket(error) => match error {
+            SocketError::AlreadyRunning { .. } => Exit::Address,
+            SocketError::NoPermission { .. } => Exit::Permission,
+            SocketError::NotASocket { .. } | SocketError::Refused { .. } => Exit::Other,
+        },
+        DaemonError::Dataplane(error) => match error {
+            StartError::Tun(TunError::NoPermission) | StartError::Bind(BindError::NoPermission { .. }) => {
+                Exit::Permission
+            }
+            StartError::Tun(TunError::NameTaken(_)) | StartError::Bind(_) => Exit::Address,
+            StartError::Tun(_) => Exit::Device,
+            StartError::NoRandomness | StartError::Thread(_) => Exit::Other,
+        },
+        DaemonError::Failed(DataplaneFailure::TunGone(_)) => Exit::Device,
+        DaemonError::Failed(_) => Exit::Other,
+        DaemonError::Netlink(error) => match error {
+            NetlinkError::NoPermission { .. } => Exit::Permission,
+            NetlinkError::AddressInUse { .. }
+            | NetlinkError::NetworkInUse { .. }
+            | NetlinkError::RouteExists { .. }
+            | NetlinkError::Ipv6Disabled { .. } => Exit::Address,
+            NetlinkError::Open(_) | NetlinkError::Refused { .. } => Exit::Device,
+        },
+    }
+}

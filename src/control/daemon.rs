@@ -1,0 +1,277 @@
+//! One daemon from start to end: what is started in which order, what is waited for, and the way back.
+//!
+//! Everything per packet runs in the data plane's threads; this is one task that mostly waits.
+
+use std::future::pending;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::oneshot;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::api::{ApiError, Command, ErrorCode, Response};
+use super::link_log::LinkLog;
+use super::netlink::{InterfaceSettings, Netlink, NetlinkError, RoutePlan};
+use super::report::{Identity, PeerNames};
+use super::resolver::{Families, Resolver};
+use super::socket::{ControlSocket, SocketError};
+use super::systemd::{self, Readiness};
+use super::translate;
+use crate::config::{Config, Endpoint};
+use crate::dataplane::{Dataplane, Failure, Handle, StartError, clock};
+use crate::proto::event::Event;
+use crate::proto::stats::{DeviceStatus, PeerState};
+
+/// Why a daemon did not start, or ended without being asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The system gave no event queue or signal handler.
+    #[error("could not start the control runtime")]
+    Runtime(#[source] io::Error),
+    /// The control socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The TUN device or the UDP sockets.
+    #[error(transparent)]
+    Dataplane(#[from] StartError),
+    /// Addresses, MTU, routes.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The data plane ended while it should have run.
+    #[error(transparent)]
+    Failed(Failure),
+}
+
+/// Runs until SIGTERM or SIGINT, then says goodbye to the peers and leaves nothing behind.
+pub fn run(config: Config) -> Result<(), DaemonError> {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(MAX_LOOKUPS)
+        .build()
+        .map_err(DaemonError::Runtime)?;
+    let outcome = runtime.block_on(run_until_signal(config));
+    // Not dropped, which would wait for a look-up that hangs.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// In this order, undone in reverse by the end of each one's scope: signals, device and sockets, addresses and routes,
+/// control socket, threads, look-ups.
+async fn run_until_signal(config: Config) -> Result<(), DaemonError> {
+    let mut signals = Signals::new().map_err(DaemonError::Runtime)?;
+    let started_at = clock::now();
+    ControlSocket::check_free(&config.interface.control_socket)?;
+    let mut dataplane = Dataplane::open(translate::dataplane_config(&config))?;
+    configure_interface(&config, &dataplane).await?;
+    let socket = ControlSocket::bind(&config.interface.control_socket)?;
+
+    let (failures, failed) = unbounded_channel();
+    let (events, changes) = unbounded_channel();
+    // Nobody listens any more once the end has begun.
+    dataplane.start(move |failure| drop(failures.send(failure)), move |event| drop(events.send(event)))?;
+    let identity = Arc::new(Identity {
+        interface: config.interface.name.clone(),
+        role: config.role,
+        addresses: config.interface.addresses.clone(),
+        listen: dataplane.local_addresses(),
+        mtu: config.interface.mtu,
+        offload: dataplane.offload(),
+        started_at,
+        peers: PeerNames::new(&config),
+    });
+    let resolver = start_resolver(&config, &dataplane);
+    log_start(&config, &identity);
+    // Secrets and everything else that only the start needed.
+    drop(config);
+    systemd::notify(Readiness::Ready);
+
+    let handle = dataplane.handle();
+    let outcome = tokio::select! {
+        name = signals.stop() => {
+            tracing::info!(signal = name, "stopping");
+            Ok(())
+        }
+        failure = first_failure(failed) => Err(DaemonError::Failed(failure)),
+        () = log_changes(changes, LinkLog::new(identity.peers.clone())) => unreachable!("logs for ever"),
+        () = socket.serve(answerer(identity, handle.clone())) => unreachable!("serves for ever"),
+        () = refresh_silent_peers(&resolver, &handle) => unreachable!("watches for ever"),
+    };
+    systemd::notify(Readiness::Stopping);
+    drop((resolver, socket));
+    stop(dataplane).await;
+    outcome
+}
+
+async fn configure_interface(config: &Config, dataplane: &Dataplane) -> Result<(), DaemonError> {
+    let interface = &config.interface;
+    let allowed_ips = config.peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied());
+    let plan = RoutePlan::new(&interface.addresses, allowed_ips, interface.fwmark);
+    for prefix in &plan.left_out {
+        tracing::warn!(
+            %prefix,
+            "no default route was added: set interface.fwmark and add rules, see \"All traffic\" in docs/operations.md"
+        );
+    }
+    let settings = InterfaceSettings {
+        index: dataplane.interface_index(),
+        name: interface.name.clone(),
+        addresses: interface.addresses.clone(),
+        mtu: interface.mtu,
+        offload: dataplane.offload(),
+        routes: plan.routes,
+    };
+    let netlink = Netlink::open()?;
+    netlink.configure(&settings).await?;
+    warn_of_loops(config, &netlink, &settings).await;
+    Ok(())
+}
+
+/// Datagrams to a peer that follow the tunnel's own routes never arrive; they are dropped and counted, which few see.
+async fn warn_of_loops(config: &Config, netlink: &Netlink, settings: &InterfaceSettings) {
+    let addresses = settings.addresses.iter().map(IpNet::trunc);
+    let tunnelled: Vec<IpNet> = addresses.chain(settings.routes.iter().map(|route| route.destination)).collect();
+    for peer in &config.peers {
+        let Some(Endpoint::Address(endpoint)) = peer.endpoint else { continue };
+        let inside = tunnelled.iter().any(|prefix| prefix.contains(&endpoint.ip()));
+        if inside && netlink.egress(endpoint.ip(), config.interface.fwmark).await == Some(settings.index) {
+            tracing::warn!(
+                peer = peer.name,
+                %endpoint,
+                "the route to this endpoint leads into the tunnel itself: take it out of allowed_ips, or route it elsewhere"
+            );
+        }
+    }
+}
+
+fn start_resolver(config: &Config, dataplane: &Dataplane) -> Resolver {
+    let families = Families::of(&dataplane.local_addresses());
+    let handle = dataplane.handle();
+    Resolver::start(translate::named_peers(config), families, move |peer, endpoint| handle.set_endpoint(peer, endpoint))
+}
+
+fn log_start(config: &Config, identity: &Identity) {
+    for peer in &config.peers {
+        let Some(Endpoint::Address(endpoint)) = peer.endpoint else { continue };
+        if !Families::of(&identity.listen).contain(&endpoint) {
+            tracing::warn!(peer = peer.name, %endpoint, "no socket of this address family: see interface.listen");
+        }
+    }
+    let listen: Vec<String> = identity.listen.iter().map(ToString::to_string).collect();
+    tracing::info!(
+        interface = identity.interface,
+        role = %identity.role,
+        listen = listen.join(" "),
+        peers = config.peers.len(),
+        mtu = identity.mtu,
+        offload = identity.offload,
+        version = env!("CARGO_PKG_VERSION"),
+        "started"
+    );
+}
+
+async fn first_failure(mut failures: UnboundedReceiver<Failure>) -> Failure {
+    match failures.recv().await {
+        Some(failure) => failure,
+        None => pending().await,
+    }
+}
+
+async fn log_changes(mut changes: UnboundedReceiver<Event>, mut log: LinkLog) {
+    while let Some(event) = changes.recv().await {
+        log.log(&event);
+    }
+    pending::<()>().await;
+}
+
+/// Makes the function that answers the control socket's clients.
+fn answerer(
+    identity: Arc<Identity>,
+    handle: Handle,
+) -> impl Fn(Command) -> Pin<Box<dyn Future<Output = Response> + Send>> + Clone + Send + Sync + 'static {
+    move |Command::Status| {
+        let (identity, handle) = (Arc::clone(&identity), handle.clone());
+        Box::pin(async move {
+            match status(&handle).await {
+                Some(status) => Response::Status(Box::new(identity.report(clock::now(), clock::unix_time(), &status))),
+                None => ApiError::new(ErrorCode::Internal, "the data plane does not answer").into(),
+            }
+        })
+    }
+}
+
+async fn status(handle: &Handle) -> Option<DeviceStatus> {
+    let (reply, status) = oneshot::channel();
+    handle.status(move |status| {
+        // Nobody waits any more: a client that left.
+        let _ = reply.send(status);
+    });
+    timeout(STATUS_TIMEOUT, status).await.ok()?.ok()
+}
+
+/// Has the names of peers looked up again while they do not answer.
+async fn refresh_silent_peers(resolver: &Resolver, handle: &Handle) {
+    if resolver.is_empty() {
+        return pending().await;
+    }
+    let mut ticks = interval(SILENCE_CHECK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let status = status(handle).await;
+        let silent = status.iter().flat_map(|status| &status.peers).filter(|peer| peer.state == PeerState::Connecting);
+        silent.for_each(|peer| resolver.refresh(&peer.public_key));
+    }
+}
+
+/// Stopping joins threads: not on the runtime's own, and not for ever.
+async fn stop(dataplane: Dataplane) {
+    let stopped = tokio::task::spawn_blocking(move || dataplane.stop());
+    if timeout(STOP_TIMEOUT, stopped).await.is_err() {
+        tracing::error!("the data plane did not stop in time; the kernel removes the device with this process");
+    }
+}
+
+/// The signals that mean something.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for one that asks to stop, and gives its name.
+    async fn stop(&mut self) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hangup.recv() => {
+                    tracing::warn!("SIGHUP: this version cannot reload its configuration; restart it to apply changes");
+                }
+            }
+        }
+    }
+}
+
+/// Look-ups block a thread each.
+const MAX_LOOKUPS: usize = 8;
+/// The slow path answers between two timers.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Two handshake retries.
+const SILENCE_CHECK: Duration = Duration::from_secs(10);
+/// Below what service managers and people allow.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);

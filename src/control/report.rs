@@ -1,0 +1,188 @@
+//! The core's state in the operator's words: keys become names, counters and instants become JSON's numbers.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+
+use super::api::{InterfaceReport, LinkState, PeerReport, SCHEMA_VERSION, StatusReport};
+use crate::config::{Config, Role};
+use crate::keys::PublicKey;
+use crate::proto::stats::{DeviceStatus, PeerState, PeerStatus};
+
+/// What does not change while a daemon runs, and of which the core knows nothing.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The TUN device.
+    pub interface: String,
+    /// The side of the link.
+    pub role: Role,
+    /// Tunnel addresses.
+    pub addresses: Vec<IpNet>,
+    /// Bound UDP addresses.
+    pub listen: Vec<SocketAddr>,
+    /// Largest inner packet.
+    pub mtu: u16,
+    /// Set if the kernel hands over superpackets.
+    pub offload: bool,
+    /// When the daemon started.
+    pub started_at: Instant,
+    /// In the configuration's order.
+    pub peers: PeerNames,
+}
+
+/// How people call the peers.
+#[derive(Debug, Clone, Default)]
+pub struct PeerNames {
+    ordered: Vec<(PublicKey, String)>,
+    by_key: HashMap<PublicKey, usize>,
+}
+
+impl PeerNames {
+    /// Those of a configuration.
+    pub fn new(config: &Config) -> Self {
+        let mut names = Self::default();
+        for (index, peer) in config.peers.iter().enumerate() {
+            names.ordered.push((peer.public_key, peer.name.clone()));
+            names.by_key.extend([peer.public_key].into_iter().chain(peer.next_public_key).map(|key| (key, index)));
+        }
+        names
+    }
+
+    /// The peer's name; the start of its key for one that is not configured.
+    pub fn of(&self, key: &PublicKey) -> String {
+        self.by_key.get(key).map_or_else(|| key.short(), |&index| self.ordered[index].1.clone())
+    }
+}
+
+impl Identity {
+    /// The whole answer to `status`.
+    pub fn report(&self, now: Instant, unix_time: Duration, status: &DeviceStatus) -> StatusReport {
+        let by_key: HashMap<&PublicKey, &PeerStatus> =
+            status.peers.iter().map(|peer| (&peer.public_key, peer)).collect();
+        let peers = self.peers.ordered.iter();
+        StatusReport {
+            schema_version: SCHEMA_VERSION,
+            unix_time: unix_time.as_secs(),
+            interface: self.interface_report(now, &status.public_key),
+            peers: peers.filter_map(|(key, name)| Some(peer_report(name, by_key.get(key)?))).collect(),
+            drops: status.drops.iter().map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
+        }
+    }
+
+    fn interface_report(&self, now: Instant, public_key: &PublicKey) -> InterfaceReport {
+        InterfaceReport {
+            name: self.interface.clone(),
+            role: self.role.to_string(),
+            public_key: public_key.to_string(),
+            addresses: self.addresses.clone(),
+            listen: self.listen.clone(),
+            mtu: self.mtu,
+            offload: self.offload,
+            uptime_seconds: now.saturating_duration_since(self.started_at).as_secs(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+fn peer_report(name: &str, status: &PeerStatus) -> PeerReport {
+    PeerReport {
+        name: name.to_owned(),
+        public_key: status.public_key.to_string(),
+        state: link_state(status.state),
+        endpoint: status.endpoint.map(|endpoint| endpoint.remote),
+        allowed_ips: status.allowed_ips.clone(),
+        latest_handshake: status.latest_handshake.map(|time| time.as_secs()),
+        received_bytes: status.received_bytes,
+        sent_bytes: status.sent_bytes,
+        suite: status.suite.map(|suite| suite.as_str().to_owned()),
+        rtt_microseconds: status.round_trip.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+    }
+}
+
+fn link_state(state: PeerState) -> LinkState {
+    match state {
+        PeerState::Up => LinkState::Up,
+        PeerState::Connecting => LinkState::Connecting,
+        PeerState::Idle => LinkState::Idle,
+        PeerState::Down => LinkState::Down,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::PrivateKey;
+    use crate::proto::endpoint::Endpoint;
+    use crate::proto::error::DropReason;
+    use crate::proto::noise::Suite;
+    use crate::proto::stats::DropCounters;
+
+    fn key(byte: u8) -> PublicKey {
+        PrivateKey::from_bytes([byte; 32]).unwrap().public_key()
+    }
+
+    fn names(peers: &[(&str, PublicKey)]) -> PeerNames {
+        let ordered: Vec<_> = peers.iter().map(|&(name, key)| (key, name.to_owned())).collect();
+        let by_key = ordered.iter().enumerate().map(|(index, (key, _))| (*key, index)).collect();
+        PeerNames { ordered, by_key }
+    }
+
+    fn peer_status(public_key: PublicKey) -> PeerStatus {
+        PeerStatus {
+            public_key,
+            state: PeerState::Up,
+            endpoint: Some(Endpoint::new("192.0.2.1:51900".parse().unwrap())),
+            allowed_ips: vec!["10.77.0.11/32".parse().unwrap()],
+            latest_handshake: Some(Duration::from_millis(1_800_000_000_900)),
+            received_bytes: 1,
+            sent_bytes: 2,
+            suite: Some(Suite::Aes256Gcm),
+            round_trip: Some(Duration::from_micros(412)),
+        }
+    }
+
+    fn report(peers: PeerNames, statuses: Vec<PeerStatus>) -> StatusReport {
+        let started_at = crate::dataplane::clock::now();
+        let identity = Identity {
+            interface: "underpass0".into(),
+            role: Role::Proxy,
+            addresses: Vec::new(),
+            listen: Vec::new(),
+            mtu: 1420,
+            offload: false,
+            started_at,
+            peers,
+        };
+        let mut drops = DropCounters::default();
+        drops.add(DropReason::Malformed, 3);
+        let status = DeviceStatus { public_key: key(9), peers: statuses, drops };
+        identity.report(started_at + Duration::from_secs(61), Duration::from_secs(1_800_000_001), &status)
+    }
+
+    #[test]
+    fn peers_have_their_names_and_the_configurations_order() {
+        let peers = names(&[("zebra", key(1)), ("ant", key(2))]);
+        let report = report(peers, vec![peer_status(key(2)), peer_status(key(1))]);
+        let named: Vec<_> = report.peers.iter().map(|peer| (peer.name.as_str(), peer.public_key.clone())).collect();
+        assert_eq!(named, [("zebra", key(1).to_string()), ("ant", key(2).to_string())]);
+    }
+
+    #[test]
+    fn numbers_keep_their_units() {
+        let report = report(names(&[("app1", key(1))]), vec![peer_status(key(1))]);
+        let peer = &report.peers[0];
+        assert_eq!((peer.latest_handshake, peer.rtt_microseconds), (Some(1_800_000_000), Some(412)));
+        assert_eq!((report.unix_time, report.interface.uptime_seconds), (1_800_000_001, 61));
+        assert_eq!(report.drops["malformed"], 3);
+        assert_eq!(report.drops.len(), DropReason::COUNT);
+    }
+
+    #[test]
+    fn a_key_that_nobody_named_is_shown_by_its_start() {
+        assert_eq!(names(&[("app1", key(1))]).of(&key(1)), "app1");
+        assert_eq!(names(&[]).of(&key(1)), key(1).short());
+    }
+}

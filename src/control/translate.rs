@@ -1,0 +1,89 @@
+//! Configuration → the core's and the data plane's words, which know neither names nor roles.
+
+use crate::config::{Config, DeviceMode, Endpoint, Peer, SuiteChoice};
+use crate::dataplane::{self, DataplaneConfig};
+use crate::proto;
+use crate::proto::device::DeviceConfig;
+use crate::proto::noise::Suite;
+use crate::proto::peer::PeerConfig;
+
+use super::resolver::NamedPeer;
+
+/// What the data plane starts with. Peers whose endpoint is a name have none yet.
+pub fn dataplane_config(config: &Config) -> DataplaneConfig {
+    let interface = &config.interface;
+    DataplaneConfig {
+        interface_name: interface.name.clone(),
+        mtu: interface.mtu,
+        mode: device_mode(interface.device),
+        listen: interface.listen.clone(),
+        ipv6_optional: interface.listen_is_default,
+        fwmark: interface.fwmark,
+        workers: interface.workers.get(),
+        device: DeviceConfig {
+            private_key: interface.private_key.clone(),
+            previous_private_key: interface.previous_private_key.clone(),
+            suite: suite(interface.suite),
+            send_lanes: interface.workers.get(),
+        },
+        peers: config.peers.iter().map(peer_config).collect(),
+    }
+}
+
+/// The peers whose endpoint must be looked up.
+pub fn named_peers(config: &Config) -> Vec<NamedPeer> {
+    config.peers.iter().filter_map(named_peer).collect()
+}
+
+fn named_peer(peer: &Peer) -> Option<NamedPeer> {
+    let Some(Endpoint::Name { host, port }) = &peer.endpoint else { return None };
+    Some(NamedPeer { name: peer.name.clone(), public_key: peer.public_key, host: host.clone(), port: *port })
+}
+
+fn peer_config(peer: &Peer) -> PeerConfig {
+    PeerConfig {
+        public_key: peer.public_key,
+        next_public_key: peer.next_public_key,
+        preshared_key: peer.preshared_key.clone(),
+        endpoint: match &peer.endpoint {
+            Some(Endpoint::Address(address)) => Some(proto::endpoint::Endpoint::new(*address)),
+            Some(Endpoint::Name { .. }) | None => None,
+        },
+        allowed_ips: peer.allowed_ips.clone(),
+        persistent_keepalive: peer.persistent_keepalive,
+        suite: Some(suite(peer.suite)),
+    }
+}
+
+fn device_mode(mode: DeviceMode) -> dataplane::DeviceMode {
+    match mode {
+        DeviceMode::Auto => dataplane::DeviceMode::Auto,
+        DeviceMode::Offload => dataplane::DeviceMode::Offload,
+        DeviceMode::Plain => dataplane::DeviceMode::Plain,
+    }
+}
+
+fn suite(choice: SuiteChoice) -> Suite {
+    match choice {
+        SuiteChoice::Aes256Gcm => Suite::Aes256Gcm,
+        SuiteChoice::ChaCha20Poly1305 => Suite::ChaCha20Poly1305,
+        SuiteChoice::Auto if cpu_has_aes() => Suite::Aes256Gcm,
+        SuiteChoice::Auto => Suite::ChaCha20Poly1305,
+    }
+}
+
+/// AES rounds and the carry-less multiplication that GCM needs; without either, ChaCha20-Poly1305 is the faster one.
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+fn cpu_has_aes() -> bool {
+    std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq")
+}
+
+#[cfg(target_arch = "aarch64")]
+fn cpu_has_aes() -> bool {
+    std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull")
+}
+
+#[cfg(not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))]
+fn cpu_has_aes() -> bool {
+    false
+}
