@@ -1,0 +1,78 @@
+# make demo    see what it is for: builds, then shows a load balancer and its apps with and without underpass
+# make test    everything: unit tests, the command line, the protocol, network namespaces with real load balancers
+# make lint    formatting, clippy, and that the core builds alone
+# make bench   speed beside wireguard-go and no tunnel, in the same run
+# make build   target/release/underpass
+# make deps    Debian packages that `make test` and `make bench` need; both call it themselves
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.PHONY: demo test lint bench build deps build-deps
+
+CARGO ?= cargo
+# Namespaces are root's: anyone else is asked for a password there, and only there.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+# Where Debian puts administrators' programs, which is not on everyone's path.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+# program:packages
+BUILD_PROGRAMS := gcc:gcc,libc6-dev
+TEST_PROGRAMS := $(BUILD_PROGRAMS) haproxy:haproxy nginx:nginx-light iperf3:iperf3 wrk:wrk tcpdump:tcpdump nft:nftables \
+	ip:iproute2 ping:iputils-ping arping:iputils-arping wireguard-go:wireguard-go wg:wireguard-tools curl:curl \
+	ethtool:ethtool
+
+demo: build
+	$(AS_ROOT) target/release/underpass demo
+
+test: deps
+	@$(call run_tests_as_root)
+	set -x
+	$(CARGO) test --locked --workspace
+
+lint: build-deps
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) check --locked --lib --no-default-features
+
+bench: deps
+	$(CARGO) build --locked --release --workspace --bins
+	$(AS_ROOT) target/release/bench $(ARGS)
+
+build: build-deps
+	$(CARGO) build --locked --release --bin underpass
+
+deps:
+	@$(call install,$(TEST_PROGRAMS))
+
+build-deps:
+	@$(call install,$(BUILD_PROGRAMS))
+
+# Installs the packages of $(1) whose program is missing, without starting the services in them.
+define install
+missing=()
+for pair in $(1); do
+	command -v "$${pair%%:*}" > /dev/null || missing+=($$(tr , ' ' <<< "$${pair#*:}"))
+done
+[ "$${#missing[@]}" -gt 0 ] || exit 0
+if ! command -v apt-get > /dev/null; then
+	echo "Please install what Debian calls: $${missing[*]}" >&2
+	exit 1
+fi
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$$policy" ]; then
+	trap '$(AS_ROOT) rm -f '"$$policy" EXIT
+	printf '#!/bin/sh\nexit 101\n' | $(AS_ROOT) tee "$$policy" > /dev/null
+	$(AS_ROOT) chmod 755 "$$policy"
+fi
+$(AS_ROOT) apt-get -q update
+$(AS_ROOT) env DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends "$${missing[@]}"
+endef
+
+# Has cargo start the test programs through sudo where the user is not root; cargo itself stays the user's.
+define run_tests_as_root
+if [ -n "$(AS_ROOT)" ]; then
+	host=$$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+	export "CARGO_TARGET_$${host}_RUNNER=$(AS_ROOT) --preserve-env"
+fi
+endef
