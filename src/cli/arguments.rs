@@ -30,6 +30,13 @@ pub struct Arguments {
 pub enum Command {
     /// Run the daemon in the foreground
     Run(RunArguments),
+    /// Show what a running daemon says of its links
+    Status(StatusArguments),
+    /// Judge a configuration file and print what it would do
+    ///
+    /// Reads the file and the key files that it names, as `run` does, and changes nothing. Every mistake is printed with
+    /// its line, key and remedy.
+    Check(CheckArguments),
     /// Make a private key
     ///
     /// Without --out it is written to standard output. With --out it goes into a new file that only its owner may read,
@@ -42,13 +49,6 @@ pub enum Command {
     /// It is a secret of both ends of one link, beside their key pairs: bring the same file to both machines over a way
     /// that you trust.
     Genpsk(GenpskArguments),
-    /// Judge a configuration file and print what it would do
-    ///
-    /// Reads the file and the key files that it names, as `run` does, and changes nothing. Every mistake is printed with
-    /// its line, key and remedy.
-    Check(CheckArguments),
-    /// Show what a running daemon says of its links
-    Status(StatusArguments),
     /// Print a shell's completion script
     Completions(CompletionsArguments),
     /// Print the manual pages

@@ -4,7 +4,7 @@ use std::io;
 
 use crate::config::ConfigError;
 
-/// The exit codes other than 0. `--help` and `docs/configuration.md` list them.
+/// The exit codes other than 0. `--help` and `docs/operations.md` list them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {

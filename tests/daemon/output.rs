@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::support::{Site, a_public_key, answer, call, underpass};
 
-const SUBCOMMANDS: &[&str] = &["genkey", "pubkey", "genpsk", "check", "status", "completions", "man"];
+const SUBCOMMANDS: &[&str] = &["run", "status", "genkey", "pubkey", "genpsk", "check", "completions", "man"];
 
 fn valid_config() -> String {
     format!(
@@ -41,6 +41,24 @@ fn a_wrong_command_line_ends_with_2() {
         assert_eq!((outcome.code, outcome.stdout.as_str()), (2, ""), "{arguments:?}: {outcome:?}");
         assert!(outcome.stderr.contains("Usage:") || outcome.stderr.contains("--help"), "{outcome:?}");
     }
+}
+
+#[test]
+fn run_refuses_what_check_refuses() {
+    let site = Site::new();
+    let checked = site.check("role = 1");
+    let ran = call(&["run", "--config", &site.text("underpass.toml")]);
+    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr), (3, "", checked.stderr));
+    let filter = call(&["run", "--log-level", "a=b=c", "--config", &site.text("underpass.toml")]);
+    assert_eq!(filter.code, 2, "{filter:?}");
+}
+
+#[test]
+fn status_without_a_daemon_ends_with_7() {
+    let site = Site::new();
+    let outcome = call(&["status", "--socket", &site.text("none.sock")]);
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (7, ""), "{outcome:?}");
+    assert!(outcome.stderr.contains("none.sock does not exist"), "{outcome:?}");
 }
 
 #[test]
