@@ -4,9 +4,15 @@ use std::fs;
 use std::io::Read as _;
 use std::process::{Command, Stdio};
 
+use clap::CommandFactory as _;
+use underpass::cli::Arguments;
+
 use crate::support::{Site, a_public_key, answer, call, underpass};
 
-const SUBCOMMANDS: &[&str] = &["run", "status", "genkey", "pubkey", "genpsk", "check", "completions", "man"];
+/// All that there are, so that none is forgotten here.
+fn subcommands() -> Vec<String> {
+    Arguments::command().get_subcommands().map(|subcommand| subcommand.get_name().to_owned()).collect()
+}
 
 fn valid_config() -> String {
     format!(
@@ -20,9 +26,9 @@ fn valid_config() -> String {
 #[test]
 fn help_names_every_subcommand_and_exit_code() {
     let help = answer(&["--help"]);
-    for subcommand in SUBCOMMANDS {
+    for subcommand in subcommands() {
         assert!(help.contains(&format!("\n  {subcommand} ")), "{subcommand}: {help}");
-        assert!(answer(&[subcommand, "--help"]).contains("Usage: underpass"), "{subcommand}");
+        assert!(answer(&[&subcommand, "--help"]).contains("Usage: underpass"), "{subcommand}");
     }
     for code in 0..=7 {
         assert!(help.contains(&format!("\n  {code}  ")), "{code}: {help}");
@@ -149,8 +155,8 @@ fn the_shells_at_hand_accept_their_completions() {
     let site = Site::new();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = answer(&["completions", shell]);
-        for subcommand in SUBCOMMANDS {
-            assert!(script.contains(subcommand), "{shell}: {subcommand}");
+        for subcommand in subcommands() {
+            assert!(script.contains(&subcommand), "{shell}: {subcommand}");
         }
         site.write(shell, 0o644, script);
     }
@@ -165,7 +171,7 @@ fn there_is_a_manual_page_for_every_subcommand() {
     fs::create_dir(&directory).unwrap();
     answer(&["man", "--out", &directory]);
     let printed = answer(&["man"]);
-    let names = SUBCOMMANDS.iter().map(|subcommand| format!("underpass-{subcommand}.1"));
+    let names = subcommands().into_iter().map(|subcommand| format!("underpass-{subcommand}.1"));
     for name in names.chain(["underpass.1".to_owned()]) {
         let page = fs::read_to_string(site.path("man").join(&name)).unwrap();
         assert!(page.contains(".TH underpass") && printed.contains(page.trim_end()), "{name}");
