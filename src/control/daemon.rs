@@ -6,7 +6,6 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::future::pending;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -95,14 +94,17 @@ async fn run_until_signal(config: Config) -> Result<(), DaemonError> {
     systemd::notify(Readiness::Ready);
 
     let handle = dataplane.handle();
+    let log = LinkLog::new(identity.peers.clone());
+    let asked = handle.clone();
+    let answer = move |Command::Status| answer_status(Arc::clone(&identity), asked.clone());
     let outcome = tokio::select! {
         name = signals.stop() => {
             tracing::info!(signal = name, "stopping");
             Ok(())
         }
         failure = first_failure(failed) => Err(DaemonError::Failed(failure)),
-        never = log_changes(changes, LinkLog::new(identity.peers.clone())) => match never {},
-        never = socket.serve(answerer(identity, handle.clone())) => match never {},
+        never = log_changes(changes, log) => match never {},
+        never = socket.serve(answer) => match never {},
         never = refresh_silent_peers(&resolver, &handle) => match never {},
     };
     systemd::notify(Readiness::Stopping);
@@ -192,19 +194,10 @@ async fn log_changes(mut changes: Receiver<Event>, mut log: LinkLog) -> Infallib
     pending().await
 }
 
-/// Makes the function that answers the control socket's clients.
-fn answerer(
-    identity: Arc<Identity>,
-    handle: Handle,
-) -> impl Fn(Command) -> Pin<Box<dyn Future<Output = Response> + Send>> + Clone + Send + Sync + 'static {
-    move |Command::Status| {
-        let (identity, handle) = (Arc::clone(&identity), handle.clone());
-        Box::pin(async move {
-            match status(&handle).await {
-                Some(status) => Response::Status(Box::new(identity.report(clock::now(), clock::unix_time(), &status))),
-                None => ApiError::new(ErrorCode::Internal, "the data plane does not answer").into(),
-            }
-        })
+async fn answer_status(identity: Arc<Identity>, handle: Handle) -> Response {
+    match status(&handle).await {
+        Some(status) => Response::Status(Box::new(identity.report(clock::now(), clock::unix_time(), &status))),
+        None => ApiError::new(ErrorCode::Internal, "the data plane does not answer").into(),
     }
 }
 
