@@ -81,9 +81,10 @@ impl SessionSlots {
         let Some(next) = self.next.take_if(|next| next.local_index == local_index) else {
             return (false, Vec::new());
         };
-        let ours_wins = |current: &Arc<Session>| {
-            current.is_initiator && simultaneous(current, &next) && precedence == Precedence::Ours
-        };
+        // One that came after ours was agreed did not cross it: the peer knows nothing of ours, it has restarted.
+        let crossed = |current: &Session| simultaneous(current, &next) && next.created_at <= current.created_at;
+        let ours_wins =
+            |current: &Arc<Session>| current.is_initiator && crossed(current) && precedence == Precedence::Ours;
         if self.current.as_ref().is_some_and(ours_wins) {
             self.retired.push_front(next);
             return (true, self.drop_surplus());

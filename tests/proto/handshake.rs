@@ -260,6 +260,21 @@ fn simultaneous_initiation_with_any_one_message_lost_does_not_stall() {
 }
 
 #[test]
+fn a_peer_that_crashed_right_after_a_handshake_is_met_again_at_once() {
+    for side in [Side::One, Side::Two] {
+        let mut pair = Pair::new();
+        pair.connect(side);
+        pair.advance(seconds(2));
+        pair.restart(side.other(), seconds(1_700_000_100));
+        pair.send(side.other(), b"I am back");
+        pair.settle();
+        pair.send(side, b"welcome back");
+        pair.settle();
+        assert_eq!(pair.payloads(side.other()), [b"welcome back"], "{side:?} kept the session that the other has lost");
+    }
+}
+
+#[test]
 fn an_answer_is_never_longer_than_what_it_answers() {
     let mut pair = Pair::new();
     for _ in 0..100 {
