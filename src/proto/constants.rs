@@ -7,6 +7,10 @@ use std::time::Duration;
 pub const REKEY_AFTER_MESSAGES: u64 = 1 << 28;
 /// A session seals and opens nothing beyond this many datagrams, all lanes together: room for a slow rekey.
 pub const REJECT_AFTER_MESSAGES: u64 = 1 << 29;
+/// The same by bytes sent, for datagrams longer than 2^11 bytes: 2^35 blocks of 16 bytes, the bound behind the other.
+pub const REKEY_AFTER_BYTES: u64 = 1 << 39;
+/// The same by bytes sent, for the end.
+pub const REJECT_AFTER_BYTES: u64 = 1 << 40;
 /// The initiator of a session asks for its successor at this age, less up to [`REKEY_JITTER`].
 pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
 /// Spread of rekeys, so that a proxy's many peers do not rekey in step.

@@ -13,8 +13,8 @@ use crate::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN, TransportHeader};
 
 use super::aead::AeadKey;
 use super::constants::{
-    REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME, REKEY_AFTER_TIME_RECEIVING,
-    REKEY_REQUEST_INTERVAL,
+    REJECT_AFTER_BYTES, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_BYTES, REKEY_AFTER_MESSAGES,
+    REKEY_AFTER_TIME, REKEY_AFTER_TIME_RECEIVING, REKEY_REQUEST_INTERVAL,
 };
 use super::error::DropReason;
 use super::noise::{SessionKeys, Suite};
@@ -110,7 +110,8 @@ impl Session {
         }
         let send_lane = self.send_lanes.get(usize::from(lane)).ok_or(DropReason::UnknownLane)?;
         let counter = send_lane.next_counter.fetch_add(1, Ordering::Relaxed);
-        if counter >= self.per_lane(REJECT_AFTER_MESSAGES) {
+        let sent_bytes = send_lane.sent_bytes.load(Ordering::Relaxed);
+        if counter >= self.per_lane(REJECT_AFTER_MESSAGES) || sent_bytes >= self.per_lane(REJECT_AFTER_BYTES) {
             // Not one nonce is used beyond the limit, and 2^48 refusals are never reached.
             return Err(DropReason::SessionExpired);
         }
@@ -118,8 +119,9 @@ impl Session {
         self.seal_with_counter(lane, counter, datagram);
         send_lane.sent_bytes.fetch_add(datagram.len() as u64, Ordering::Relaxed);
         self.traffic.on_sent(now, carries_data);
-        let due = counter >= self.per_lane(REKEY_AFTER_MESSAGES) || (self.is_initiator && now >= self.rekey_at);
-        Ok(due && self.request_rekey(now))
+        let used = counter >= self.per_lane(REKEY_AFTER_MESSAGES) || sent_bytes >= self.per_lane(REKEY_AFTER_BYTES);
+        let old = self.is_initiator && now >= self.rekey_at;
+        Ok((used || old) && self.request_rekey(now))
     }
 
     fn seal_with_counter(&self, lane: u8, counter: u64, datagram: &mut [u8]) {

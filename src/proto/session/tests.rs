@@ -109,6 +109,19 @@ fn a_session_asks_for_its_successor_and_ends_by_count_all_lanes_together() {
 }
 
 #[test]
+fn a_session_asks_for_its_successor_and_ends_by_bytes_all_lanes_together() {
+    let now = start();
+    let [one, _] = pair(now, Suite::Aes256Gcm, 4);
+    let seal = |lane| one.seal(now, lane, &mut [0; TRANSPORT_OVERHEAD]);
+    one.send_lanes[3].sent_bytes.store(REKEY_AFTER_BYTES / 4 - 1, Ordering::Relaxed);
+    assert_eq!([seal(3), seal(3)], [Ok(false), Ok(true)]);
+    one.send_lanes[2].sent_bytes.store(REJECT_AFTER_BYTES / 4 - 1, Ordering::Relaxed);
+    one.rekey_requested.store(1, Ordering::Relaxed);
+    assert_eq!([seal(2), seal(2)], [Ok(false), Err(DropReason::SessionExpired)]);
+    assert_eq!(seal(0), Ok(false));
+}
+
+#[test]
 fn only_the_initiator_rekeys_by_time() {
     let now = start();
     let [one, two] = pair(now, Suite::Aes256Gcm, 1);
