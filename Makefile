@@ -20,7 +20,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 BUILD_PROGRAMS := gcc:gcc,libc6-dev
 TEST_PROGRAMS := $(BUILD_PROGRAMS) haproxy:haproxy nginx:nginx-light iperf3:iperf3 wrk:wrk tcpdump:tcpdump nft:nftables \
 	ip:iproute2 ping:iputils-ping arping:iputils-arping wireguard-go:wireguard-go wg:wireguard-tools curl:curl \
-	ethtool:ethtool
+	ethtool:ethtool python3:python3
 
 demo: build
 	$(AS_ROOT) target/release/underpass demo

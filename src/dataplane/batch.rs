@@ -290,6 +290,3 @@ impl<'r> Batch<'r> {
 
 /// A datagram is padded by at most this fraction of its plaintext.
 const MAX_PADDING: usize = 4;
-
-#[cfg(test)]
-mod tests;

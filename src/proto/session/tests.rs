@@ -159,3 +159,64 @@ fn two_threads_sealing_on_one_lane_use_no_counter_twice() {
     });
     assert_eq!(accepted, 4000);
 }
+
+/// What `tests/vectors` holds of one suite.
+fn transcript(suite: Suite) -> serde_json::Value {
+    serde_json::from_str(match suite {
+        Suite::Aes256Gcm => include_str!("../../../tests/vectors/aes-256-gcm.json"),
+        Suite::ChaCha20Poly1305 => include_str!("../../../tests/vectors/chacha20-poly1305.json"),
+    })
+    .unwrap()
+}
+
+fn from_hex(text: &serde_json::Value) -> Vec<u8> {
+    let text = text.as_str().unwrap();
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+/// The session that a handshake of a transcript made for one of its sides.
+fn session_of(now: Instant, suite: Suite, handshake: &serde_json::Value, is_initiator: bool) -> Session {
+    let key = |direction: &str| from_hex(&handshake[format!("{direction}_key")]).try_into().unwrap();
+    let (there, back) = (key("initiator_to_responder"), key("responder_to_initiator"));
+    let initiation = &handshake["initiations"].as_array().unwrap().last().unwrap()["given"];
+    let response = &handshake["response"]["given"];
+    let (local, remote) = if is_initiator { (initiation, response) } else { (response, initiation) };
+    let (send, receive) = if is_initiator { (there, back) } else { (back, there) };
+    let index = |side: &serde_json::Value| side["sender_index"].as_u64().unwrap() as u32;
+    let lanes = |side: &serde_json::Value| side["lanes"].as_u64().unwrap() as u8;
+    let parameters = SessionParameters {
+        local_index: index(local),
+        remote_index: index(remote),
+        is_initiator,
+        suite,
+        send_lanes: lanes(local),
+        receive_lanes: lanes(remote),
+        rekey_jitter: Duration::ZERO,
+    };
+    Session::new(now, &SessionKeys { send, receive }, &parameters, Arc::new(Traffic::new(now)))
+}
+
+#[test]
+fn seals_and_opens_the_datagrams_of_the_transcripts() {
+    let now = start();
+    let mut datagrams = 0;
+    for suite in Suite::ALL {
+        for handshake in transcript(suite)["handshakes"].as_array().unwrap() {
+            let [initiator, responder] =
+                [true, false].map(|is_initiator| session_of(now, suite, handshake, is_initiator));
+            for record in handshake["transport"].as_array().unwrap() {
+                let (plaintext, expected) = (from_hex(&record["plaintext"]), from_hex(&record["message"]));
+                let by_initiator = record["given"]["from"] == "initiator";
+                let (from, to) = if by_initiator { (&initiator, &responder) } else { (&responder, &initiator) };
+                let number = |field: &str| record["given"][field].as_u64().unwrap();
+                let mut datagram = vec![0; TRANSPORT_OVERHEAD + plaintext.len()];
+                datagram[TRANSPORT_HEADER_LEN..][..plaintext.len()].copy_from_slice(&plaintext);
+                from.seal_with_counter(number("lane") as u8, number("counter"), &mut datagram);
+                assert_eq!(datagram, expected);
+                assert_eq!(open(to, now, &expected), Ok(plaintext));
+                datagrams += 1;
+            }
+        }
+    }
+    assert_eq!(datagrams, 20);
+}
