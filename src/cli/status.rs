@@ -124,7 +124,7 @@ impl Row {
         let style = state_style(self.state);
         let _ = writeln!(text, "{BOLD}{}{BOLD:#}: {style}{}{style:#}", self.cells[0], self.cells[STATE]);
         for (title, cell) in TITLES.iter().zip(&self.cells).skip(STATE + 1) {
-            let _ = writeln!(text, "  {:<14}{cell}", title.to_lowercase());
+            let _ = writeln!(text, "  {:<16}{cell}", title.to_lowercase());
         }
     }
 }
@@ -221,7 +221,7 @@ refused: 3 malformed
     #[test]
     fn no_line_is_wider_than_a_narrow_terminal() {
         let text = plain(Some(60));
-        assert!(text.contains("app1: up\n  endpoint      192.0.2.10:51900\n"), "{text}");
+        assert!(text.contains("app1: up\n  endpoint        192.0.2.10:51900\n  last handshake  12 s ago\n"), "{text}");
         assert!(text.lines().all(|line| line.len() <= 60), "{text}");
     }
 

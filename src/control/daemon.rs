@@ -2,16 +2,17 @@
 //!
 //! Everything per packet runs in the data plane's threads; this is one task that mostly waits.
 
+use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::future::pending;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver, channel, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -25,8 +26,9 @@ use super::systemd::{self, Readiness};
 use super::translate;
 use crate::config::{Config, Endpoint};
 use crate::dataplane::{Dataplane, Failure, Handle, StartError, clock};
+use crate::keys::PublicKey;
 use crate::proto::event::Event;
-use crate::proto::stats::{DeviceStatus, PeerState};
+use crate::proto::stats::DeviceStatus;
 
 /// Why a daemon did not start, or ended without being asked to.
 #[derive(Debug, thiserror::Error)]
@@ -72,9 +74,9 @@ async fn run_until_signal(config: Config) -> Result<(), DaemonError> {
     let socket = ControlSocket::bind(&config.interface.control_socket)?;
 
     let (failures, failed) = unbounded_channel();
-    let (events, changes) = unbounded_channel();
+    let (events, changes) = channel(MAX_CHANGES);
     // Nobody listens any more once the end has begun.
-    dataplane.start(move |failure| drop(failures.send(failure)), move |event| drop(events.send(event)))?;
+    dataplane.start(move |failure| drop(failures.send(failure)), move |event| drop(events.try_send(event)))?;
     let identity = Arc::new(Identity {
         interface: config.interface.name.clone(),
         role: config.role,
@@ -92,15 +94,18 @@ async fn run_until_signal(config: Config) -> Result<(), DaemonError> {
     systemd::notify(Readiness::Ready);
 
     let handle = dataplane.handle();
+    let log = LinkLog::new(identity.peers.clone());
+    let asked = handle.clone();
+    let answer = move |Command::Status| answer_status(Arc::clone(&identity), asked.clone());
     let outcome = tokio::select! {
         name = signals.stop() => {
             tracing::info!(signal = name, "stopping");
             Ok(())
         }
         failure = first_failure(failed) => Err(DaemonError::Failed(failure)),
-        () = log_changes(changes, LinkLog::new(identity.peers.clone())) => unreachable!("logs for ever"),
-        () = socket.serve(answerer(identity, handle.clone())) => unreachable!("serves for ever"),
-        () = refresh_silent_peers(&resolver, &handle) => unreachable!("watches for ever"),
+        never = log_changes(changes, log) => match never {},
+        never = socket.serve(answer) => match never {},
+        never = refresh_silent_peers(&resolver, &handle) => match never {},
     };
     systemd::notify(Readiness::Stopping);
     drop((resolver, socket));
@@ -182,26 +187,17 @@ async fn first_failure(mut failures: UnboundedReceiver<Failure>) -> Failure {
     }
 }
 
-async fn log_changes(mut changes: UnboundedReceiver<Event>, mut log: LinkLog) {
+async fn log_changes(mut changes: Receiver<Event>, mut log: LinkLog) -> Infallible {
     while let Some(event) = changes.recv().await {
         log.log(&event);
     }
-    pending::<()>().await;
+    pending().await
 }
 
-/// Makes the function that answers the control socket's clients.
-fn answerer(
-    identity: Arc<Identity>,
-    handle: Handle,
-) -> impl Fn(Command) -> Pin<Box<dyn Future<Output = Response> + Send>> + Clone + Send + Sync + 'static {
-    move |Command::Status| {
-        let (identity, handle) = (Arc::clone(&identity), handle.clone());
-        Box::pin(async move {
-            match status(&handle).await {
-                Some(status) => Response::Status(Box::new(identity.report(clock::now(), clock::unix_time(), &status))),
-                None => ApiError::new(ErrorCode::Internal, "the data plane does not answer").into(),
-            }
-        })
+async fn answer_status(identity: Arc<Identity>, handle: Handle) -> Response {
+    match status(&handle).await {
+        Some(status) => Response::Status(Box::new(identity.report(clock::now(), clock::unix_time(), &status))),
+        None => ApiError::new(ErrorCode::Internal, "the data plane does not answer").into(),
     }
 }
 
@@ -215,17 +211,21 @@ async fn status(handle: &Handle) -> Option<DeviceStatus> {
 }
 
 /// Has the names of peers looked up again while they do not answer.
-async fn refresh_silent_peers(resolver: &Resolver, handle: &Handle) {
+async fn refresh_silent_peers(resolver: &Resolver, handle: &Handle) -> Infallible {
     if resolver.is_empty() {
         return pending().await;
     }
+    let mut silent_before = BTreeSet::new();
     let mut ticks = interval(SILENCE_CHECK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let status = status(handle).await;
-        let silent = status.iter().flat_map(|status| &status.peers).filter(|peer| peer.state == PeerState::Connecting);
-        silent.for_each(|peer| resolver.refresh(&peer.public_key));
+        let Some(status) = status(handle).await else { continue };
+        let waiting = status.peers.iter().filter(|peer| peer.awaits_answer).map(|peer| peer.public_key);
+        let silent: BTreeSet<PublicKey> = waiting.collect();
+        // Twice in a row: at one tick a rekey may be under way that is answered in time.
+        silent.intersection(&silent_before).for_each(|peer| resolver.refresh(peer));
+        silent_before = silent;
     }
 }
 
@@ -267,11 +267,13 @@ impl Signals {
     }
 }
 
+/// Changes that wait for the log; past it they are not logged. Every link of a large proxy may come up at once.
+const MAX_CHANGES: usize = 4096;
 /// Look-ups block a thread each.
 const MAX_LOOKUPS: usize = 8;
 /// The slow path answers between two timers.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
-/// Two handshake retries.
+/// Between two looks, a handshake is retried twice.
 const SILENCE_CHECK: Duration = Duration::from_secs(10);
 /// Below what service managers and people allow.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);

@@ -134,6 +134,7 @@ mod tests {
         PeerStatus {
             public_key,
             state: PeerState::Up,
+            awaits_answer: false,
             endpoint: Some(Endpoint::new("192.0.2.1:51900".parse().unwrap())),
             allowed_ips: vec!["10.77.0.11/32".parse().unwrap()],
             latest_handshake: Some(Duration::from_millis(1_800_000_000_900)),

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::sleep;
 
 use crate::keys::PublicKey;
 
@@ -132,14 +132,29 @@ where
     F: Future<Output = io::Result<Vec<SocketAddr>>>,
     U: Fn(PublicKey, SocketAddr),
 {
-    for turn in 0.. {
+    let (mut tried, mut last) = (Vec::new(), None);
+    loop {
         let addresses = resolve(peer, families, pace, &lookup).await;
-        let endpoint = addresses[turn % addresses.len()];
-        tracing::info!(peer = peer.name, host = peer.host, %endpoint, "endpoint resolved");
+        let endpoint = next_address(&addresses, &mut tried);
+        if last.replace(endpoint) == Some(endpoint) {
+            tracing::debug!(peer = peer.name, host = peer.host, %endpoint, "endpoint resolved as before");
+        } else {
+            tracing::info!(peer = peer.name, host = peer.host, %endpoint, "endpoint resolved");
+        }
         update(peer.public_key, endpoint);
-        sleep_until(Instant::now() + pace.interval).await;
+        sleep(pace.interval).await;
         silent.notified().await;
     }
+}
+
+/// The first that was not tried yet; once all were, the one tried longest ago. The resolver may give them in another order
+/// each time.
+fn next_address(addresses: &[SocketAddr], tried: &mut Vec<SocketAddr>) -> SocketAddr {
+    tried.retain(|address| addresses.contains(address));
+    let untried = addresses.iter().copied().find(|address| !tried.contains(address));
+    let next = untried.unwrap_or_else(|| tried.remove(0));
+    tried.push(next);
+    next
 }
 
 /// Tries until there is a usable address; the result is not empty.
@@ -260,6 +275,17 @@ mod tests {
         assert_eq!(next(&mut updated).await, second);
         resolver.refresh(&app1().public_key);
         assert_eq!(next(&mut updated).await, first);
+    }
+
+    #[test]
+    fn takes_all_addresses_in_turn_whatever_their_order() {
+        let [a, b, c] = ["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"].map(address);
+        let mut tried = Vec::new();
+        let orders = [[a, b, c], [a, b, c], [b, c, a], [c, a, b], [c, b, a]];
+        let taken: Vec<_> = orders.iter().map(|order| next_address(order, &mut tried)).collect();
+        assert_eq!(taken, [a, b, c, a, b]);
+        assert_eq!(next_address(&[a], &mut tried), a, "the others are gone");
+        assert_eq!(tried, [a]);
     }
 
     #[tokio::test]

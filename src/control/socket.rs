@@ -2,6 +2,7 @@
 //!
 //! It knows nothing of what is asked: the answers come from a function.
 
+use std::convert::Infallible;
 use std::fs;
 use std::future::Future;
 use std::io;
@@ -97,7 +98,7 @@ impl ControlSocket {
     }
 
     /// Answers clients until dropped.
-    pub async fn serve<A, F>(&self, answer: A)
+    pub async fn serve<A, F>(&self, answer: A) -> Infallible
     where
         A: Fn(Command) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response> + Send,

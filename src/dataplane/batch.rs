@@ -290,3 +290,6 @@ impl<'r> Batch<'r> {
 
 /// A datagram is padded by at most this fraction of its plaintext.
 const MAX_PADDING: usize = 4;
+
+#[cfg(test)]
+mod tests;

@@ -24,7 +24,6 @@ use crate::proto::device::{Device, DeviceConfig};
 use crate::proto::endpoint::Endpoint;
 use crate::proto::event::Event;
 use crate::proto::peer::PeerConfig;
-use crate::proto::router::Router;
 use crate::proto::stats::DeviceStatus;
 
 use self::counters::Counters;
@@ -112,8 +111,12 @@ pub struct Dataplane {
 
 impl Dataplane {
     /// Creates the TUN, link down, and binds the sockets. Nothing is read from either before [`start`](Self::start).
-    pub fn open(mut config: DataplaneConfig) -> Result<Self, StartError> {
+    pub fn open(config: DataplaneConfig) -> Result<Self, StartError> {
         let tun = Tun::create(&config.interface_name, config.mode, config.workers.max(1))?;
+        Self::open_with(tun, config)
+    }
+
+    fn open_with(tun: Tun, mut config: DataplaneConfig) -> Result<Self, StartError> {
         let workers = u8::try_from(tun.queues.len()).expect("no more queues than were asked for");
         config.workers = workers;
         config.device.send_lanes = workers;
@@ -156,10 +159,12 @@ impl Dataplane {
     ) -> Result<(), StartError> {
         let inbox = self.inbox.take().expect("a data plane is started once");
         let failed: OnFailure = Arc::new(failed);
-        let router = Arc::new(ArcSwap::from_pointee(Router::default()));
+        let mut device = self.device()?;
+        // Before any worker reads it: a host that is not yet known would be answered as unreachable.
+        let router = Arc::new(ArcSwap::from(device.poll_router().unwrap_or_default()));
         let counters: Vec<Arc<Counters>> = self.tun.queues.iter().map(|_| Arc::default()).collect();
         let slow_path = SlowPath {
-            device: self.device()?,
+            device,
             inbox,
             router: router.clone(),
             sender: Sender::new(self.sockets[0].clone()),
@@ -319,3 +324,6 @@ fn bind_set(config: &DataplaneConfig, listen: &[SocketAddr]) -> Result<Vec<UdpSo
         _ => Ok(sockets),
     }
 }
+
+#[cfg(test)]
+mod tests;

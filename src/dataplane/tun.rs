@@ -184,6 +184,12 @@ impl TunQueue {
         Ok(Self { file: File::from(descriptor), offload })
     }
 
+    /// A queue whose other end is `UnixDatagram` instead of the kernel: datagrams stand for packets.
+    #[cfg(test)]
+    pub(super) fn of_socket(socket: std::os::unix::net::UnixDatagram, offload: Offload) -> Self {
+        Self::new(socket.into(), offload).unwrap()
+    }
+
     /// What it takes and gives.
     pub(super) fn offload(&self) -> Offload {
         self.offload

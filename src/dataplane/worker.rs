@@ -87,8 +87,8 @@ impl Worker {
 
     /// Carries packets until it is told to stop, or the TUN is gone.
     pub(super) fn run(mut self) -> Result<(), Failure> {
-        let WorkerParts { tun, sockets, router, stop, .. } = &self.parts;
-        let (tun, sockets, router, stop) = (tun.clone(), sockets.clone(), router.clone(), stop.clone());
+        let WorkerParts { tun, sockets, stop, .. } = &self.parts;
+        let (tun, sockets, stop) = (tun.clone(), sockets.clone(), stop.clone());
         let mut descriptors =
             vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(tun.as_fd(), PollFlags::POLLIN)];
         descriptors.extend(sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
@@ -103,22 +103,22 @@ impl Worker {
             // An error is readiness too: the read or receive clears it, or tells what it means.
             let is_ready = |descriptor: &PollFd<'_>| descriptor.any().unwrap_or(true);
             let [_, tun_descriptor, socket_descriptors @ ..] = &descriptors[..] else { unreachable!("made above") };
-            let (now, router) = (clock::now(), router.load());
+            let now = clock::now();
             for (socket, _) in sockets.iter().zip(socket_descriptors).filter(|(_, descriptor)| is_ready(descriptor)) {
-                self.receive(now, &router, socket)?;
+                self.receive(now, socket)?;
             }
             if is_ready(tun_descriptor) {
-                self.transmit(now, &router)?;
+                self.transmit(now)?;
             }
             self.send_notices();
         }
     }
 
     /// From one socket to the TUN.
-    fn receive(&mut self, now: Instant, router: &Router, socket: &UdpSocket) -> Result<(), Failure> {
+    fn receive(&mut self, now: Instant, socket: &UdpSocket) -> Result<(), Failure> {
         for _ in 0..MAX_RECEIVES {
             match socket.receive(&mut self.receive_buffer) {
-                Ok(Some(received)) => self.open(now, router, received)?,
+                Ok(Some(received)) => self.open(now, received)?,
                 Ok(None) => break,
                 Err(error) => {
                     tracing::debug!(%error, "receive failed");
@@ -130,9 +130,11 @@ impl Worker {
     }
 
     /// Opens the datagrams of one receive.
-    fn open(&mut self, now: Instant, router: &Router, received: Received) -> Result<(), Failure> {
+    fn open(&mut self, now: Instant, received: Received) -> Result<(), Failure> {
         let parts = &self.parts;
-        let mut inbound = Inbound::new(router, &parts.tun, &parts.counters);
+        // Loaded after the receive: a session is published before the peer can use it, maybe since the last datagram.
+        let router = parts.router.load();
+        let mut inbound = Inbound::new(&router, &parts.tun, &parts.counters);
         for datagram in self.receive_buffer[..received.length].chunks_mut(received.stride) {
             if is_handshake(datagram) {
                 parts.hand_over(Input::Datagram { from: received.endpoint, bytes: datagram.to_vec() });
@@ -150,8 +152,9 @@ impl Worker {
     }
 
     /// From the TUN to the peers.
-    fn transmit(&mut self, now: Instant, router: &Router) -> Result<(), Failure> {
+    fn transmit(&mut self, now: Instant) -> Result<(), Failure> {
         let parts = &self.parts;
+        let router = parts.router.load();
         let mut drain = self.outbound.drain(now, &mut self.notices);
         for _ in 0..MAX_READS {
             let TunRead { header, bytes } = match parts.tun.read(&mut self.read_buffer) {
@@ -164,7 +167,7 @@ impl Worker {
                 parts.counters.count(DropReason::MalformedPacket);
                 continue;
             };
-            match parts.route(now, router, segments.packet()) {
+            match parts.route(now, &router, segments.packet()) {
                 Ok(route) => drain.push(route, &segments),
                 Err(Miss::NoSession(_) | Miss::SlowPath) => parts.stage(&segments),
                 Err(Miss::Drop(reason)) => {

@@ -276,6 +276,7 @@ impl Device {
         PeerStatus {
             public_key: peer.name(),
             state: peer.state(now),
+            awaits_answer: peer.attempt.is_some(),
             endpoint: peer.endpoint,
             allowed_ips: peer.config.allowed_ips.clone(),
             latest_handshake: peer.latest_session.map(|(at, _)| self.unix_time(at)),

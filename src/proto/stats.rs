@@ -62,6 +62,8 @@ pub struct PeerStatus {
     pub public_key: PublicKey,
     /// What its link is doing.
     pub state: PeerState,
+    /// Set while an initiation of ours waits for its answer, be a session still there or not.
+    pub awaits_answer: bool,
     /// Where datagrams go.
     pub endpoint: Option<Endpoint>,
     /// Prefixes it may use.

@@ -24,7 +24,7 @@ impl Server {
         let mut socket = ControlSocket::bind(&path).unwrap();
         socket.client_timeout = client_timeout;
         tokio::spawn(async move {
-            socket.serve(|Command::Status| async { Response::Status(Box::new(status())) }).await;
+            match socket.serve(|Command::Status| async { Response::Status(Box::new(status())) }).await {}
         });
         Self { directory, path }
     }

@@ -1,0 +1,300 @@
+//! Whole data planes over loopback, with a socket in the kernel's place behind each TUN: no privileges needed.
+
+use std::os::unix::net::UnixDatagram;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::samples::{Sample, assert_checksums};
+use super::tun::TunQueue;
+use super::virtio::{VIRTIO_HEADER_LEN, VirtioHeader};
+use super::*;
+use crate::packet::ip::{IpPacket, PROTOCOL_ICMP};
+use crate::proto::error::DropReason;
+use crate::proto::noise::Suite;
+use crate::proto::stats::PeerState;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A running data plane and the kernel's end of its TUN queues.
+struct Node {
+    dataplane: Dataplane,
+    kernel: Vec<UnixDatagram>,
+    failures: mpsc::Receiver<Failure>,
+    offload: Offload,
+}
+
+/// What a node is made from: a number for its key, its TUN, and whom it knows: number, endpoint, allowed IPs.
+struct Setup<'a> {
+    number: u8,
+    offload: Offload,
+    workers: usize,
+    peers: &'a [(u8, Option<SocketAddr>, &'a [&'a str])],
+}
+
+impl Node {
+    fn start(setup: &Setup<'_>) -> Self {
+        let pairs: Vec<_> = (0..setup.workers).map(|_| UnixDatagram::pair().unwrap()).collect();
+        let (queues, kernel) = pairs
+            .into_iter()
+            .map(|(queue, kernel)| {
+                kernel.set_read_timeout(Some(PATIENCE)).unwrap();
+                (Arc::new(TunQueue::of_socket(queue, setup.offload)), kernel)
+            })
+            .unzip();
+        let config = DataplaneConfig {
+            interface_name: "unused".into(),
+            mtu: 1420,
+            mode: DeviceMode::Auto,
+            listen: vec!["127.0.0.1:0".parse().unwrap()],
+            ipv6_optional: true,
+            fwmark: None,
+            workers: 1,
+            device: DeviceConfig {
+                private_key: key(setup.number),
+                previous_private_key: None,
+                suite: Suite::Aes256Gcm,
+                send_lanes: 1,
+            },
+            peers: setup.peers.iter().map(|(number, remote, allowed)| peer(*number, *remote, allowed)).collect(),
+        };
+        let mut dataplane = Dataplane::open_with(Tun { queues, index: 0 }, config).unwrap();
+        let (sender, failures) = mpsc::channel();
+        dataplane.start(move |failure| drop(sender.send(failure)), |_| {}).unwrap();
+        Self { dataplane, kernel, failures, offload: setup.offload }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.dataplane.local_addresses()[0]
+    }
+
+    /// The host sends a packet or superpacket into the tunnel.
+    fn send(&self, sample: &Sample) {
+        match self.offload {
+            Offload::None => self.send_raw(&sample.packet()),
+            _ => self.send_raw(&[&sample.virtio().encode()[..], &sample.packet()].concat()),
+        }
+    }
+
+    fn send_raw(&self, bytes: &[u8]) {
+        self.kernel[0].send(bytes).unwrap();
+    }
+
+    /// What the host gets from the tunnel next.
+    fn receive(&self) -> Vec<u8> {
+        let mut buffer = vec![0; 70_000];
+        let length = self.kernel[0].recv(&mut buffer).expect("a packet in time");
+        buffer.truncate(length);
+        buffer
+    }
+
+    fn status(&self) -> DeviceStatus {
+        let (sender, receiver) = mpsc::channel();
+        self.dataplane.handle().status(move |status| sender.send(status).unwrap());
+        receiver.recv_timeout(PATIENCE).unwrap()
+    }
+
+    fn wait_for(&self, what: &str, reached: impl Fn(&DeviceStatus) -> bool) {
+        let deadline = clock::now() + PATIENCE;
+        while !reached(&self.status()) {
+            assert!(clock::now() < deadline, "{what}");
+            thread::yield_now();
+        }
+    }
+}
+
+fn key(number: u8) -> PrivateKey {
+    PrivateKey::from_bytes([number; 32]).unwrap()
+}
+
+fn peer(number: u8, remote: Option<SocketAddr>, allowed: &[&str]) -> PeerConfig {
+    PeerConfig {
+        public_key: key(number).public_key(),
+        next_public_key: None,
+        preshared_key: None,
+        endpoint: remote.map(Endpoint::new),
+        allowed_ips: allowed.iter().map(|net| net.parse().unwrap()).collect(),
+        persistent_keepalive: None,
+        suite: None,
+    }
+}
+
+/// The addresses that [`Sample`] packets come from, and go to.
+const SOURCES: &[&str] = &["10.77.0.1/32", "fd00::1/128"];
+const DESTINATIONS: &[&str] = &["10.77.0.2/32", "fd00::2/128"];
+
+/// Two nodes; the first knows the second's address and sends samples to it.
+fn pair(offloads: [Offload; 2], workers: usize) -> [Node; 2] {
+    let two = Node::start(&Setup { number: 2, offload: offloads[1], workers, peers: &[(1, None, SOURCES)] });
+    let peers = [(2, Some(two.address()), DESTINATIONS)];
+    [Node::start(&Setup { number: 1, offload: offloads[0], workers, peers: &peers }), two]
+}
+
+#[test]
+fn the_first_packet_waits_for_the_handshake_and_arrives() {
+    let [one, two] = pair([Offload::TcpAndUdp; 2], 1);
+    let sample = Sample { segment_size: 0, ..Sample::tcp_v4(100, 0) };
+    one.send(&sample);
+    let received = two.receive();
+    assert_eq!(VirtioHeader::decode(received.first_chunk().unwrap()).unwrap().checksum_start, 20);
+    assert_eq!(received[VIRTIO_HEADER_LEN..], sample.packet());
+    two.wait_for("the session is confirmed", |status| status.peers[0].state == PeerState::Up);
+}
+
+#[test]
+fn a_superpacket_arrives_as_a_superpacket() {
+    let [one, two] = pair([Offload::TcpAndUdp; 2], 1);
+    one.send(&Sample { segment_size: 0, ..Sample::tcp_v4(1, 0) });
+    two.receive();
+    for sample in [Sample::tcp_v4(45 * 1368, 1368), Sample::udp_v6(30_000, 1200), Sample::tcp_v4(5000, 1000)] {
+        one.send(&sample);
+        assert_eq!(two.receive(), [&sample.virtio().encode()[..], &sample.packet()].concat());
+    }
+}
+
+#[test]
+fn a_superpacket_without_a_session_waits_in_pieces() {
+    let [one, two] = pair([Offload::TcpAndUdp; 2], 1);
+    one.send(&Sample::tcp_v4(10_000, 1000));
+    let mut received = 0;
+    while received < 10_000 {
+        received += two.receive().len() - VIRTIO_HEADER_LEN - 52;
+    }
+    assert_eq!(received, 10_000);
+}
+
+#[test]
+fn a_plain_device_and_an_offload_device_understand_each_other() {
+    let [one, two] = pair([Offload::TcpAndUdp, Offload::None], 1);
+    one.send(&Sample::tcp_v4(10_000, 1000));
+    for _ in 0..10 {
+        assert_checksums(&two.receive());
+    }
+    let [one, two] = pair([Offload::None, Offload::TcpAndUdp], 1);
+    let mut complete = Sample { segment_size: 0, ..Sample::udp_v6(500, 0) }.packet();
+    crate::packet::ip::complete_checksum(&mut complete).unwrap();
+    one.send_raw(&complete);
+    assert_eq!(two.receive(), [&VirtioHeader::PLAIN.encode()[..], &complete].concat());
+}
+
+#[test]
+fn two_workers_carry_what_either_queue_gets() {
+    let [one, two] = pair([Offload::TcpAndUdp; 2], 2);
+    let sample = Sample { segment_size: 0, ..Sample::tcp_v4(100, 0) };
+    let bytes = [&sample.virtio().encode()[..], &sample.packet()].concat();
+    // Which of the peer's workers gets a socket's datagrams is the kernel's choice.
+    let arrived = |queue: &UnixDatagram| {
+        queue.set_nonblocking(true).unwrap();
+        queue.recv(&mut [0; 2000]).is_ok()
+    };
+    for queue in &one.kernel {
+        queue.send(&bytes).unwrap();
+        let deadline = clock::now() + PATIENCE;
+        while !two.kernel.iter().any(arrived) {
+            assert!(clock::now() < deadline, "the packet of either queue arrives");
+            thread::yield_now();
+        }
+    }
+    assert_eq!(one.address().port(), one.dataplane.sockets[1][0].local().port());
+}
+
+#[test]
+fn a_destination_without_a_peer_is_answered_at_once() {
+    let node = Node::start(&Setup { number: 1, offload: Offload::Tcp, workers: 1, peers: &[] });
+    node.send(&Sample::tcp_v4(3000, 1000));
+    let answer = node.receive();
+    let packet = IpPacket::parse(&answer[VIRTIO_HEADER_LEN..]).unwrap();
+    assert_eq!((packet.protocol(), packet.source().to_string()), (PROTOCOL_ICMP, "10.77.0.2".into()));
+    assert_eq!(node.status().drops.of(DropReason::NoPeerForDestination), 3);
+}
+
+#[test]
+fn what_a_peer_may_not_send_is_dropped_and_counted() {
+    let two = Node::start(&Setup {
+        number: 2,
+        offload: Offload::Tcp,
+        workers: 1,
+        peers: &[(1, None, &["10.77.0.0/24"]), (3, None, &["10.77.0.1/32"])],
+    });
+    let peers = [(2, Some(two.address()), DESTINATIONS)];
+    let one = Node::start(&Setup { number: 1, offload: Offload::Tcp, workers: 1, peers: &peers });
+    one.send(&Sample { segment_size: 0, ..Sample::tcp_v4(100, 0) });
+    two.wait_for("the narrower prefix is another peer's", |status| status.drops.of(DropReason::SourceNotAllowed) == 1);
+}
+
+#[test]
+fn our_own_datagrams_do_not_enter_the_tunnel() {
+    let two: SocketAddr = "10.77.0.2:50000".parse().unwrap();
+    let node =
+        Node::start(&Setup { number: 1, offload: Offload::Tcp, workers: 1, peers: &[(2, Some(two), DESTINATIONS)] });
+    let mut looping = Sample { v6: false, segment_size: 0, ..Sample::udp_v6(100, 0) }.packet();
+    looping[20..22].copy_from_slice(&node.address().port().to_be_bytes());
+    node.send_raw(&[&VirtioHeader::PLAIN.encode()[..], &looping].concat());
+    node.wait_for("counted", |status| status.drops.of(DropReason::RoutingLoop) == 1);
+    looping[20] ^= 1;
+    node.send_raw(&[&VirtioHeader::PLAIN.encode()[..], &looping].concat());
+    node.wait_for("another port's is carried", |status| status.peers[0].state == PeerState::Connecting);
+    assert_eq!(node.status().drops.of(DropReason::RoutingLoop), 1);
+}
+
+#[test]
+fn garbage_from_the_kernel_and_from_the_network_is_counted() {
+    let node = Node::start(&Setup { number: 1, offload: Offload::Tcp, workers: 1, peers: &[] });
+    node.send_raw(&[0xff; 100]);
+    node.wait_for("counted", |status| status.drops.of(DropReason::MalformedPacket) == 1);
+    let stranger = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    stranger.send_to(&[0; 40], node.address()).unwrap();
+    stranger.send_to(&[4; 40], node.address()).unwrap();
+    node.wait_for("counted", |status| {
+        status.drops.of(DropReason::Malformed) == 1 && status.drops.of(DropReason::UnknownSession) == 1
+    });
+}
+
+#[test]
+fn stopping_tells_the_peers() {
+    let [one, two] = pair([Offload::Tcp; 2], 1);
+    one.send(&Sample { segment_size: 0, ..Sample::tcp_v4(1, 0) });
+    two.receive();
+    let handle = one.dataplane.handle();
+    one.dataplane.stop();
+    two.wait_for("the goodbye arrives", |status| status.peers[0].state == PeerState::Down);
+    handle.remove_peer(key(2).public_key());
+    handle.status(|_| panic!("nobody is there to answer"));
+    assert!(one.failures.recv_timeout(PATIENCE).is_err(), "stopping is no failure");
+}
+
+#[test]
+fn peers_come_and_go_while_it_runs() {
+    let [one, two] = pair([Offload::Tcp; 2], 1);
+    let handle = one.dataplane.handle();
+    handle.upsert_peer(peer(3, None, &["10.77.0.3/32"]));
+    handle.upsert_peer(peer(1, None, &["10.77.0.4/32"]));
+    one.wait_for("added, but never ourselves", |status| status.peers.len() == 2);
+    handle.remove_peer(key(2).public_key());
+    one.wait_for("removed", |status| status.peers.len() == 1);
+    one.send(&Sample { segment_size: 0, ..Sample::tcp_v4(1, 0) });
+    one.wait_for("no way to it", |status| status.drops.of(DropReason::NoPeerForDestination) == 1);
+    handle.upsert_peer(peer(2, None, DESTINATIONS));
+    handle.set_endpoint(key(2).public_key(), two.address());
+    one.wait_for("added again", |status| status.peers.iter().any(|peer| peer.endpoint.is_some()));
+    one.send(&Sample { segment_size: 0, ..Sample::tcp_v4(1, 0) });
+    two.receive();
+}
+
+#[test]
+fn a_panic_in_a_thread_is_reported() {
+    let (sender, failures) = mpsc::channel();
+    let failed: OnFailure = Arc::new(move |failure| sender.send(failure).unwrap());
+    spawn("worker-7", &failed, || panic!("as a test")).unwrap().join().unwrap();
+    assert!(matches!(failures.recv().unwrap(), Failure::Panicked(name) if name == "worker-7"));
+}
+
+#[test]
+fn a_port_taken_is_noticed_though_workers_share_theirs() {
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let queues = (0..2).map(|_| Arc::new(TunQueue::of_socket(UnixDatagram::pair().unwrap().0, Offload::Tcp))).collect();
+    let mut config =
+        Node::start(&Setup { number: 1, offload: Offload::Tcp, workers: 1, peers: &[] }).dataplane.config.clone();
+    config.listen = vec![taken.local_addr().unwrap()];
+    let error = Dataplane::open_with(Tun { queues, index: 0 }, config).unwrap_err();
+    assert!(matches!(error, StartError::Bind(BindError::PortTaken(address)) if address == taken.local_addr().unwrap()));
+}
