@@ -132,6 +132,9 @@ impl Worker {
     /// Opens the datagrams of one receive.
     fn open(&mut self, now: Instant, received: Received) -> Result<(), Failure> {
         let parts = &self.parts;
+        if received.length == 0 {
+            parts.counters.count(DropReason::Malformed);
+        }
         // Loaded after the receive: a session is published before the peer can use it, maybe since the last datagram.
         let router = parts.router.load();
         let mut inbound = Inbound::new(&router, &parts.tun, &parts.counters);
