@@ -478,15 +478,24 @@ impl Device {
             .peers
             .iter()
             .flat_map(|(peer, state)| {
-                state.sessions.iter().map(move |session| ReceivingSession {
-                    session: session.clone(),
-                    peer,
-                    awaits_confirmation: state.sessions.next().is_some_and(|next| Arc::ptr_eq(next, session)),
+                let precedence = self.precedence(peer);
+                state.sessions.iter().map(move |session| {
+                    let is_next = state.sessions.next().is_some_and(|next| Arc::ptr_eq(next, session));
+                    ReceivingSession {
+                        session: session.clone(),
+                        peer,
+                        awaits_confirmation: is_next,
+                        takes_over: is_next && state.sessions.next_takes_over(precedence),
+                    }
                 })
             })
             .collect();
         sessions.sort_unstable_by_key(|entry| entry.session.local_index);
-        let route = |peer: &Peer| PeerRoute { endpoint: peer.endpoint, session: peer.sessions.current().cloned() };
+        let route = |peer: &Peer| PeerRoute {
+            endpoint: peer.endpoint,
+            session: peer.sessions.current().cloned(),
+            ..PeerRoute::default()
+        };
         self.router = Arc::new(Router {
             allowed_ips: self.allowed_ips.clone(),
             peers: self.peers.slots().map(|peer| peer.map(route).unwrap_or_default()).collect(),

@@ -132,6 +132,13 @@ impl Peer {
         self.config = config;
     }
 
+    /// Nobody answers: lets the kernel choose the local address, which may have lost its way to the peer.
+    pub(super) fn forget_local_address(&mut self) {
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.local = None;
+        }
+    }
+
     /// The key that events and status name.
     pub(super) fn name(&self) -> PublicKey {
         self.config.public_key

@@ -4,7 +4,7 @@
 //! peer changes. What the slow path must hear of a packet goes into `notices`.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use crate::packet::frame::{Control, FLAG_CHECKSUM_PARTIAL, Frame, Frames, MalformedFrame, PacketFrame};
@@ -34,6 +34,8 @@ pub(super) struct ReceivingSession {
     pub(super) peer: PeerId,
     /// We are its responder and the peer has not yet proven that it has the keys.
     pub(super) awaits_confirmation: bool,
+    /// Once it is confirmed, this is the session to seal with.
+    pub(super) takes_over: bool,
 }
 
 /// How to reach one peer.
@@ -42,6 +44,11 @@ pub(super) struct PeerRoute {
     pub(super) endpoint: Option<Endpoint>,
     /// The session to seal with: confirmed, not expired when the snapshot was made.
     pub(super) session: Option<Arc<Session>>,
+    /// Where the peer has been seen since the snapshot was made. An answer is on its way before the slow path has heard of
+    /// it, and nobody is left at the old endpoint to receive it.
+    pub(super) moved: OnceLock<Endpoint>,
+    /// What the peer has confirmed since the snapshot was made. If it has restarted, it can't open the old session's answers.
+    pub(super) confirmed: OnceLock<Arc<Session>>,
 }
 
 /// Something that the fast path saw and the slow path must act on.
@@ -143,8 +150,10 @@ impl Router {
     /// The way to `destination`.
     pub fn route(&self, now: Instant, destination: IpAddr) -> Result<Route<'_>, Miss> {
         let peer = self.allowed_ips.lookup(destination).ok_or(DropReason::NoPeerForDestination)?;
-        let PeerRoute { endpoint, session } = &self.peers[peer.index()];
-        match (session, endpoint) {
+        let PeerRoute { endpoint, session, moved, confirmed } = &self.peers[peer.index()];
+        // Without a session, packets are waiting in the slow path: a later one must not overtake them.
+        let session = session.as_ref().map(|session| confirmed.get().unwrap_or(session));
+        match (session, moved.get().or(endpoint.as_ref())) {
             (Some(session), Some(endpoint)) if !session.is_expired(now) => {
                 Ok(Route { peer, endpoint: *endpoint, session })
             }
@@ -170,11 +179,16 @@ impl Router {
         let (session, peer) = (receiving.session.local_index, receiving.peer);
         let authentic = receiving.session.open(now, header, datagram)?;
         // These repeat until a new snapshot shows that they were heard, so that none is lost for good in a full queue.
-        if authentic.is_newest && self.peers[peer.index()].endpoint != Some(from) {
+        let route = &self.peers[peer.index()];
+        if authentic.is_newest && route.endpoint != Some(from) {
             notices.push(Notice::Roamed { session, endpoint: from });
+            route.moved.get_or_init(|| from);
         }
         if receiving.awaits_confirmation {
             notices.push(Notice::Confirmed { session });
+        }
+        if receiving.takes_over {
+            route.confirmed.get_or_init(|| receiving.session.clone());
         }
         if authentic.rekey_due {
             notices.push(Notice::RekeyDue { session });

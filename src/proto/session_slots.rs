@@ -81,15 +81,16 @@ impl SessionSlots {
         let Some(next) = self.next.take_if(|next| next.local_index == local_index) else {
             return (false, Vec::new());
         };
-        // One that came after ours was agreed did not cross it: the peer knows nothing of ours, it has restarted.
-        let crossed = |current: &Session| simultaneous(current, &next) && next.created_at <= current.created_at;
-        let ours_wins =
-            |current: &Arc<Session>| current.is_initiator && crossed(current) && precedence == Precedence::Ours;
-        if self.current.as_ref().is_some_and(ours_wins) {
+        if self.loses_to_current(&next, precedence) {
             self.retired.push_front(next);
             return (true, self.drop_surplus());
         }
         (true, self.make_current(next))
+    }
+
+    /// Whether the next session becomes the current one when the peer uses it.
+    pub(super) fn next_takes_over(&self, precedence: Precedence) -> bool {
+        self.next.as_ref().is_some_and(|next| !self.loses_to_current(next, precedence))
     }
 
     /// Removes what has expired and returns it.
@@ -111,6 +112,13 @@ impl SessionSlots {
     /// When the first session expires.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         self.iter().map(|session| session.expires_at()).min()
+    }
+
+    fn loses_to_current(&self, next: &Session, precedence: Precedence) -> bool {
+        // One that came after ours was agreed did not cross it: the peer knows nothing of ours, it has restarted.
+        let crossed = |current: &Session| simultaneous(current, next) && next.created_at <= current.created_at;
+        let ours = self.current.as_ref().filter(|current| current.is_initiator);
+        precedence == Precedence::Ours && ours.is_some_and(|current| crossed(current))
     }
 
     fn make_current(&mut self, session: Arc<Session>) -> Vec<Arc<Session>> {

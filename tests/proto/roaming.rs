@@ -1,8 +1,12 @@
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
+use underpass::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN};
+use underpass::proto::constants::UNANSWERED_TIMEOUT;
+use underpass::proto::endpoint::Endpoint;
 use underpass::proto::event::Event;
 
-use crate::pair::{InFlight, Pair, Side, seconds};
+use crate::pair::{InFlight, LATENCY, Pair, Side, seconds};
 
 fn move_to(pair: &mut Pair, side: Side, address: &str) -> SocketAddr {
     let address = address.parse().unwrap();
@@ -95,4 +99,56 @@ fn the_local_address_that_was_contacted_is_the_one_that_answers() {
     pair.send(Side::One, b"x");
     pair.settle();
     assert_eq!(pair.status(Side::Two).endpoint.unwrap().local, Some("198.51.100.2".parse().unwrap()));
+}
+
+/// What the fast path of `side` would answer to `datagram`, before the slow path has heard of anything that it showed: a
+/// keepalive, and where it would go.
+fn answer_at_once(pair: &mut Pair, side: Side, mut datagram: InFlight) -> (SocketAddr, Vec<u8>) {
+    let now = pair.now;
+    let router = pair.device(side).router();
+    let mut notices = Vec::new();
+    router.open(now, Endpoint::new(datagram.from), &mut datagram.payload, &mut notices).unwrap();
+    assert!(!notices.is_empty(), "nothing to hear of, so nothing to be tested");
+    let route = router.route(now, IpAddr::from(side.other().inner())).unwrap();
+    let mut answer = vec![0; TRANSPORT_HEADER_LEN + TAG_LEN];
+    route.seal(now, 0, &mut answer, &mut notices).unwrap();
+    (route.endpoint().remote, answer)
+}
+
+#[test]
+fn an_answer_follows_a_peer_that_moved_before_the_slow_path_has_heard_of_it() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    let address = move_to(&mut pair, Side::One, "198.51.100.7:4000");
+    pair.send(Side::One, b"I moved");
+    let datagram = pair.wire.pop_front().unwrap();
+    let (endpoint, _) = answer_at_once(&mut pair, Side::Two, datagram);
+    assert_eq!(endpoint, address);
+}
+
+#[test]
+fn an_answer_to_a_peer_that_restarted_is_one_that_it_can_open() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    pair.advance(seconds(20));
+    pair.restart(Side::One, seconds(1_700_000_100));
+    pair.send(Side::One, b"hello again");
+    // Initiation and response; what follows is the first datagram of the new session.
+    pair.advance(LATENCY * 2);
+    let datagram = pair.wire.pop_front().unwrap();
+    assert_eq!(datagram.to, Side::Two);
+    let (_, payload) = answer_at_once(&mut pair, Side::Two, datagram);
+    pair.deliver(InFlight { arrives_at: pair.now, to: Side::One, from: Side::Two.address(), payload });
+    assert_eq!(pair.refused, []);
+}
+
+#[test]
+fn a_local_address_that_gets_no_answer_is_left() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    assert!(pair.status(Side::One).endpoint.unwrap().local.is_some());
+    pair.lose = Box::new(|_, _| true);
+    pair.send(Side::One, b"anyone there?");
+    pair.advance(UNANSWERED_TIMEOUT + Duration::from_secs(1));
+    assert_eq!(pair.status(Side::One).endpoint.unwrap().local, None);
 }

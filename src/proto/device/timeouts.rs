@@ -33,12 +33,17 @@ impl Device {
     }
 
     fn on_retry(&mut self, now: Instant, id: PeerId) {
-        let Some(peer) = self.peers.get(id) else { return };
+        let Some(peer) = self.peers.get_mut(id) else { return };
         let Some(attempt) = &peer.attempt else { return };
         let exhausted = now.saturating_duration_since(attempt.started_at) >= GIVE_UP_AFTER;
         if exhausted && peer.config.persistent_keepalive.is_none() {
             self.give_up(id);
         } else {
+            // The first of an attempt may still be going to be sent: it was waiting for its interval.
+            if attempt.initiations > 0 {
+                peer.forget_local_address();
+                self.router_is_stale = true;
+            }
             self.send_initiation(now, id);
         }
     }
@@ -67,6 +72,8 @@ impl Device {
         peer.timers.set(Timer::Unanswered, if unanswered { now + UNANSWERED_TIMEOUT } else { due });
         if unanswered {
             peer.traffic.forget_unanswered();
+            peer.forget_local_address();
+            self.router_is_stale = true;
             self.initiate(now, id);
         }
     }
