@@ -20,7 +20,7 @@ pub struct HaProxy {
 pub type Row = HashMap<String, String>;
 
 impl HaProxy {
-    /// Starts it, with requests spread over `apps` in turn and `/ws` over `websockets`, and checks the apps' health every 200 ms.
+    /// Starts it, with requests spread over `apps` in turn and `/ws` over `websockets`, and checks the apps' health every 300 ms.
     /// With `kept`, connections to the apps are kept open; otherwise each request has its own.
     #[track_caller]
     pub fn start(
@@ -45,6 +45,7 @@ defaults
   timeout client 30s
   timeout server 30s
   timeout tunnel 30s
+  timeout check 10s
   retries 3
 frontend front
   bind {listen}
@@ -59,7 +60,7 @@ backend websockets
   balance roundrobin
 {websockets}",
             socket = socket.display(),
-            apps = servers("app", apps, "check inter 200ms fall 2 rise 1"),
+            apps = servers("app", apps, "check inter 300ms fall 3 rise 1"),
             websockets = servers("ws", websockets, ""),
         );
         let config = host.write_file("haproxy.cfg", config);

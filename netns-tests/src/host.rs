@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -124,12 +125,16 @@ impl Host {
         self.run(|| fs::write(&path, value)).unwrap_or_else(|e| panic!("{} = {value}: {e}", path.display()));
     }
 
-    /// Sets `/sys/<name>`.
+    /// Has what comes in by an interface handled in one place, so in order.
     #[track_caller]
-    pub(crate) fn write_sys(&self, name: &str, value: &'static str) {
-        let path = Path::new("/sys").join(name);
-        let shown = path.display().to_string();
-        self.call(move || fs::write(path, value)).unwrap_or_else(|e| panic!("{shown} = {value}: {e}"));
+    pub(crate) fn receive_on_one_processor(&self, interface: &str) {
+        let queues = PathBuf::from(format!("/sys/class/net/{interface}/queues"));
+        let steered = self.call(move || -> io::Result<usize> {
+            let receive = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("rx-");
+            let queues = fs::read_dir(queues)?.flatten().filter(receive);
+            queues.map(|queue| fs::write(queue.path().join("rps_cpus"), "1").map(|()| 1)).sum()
+        });
+        assert!(steered.as_ref().is_ok_and(|queues| *queues > 0), "steering {interface}: {steered:?}");
     }
 
     /// Reads a file as this machine sees it (`/proc/thread-self/net/…`, `/proc/sys/net/…`).

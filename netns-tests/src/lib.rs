@@ -28,6 +28,7 @@ pub mod process;
 pub mod random;
 pub mod relay;
 pub mod spoofer;
+pub mod underpass;
 pub mod wait;
 pub mod websocket;
 pub mod wireguard;

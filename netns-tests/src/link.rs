@@ -36,7 +36,7 @@ impl<'a> Port<'a> {
         host.ip(&format!("link set dev {name} mtu {mtu} up"));
         if self.wire {
             host.ip(&format!("link set dev {name} gso_max_segs 1"));
-            host.write_sys(&format!("class/net/{name}/queues/rx-0/rps_cpus"), "1");
+            host.receive_on_one_processor(name);
         }
         for address in &self.addresses {
             host.ip(&format!("address add {address} dev {name}"));

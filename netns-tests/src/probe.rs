@@ -1,53 +1,164 @@
 //! Traffic whose fate can be measured: pings, and iperf3's flows.
 
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
+use nix::sys::socket::sockopt::BindToDevice;
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket};
 use serde_json::Value;
 
 use crate::host::Host;
 use crate::process::Process;
+use crate::wait;
 
 /// What became of some pings.
 #[derive(Clone, Debug)]
 pub struct Pings {
     /// How many were sent.
-    pub sent: u32,
+    pub sent: usize,
     /// How many were answered.
-    pub answered: u32,
-    /// Round-trip times, in milliseconds: least, mean and greatest.
-    pub round_trip: Option<[f64; 3]>,
-    /// All that ping said.
+    pub answered: usize,
+    /// What happened, in words.
     pub text: String,
+}
+
+/// Pings to be sent by ourselves: the `ping` program does not wait long for the last answers, which come late on a busy
+/// machine.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Ping {
+    target: IpAddr,
+    count: usize,
+    at_once: usize,
+    payload: usize,
+    device: Option<String>,
+    patience: Duration,
 }
 
 /// Pings an address three times.
 #[track_caller]
 pub fn ping(host: &Host, target: &str) -> Pings {
-    ping_with(host, target, &["-c", "3", "-i", "0.05", "-W", "5"])
+    Ping::to(target).count(3).send(host)
 }
 
-/// Sends 500 pings as fast as they are answered.
+/// Sends 500 pings, the next whenever one is answered.
 #[track_caller]
 pub fn flood_ping(host: &Host, target: &str) -> Pings {
-    ping_with(host, target, &["-c", "500", "-f", "-W", "5"])
-}
-
-/// Pings with the program's own options.
-#[track_caller]
-pub fn ping_with(host: &Host, target: &str, options: &[&str]) -> Pings {
-    let output = host.command("ping").args(["-n"]).args(options).arg(target).output();
-    let text = format!("{}{}", output.stdout, output.stderr);
-    let count = |what: &str| text.split(what).next().and_then(|before| before.split_whitespace().last()?.parse().ok());
-    let (sent, answered) = (count(" packets transmitted").unwrap_or(0), count(" received").unwrap_or(0));
-    let times =
-        text.split("mdev = ").nth(1).map(|times| times.split('/').filter_map(|time| time.parse().ok()).collect());
-    let round_trip = times.and_then(|times: Vec<f64>| times.first_chunk().copied());
-    Pings { sent, answered, round_trip, text }
+    Ping::to(target).count(500).at_once(8).send(host)
 }
 
 /// Whether an address answers one ping at once.
 pub fn answers(host: &Host, target: &str) -> bool {
-    ping_with(host, target, &["-c", "1", "-W", "1"]).answered == 1
+    Ping::to(target).patience(Duration::from_secs(1)).send(host).answered == 1
+}
+
+/// Runs the `ping` program with its own options: for what it says of errors.
+#[track_caller]
+pub fn ping_program(host: &Host, target: &str, options: &[&str]) -> Pings {
+    let output = host.command("ping").args(["-n"]).args(options).arg(target).output();
+    let text = format!("{}{}", output.stdout, output.stderr);
+    let count = |what: &str| text.split(what).next().and_then(|before| before.split_whitespace().last()?.parse().ok());
+    let (sent, answered) = (count(" packets transmitted").unwrap_or(0), count(" received").unwrap_or(0));
+    Pings { sent, answered, text }
+}
+
+impl Ping {
+    /// One ping with 56 bytes.
+    #[track_caller]
+    pub fn to(target: &str) -> Ping {
+        let target = target.parse().unwrap_or_else(|e| panic!("{target}: {e}"));
+        Ping { target, count: 1, at_once: 1, payload: 56, device: None, patience: Duration::from_secs(5) }
+    }
+
+    /// So many.
+    pub fn count(mut self, count: usize) -> Ping {
+        self.count = count;
+        self
+    }
+
+    /// So many on their way at a time.
+    pub fn at_once(mut self, at_once: usize) -> Ping {
+        self.at_once = at_once;
+        self
+    }
+
+    /// With so many bytes behind the header.
+    pub fn payload(mut self, length: usize) -> Ping {
+        self.payload = length;
+        self
+    }
+
+    /// From a socket that is bound to this interface.
+    pub fn device(mut self, interface: &str) -> Ping {
+        self.device = Some(interface.to_owned());
+        self
+    }
+
+    /// How long to wait for an answer.
+    pub fn patience(mut self, patience: Duration) -> Ping {
+        self.patience = patience;
+        self
+    }
+
+    /// Sends them.
+    #[track_caller]
+    pub fn send(self, host: &Host) -> Pings {
+        let target = self.target;
+        host.run(|| self.send_here()).unwrap_or_else(|e| panic!("pings from {} to {target}: {e}", host.name()))
+    }
+
+    fn send_here(self) -> io::Result<Pings> {
+        let socket = self.socket()?;
+        let (mut sent, mut answered, mut errors) = (0, BTreeSet::new(), vec![]);
+        let mut buffer = vec![0; 1 << 16];
+        let mut deadline = wait::now() + self.patience;
+        while answered.len() < self.count && wait::now() < deadline {
+            while sent < self.count && sent < answered.len() + self.at_once {
+                // A packet that is not sent, for want of a route, is one without an answer.
+                socket.send_to(&self.request(sent), (self.target, 0)).map_err(|error| errors.push(error)).ok();
+                sent += 1;
+            }
+            match socket.recv(&mut buffer) {
+                Ok(length) => {
+                    let sequence =
+                        buffer[..length].get(6..8).map(|number| usize::from(number[0]) << 8 | usize::from(number[1]));
+                    let is_news = sequence.is_some_and(|number| answered.insert(number));
+                    assert!(is_news && buffer[8..length] == self.request(0)[8..], "an answer came twice, or changed");
+                    deadline = wait::now() + self.patience;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
+                Err(error) => errors.push(error),
+            }
+        }
+        let missing: Vec<_> = (0..sent).filter(|number| !answered.contains(number)).collect();
+        let text =
+            format!("{}: {} of {sent} answered, missing {missing:?}; errors {errors:?}", self.target, answered.len());
+        Ok(Pings { sent, answered: answered.len(), text })
+    }
+
+    /// The kernel fills in identifier and checksum, and hands back only what answers this socket.
+    fn socket(&self) -> io::Result<UdpSocket> {
+        let (family, protocol) = match self.target {
+            IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp),
+            IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6),
+        };
+        let socket = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?;
+        if let Some(device) = &self.device {
+            setsockopt(&socket, BindToDevice, &device.into())?;
+        }
+        let socket = UdpSocket::from(socket);
+        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        Ok(socket)
+    }
+
+    fn request(&self, sequence: usize) -> Vec<u8> {
+        let [_, _, high, low] = u32::try_from(sequence).expect("a few pings").to_be_bytes();
+        let kind = if self.target.is_ipv4() { 8 } else { 128 };
+        let payload = (0..self.payload).map(|n| (n % 251) as u8);
+        [kind, 0, 0, 0, 0, 0, high, low].into_iter().chain(payload).collect()
+    }
 }
 
 impl Pings {
@@ -90,8 +201,8 @@ impl Iperf3 {
     #[track_caller]
     pub fn serve(host: &Host, address: &str) -> Iperf3 {
         const PORT: u16 = 5201;
-        let process = host.command("iperf3").args(["-s", "-B", address]).start("iperf3-server");
-        host.wait_for_tcp_listener(PORT);
+        let process = host.command("iperf3").args(["-s", "--forceflush", "-B", address]).start("iperf3-server");
+        wait::until("iperf3 listens", || process.log().contains(&format!("listening on {PORT}")));
         Iperf3 { address: address.to_owned(), _process: process }
     }
 

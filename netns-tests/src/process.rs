@@ -172,7 +172,7 @@ impl Process {
 
     /// Asks it to end (SIGTERM) and waits until it has.
     #[track_caller]
-    pub fn stop(mut self) -> ExitStatus {
+    pub fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         self.wait_for_exit(wait::PATIENCE)
     }

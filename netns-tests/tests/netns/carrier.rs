@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use netns_tests::underpass::{Config, Daemon, KeyPair, Peer, Role, quote};
 use netns_tests::wireguard::{self, WireguardGo};
 use netns_tests::{Host, Lab};
 
@@ -12,31 +13,69 @@ pub(crate) enum Carrier {
     Plain,
     /// Debian's wireguard-go: shows that the laboratory can carry a tunnel.
     WireguardGo,
+    /// Ours, with this kind of device.
+    Underpass(&'static str),
 }
 
 /// A load balancer, two app servers, and a network between them that others own:
 ///
 /// ```text
 ///             proxy
-///               │ .1 wan    10.1.0.0/24
+///               │ .2 wan    10.1.0.0/24
+///               │ .1 to-proxy
 ///            network  (router)
-///   10.1.1.0/24 │ .1    │ .1 10.1.2.0/24
-///            .2 │       │ .2
+///   to-backend1 │ .1    │ .1 to-backend2
+///   10.1.1.0/24 │ .2    │ .2 10.1.2.0/24
 ///          backend1  backend2
 /// ```
+///
+/// In the tunnel, the proxy is 10.77.0.1 and fd77::1, the backends are 10.77.0.11 and .12, fd77::11 and ::12.
 pub(crate) struct Site {
     #[expect(dead_code, reason = "it stands as long as the site does")]
     pub(crate) lab: Lab,
     pub(crate) proxy: Host,
+    pub(crate) network: Host,
     pub(crate) backends: [Host; 2],
     /// Where the apps are reached from the proxy.
     pub(crate) addresses: [IpAddr; 2],
+    /// The proxy's first, then the backends'; empty where another carrier is used.
+    pub(crate) daemons: Vec<Daemon>,
     _wireguard: Vec<WireguardGo>,
 }
 
 impl Site {
     #[track_caller]
     pub(crate) fn new(name: &str, carrier: Carrier) -> Site {
+        let mut site = Site::bare(name);
+        match carrier {
+            Carrier::Plain => (),
+            Carrier::WireguardGo => site.start_wireguard(),
+            Carrier::Underpass(device) => site.start_underpass(device, |peers| peers),
+        }
+        site
+    }
+
+    /// With underpass, and with the proxy side's peers changed.
+    #[track_caller]
+    pub(crate) fn with_proxy_peers(name: &str, change: impl FnOnce([Peer; 2]) -> [Peer; 2]) -> Site {
+        let mut site = Site::bare(name);
+        site.start_underpass("offload", change);
+        site
+    }
+
+    /// The addresses of the two apps with a port.
+    pub(crate) fn apps(&self, port: u16) -> [SocketAddr; 2] {
+        self.addresses.map(|address| SocketAddr::new(address, port))
+    }
+
+    /// The daemon beside the load balancer.
+    #[track_caller]
+    pub(crate) fn proxy_daemon(&self) -> &Daemon {
+        self.daemons.first().expect("underpass is the carrier")
+    }
+
+    #[track_caller]
+    fn bare(name: &str) -> Site {
         let lab = Lab::new(name);
         let (proxy, network) = (lab.host("proxy"), lab.router("network"));
         let backends = [lab.host("backend1"), lab.host("backend2")];
@@ -46,21 +85,34 @@ impl Site {
         proxy.ip("route add default via 10.1.0.1");
         backends[0].ip("route add default via 10.1.1.1");
         backends[1].ip("route add default via 10.1.2.1");
-        let mut site = Site { lab, proxy, backends, addresses: OUTSIDE, _wireguard: vec![] };
-        if carrier == Carrier::WireguardGo {
-            site.start_wireguard();
-        }
-        site
+        let addresses = addresses(["10.1.1.2", "10.1.2.2"]);
+        Site { lab, proxy, network, backends, addresses, daemons: vec![], _wireguard: vec![] }
     }
 
-    /// The addresses of the two apps with a port.
-    pub(crate) fn apps(&self, port: u16) -> [SocketAddr; 2] {
-        self.addresses.map(|address| SocketAddr::new(address, port))
+    #[track_caller]
+    fn start_underpass(&mut self, device: &str, change: impl FnOnce([Peer; 2]) -> [Peer; 2]) {
+        self.addresses = addresses(["10.77.0.11", "10.77.0.12"]);
+        let keys = [(); 3].map(|()| KeyPair::generate(&self.proxy));
+        let finish = |config: Config| config.set("device", quote(device));
+        let peers = [1, 2].map(|n: usize| {
+            let addresses = [format!("10.77.0.1{n}"), format!("fd77::1{n}")];
+            let peer = Peer::new(&format!("backend{n}"), &keys[n].public, addresses.each_ref().map(String::as_str));
+            peer.endpoint(&format!("10.1.{n}.2:51900"))
+        });
+        let config = Config::new(Role::Proxy, &keys[0], ["10.77.0.1/24", "fd77::1/64"]);
+        let config = change(peers).into_iter().fold(config, Config::peer);
+        self.daemons.push(Daemon::start(&self.proxy, &finish(config)));
+        for (n, backend) in (1..).zip(&self.backends) {
+            let addresses = [format!("10.77.0.1{n}/24"), format!("fd77::1{n}/64")];
+            let config = Config::new(Role::Backend, &keys[n], addresses.each_ref().map(String::as_str));
+            let proxy = Peer::new("proxy", &keys[0].public, ["10.77.0.1", "fd77::1"]);
+            self.daemons.push(Daemon::start(backend, &finish(config.peer(proxy))));
+        }
     }
 
     #[track_caller]
     fn start_wireguard(&mut self) {
-        self.addresses = ["10.77.1.2", "10.77.2.2"].map(|address| address.parse().unwrap());
+        self.addresses = addresses(["10.77.1.2", "10.77.2.2"]);
         for (n, backend) in (1..).zip(&self.backends) {
             let end = |host, interface, address, endpoint: String| wireguard::End {
                 host,
@@ -78,5 +130,6 @@ impl Site {
     }
 }
 
-const OUTSIDE: [IpAddr; 2] =
-    [IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 1, 2)), IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 2, 2))];
+fn addresses(addresses: [&str; 2]) -> [IpAddr; 2] {
+    addresses.map(|address| address.parse().unwrap())
+}

@@ -121,8 +121,11 @@ impl Stage {
     fn health_checks_pass(&self) {
         let haproxy = self.haproxy.as_ref().expect("only HAProxy checks by itself");
         for app in ["app1", "app2"] {
+            wait::until(&format!("{app} is up and has just been checked"), || {
+                let row = haproxy.server(app);
+                (row["status"].as_str(), row["check_status"].as_str()) == ("UP", "L7OK")
+            });
             let row = haproxy.server(app);
-            assert_eq!((row["status"].as_str(), row["check_status"].as_str()), ("UP", "L7OK"), "{row:?}");
             assert_eq!((row["chkdown"].as_str(), row["econ"].as_str()), ("0", "0"), "{row:?}");
         }
     }
@@ -170,4 +173,28 @@ fn nginx_serves_unchanged_apps_in_the_plain() {
 #[test]
 fn haproxy_serves_unchanged_apps_through_wireguard_go() {
     a_site_works("haproxy-wireguard", Carrier::WireguardGo, Front::HaProxy);
+}
+
+/// The site of [`Site`].
+#[test]
+fn haproxy_serves_unchanged_apps_through_the_tunnel() {
+    a_site_works("haproxy-offload", Carrier::Underpass("offload"), Front::HaProxy);
+}
+
+/// The site of [`Site`].
+#[test]
+fn haproxy_serves_unchanged_apps_through_plain_devices() {
+    a_site_works("haproxy-device-plain", Carrier::Underpass("plain"), Front::HaProxy);
+}
+
+/// The site of [`Site`].
+#[test]
+fn nginx_serves_unchanged_apps_through_the_tunnel() {
+    a_site_works("nginx-offload", Carrier::Underpass("offload"), Front::Nginx);
+}
+
+/// The site of [`Site`].
+#[test]
+fn nginx_serves_unchanged_apps_through_plain_devices() {
+    a_site_works("nginx-device-plain", Carrier::Underpass("plain"), Front::Nginx);
 }

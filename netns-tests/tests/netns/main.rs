@@ -5,5 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers are tests")]
 
 mod carrier;
+mod ends;
 mod laboratory;
+mod lifecycle;
 mod load_balancer;
+mod path;
+mod security;
+mod two_peers;

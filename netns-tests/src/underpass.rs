@@ -1,0 +1,358 @@
+//! The daemon under test: its keys, its configuration, its command line and what it says of itself.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::host::Host;
+use crate::process::{Command, Output, Process};
+use crate::wait;
+
+/// The UDP port that daemons listen on where a test names none.
+pub const PORT: u16 = 51900;
+
+/// The interface's name where a test names none.
+pub const INTERFACE: &str = "underpass0";
+
+/// A key pair, as text.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeyPair {
+    /// For the machine itself.
+    pub private: String,
+    /// For its peers.
+    pub public: String,
+}
+
+/// A configuration file in the making.
+#[derive(Clone)]
+pub struct Config {
+    role: Role,
+    private_key: String,
+    interface: Vec<(String, String)>,
+    peers: Vec<Peer>,
+}
+
+/// The side of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Beside the load balancer.
+    Proxy,
+    /// Beside an app server.
+    Backend,
+}
+
+/// A `[[backend]]` or `[[proxy]]` table.
+#[derive(Clone)]
+pub struct Peer {
+    name: String,
+    keys: Vec<(String, String)>,
+    preshared_key: Option<String>,
+}
+
+/// A running daemon.
+pub struct Daemon {
+    process: Process,
+    interface: String,
+}
+
+/// What `underpass status --json` says.
+#[derive(Clone)]
+pub struct Status(Value);
+
+impl KeyPair {
+    /// Makes one with the command line, as an operator does.
+    #[track_caller]
+    pub fn generate(host: &Host) -> KeyPair {
+        let private = command(host).arg("genkey").run();
+        let public = command(host).arg("pubkey").stdin(private.clone()).run();
+        KeyPair { private: private.trim().to_owned(), public: public.trim().to_owned() }
+    }
+}
+
+impl Peer {
+    /// A peer with its tunnel addresses.
+    pub fn new<'a>(name: &str, public_key: &str, addresses: impl IntoIterator<Item = &'a str>) -> Peer {
+        let peer = Peer { name: name.to_owned(), keys: vec![], preshared_key: None };
+        peer.set("public_key", quote(public_key)).set("addresses", list(addresses))
+    }
+
+    /// Where it is reached.
+    pub fn endpoint(self, endpoint: &str) -> Peer {
+        self.set("endpoint", quote(endpoint))
+    }
+
+    /// What lies behind it.
+    pub fn allowed_ips<'a>(self, prefixes: impl IntoIterator<Item = &'a str>) -> Peer {
+        self.set("allowed_ips", list(prefixes))
+    }
+
+    /// Whether, and in what silence, it is sent keepalives.
+    pub fn persistent_keepalive(self, seconds: u16) -> Peer {
+        self.set("persistent_keepalive", seconds.to_string())
+    }
+
+    /// The key that it will have.
+    pub fn next_public_key(self, public_key: &str) -> Peer {
+        self.set("next_public_key", quote(public_key))
+    }
+
+    /// A key shared beside the key pairs.
+    pub fn preshared_key(mut self, key: &str) -> Peer {
+        self.preshared_key = Some(key.to_owned());
+        self
+    }
+
+    /// Sets a key of its table to a TOML value.
+    pub fn set(mut self, key: &str, value: impl Into<String>) -> Peer {
+        set(&mut self.keys, key, value.into());
+        self
+    }
+}
+
+impl Config {
+    /// The least that is needed, without peers yet.
+    pub fn new<'a>(role: Role, keys: &KeyPair, addresses: impl IntoIterator<Item = &'a str>) -> Config {
+        let config = Config { role, private_key: keys.private.clone(), interface: vec![], peers: vec![] };
+        config.set("addresses", list(addresses))
+    }
+
+    /// Sets a key of `[interface]` to a TOML value.
+    pub fn set(mut self, key: &str, value: impl Into<String>) -> Config {
+        set(&mut self.interface, key, value.into());
+        self
+    }
+
+    /// Another interface than [`INTERFACE`], on another port than [`PORT`]: for a second daemon on one machine.
+    pub fn interface(self, name: &str, port: u16) -> Config {
+        let socket = format!("/run/underpass/{name}.sock");
+        self.set("name", quote(name)).set("listen", port.to_string()).set("control_socket", quote(&socket))
+    }
+
+    /// One more peer.
+    pub fn peer(mut self, peer: Peer) -> Config {
+        self.peers.push(peer);
+        self
+    }
+
+    /// Another private key.
+    pub fn private_key(mut self, keys: &KeyPair) -> Config {
+        self.private_key.clone_from(&keys.private);
+        self
+    }
+
+    /// The key before, which peers may still address.
+    pub fn previous_private_key(self, host: &Host, keys: &KeyPair) -> Config {
+        let file = write_key(host, "previous.key", &keys.private);
+        self.set("previous_private_key_file", quote(&file.display().to_string()))
+    }
+
+    fn name(&self) -> &str {
+        let name = self.interface.iter().find(|(key, _)| key == "name");
+        name.map_or(INTERFACE, |(_, value)| value.trim_matches('"'))
+    }
+
+    /// Writes the file and its key files for a machine.
+    #[track_caller]
+    pub fn write(&self, host: &Host) -> PathBuf {
+        let name = self.name();
+        let key = write_key(host, &format!("{name}.key"), &self.private_key);
+        let (role, table) = match self.role {
+            Role::Proxy => ("proxy", "backend"),
+            Role::Backend => ("backend", "proxy"),
+        };
+        let mut text = format!("role = \"{role}\"\n[interface]\nprivate_key_file = \"{}\"\n", key.display());
+        append(&mut text, &self.interface);
+        for peer in &self.peers {
+            text += &format!("[[{table}]]\nname = \"{}\"\n", peer.name);
+            append(&mut text, &peer.keys);
+            if let Some(secret) = &peer.preshared_key {
+                let file = write_key(host, &format!("{name}-{}.psk", peer.name), secret);
+                text += &format!("preshared_key_file = \"{}\"\n", file.display());
+            }
+        }
+        host.write_file(&format!("{name}.toml"), text)
+    }
+}
+
+impl Daemon {
+    /// Writes the configuration, starts `underpass run` and waits until it answers on its control socket.
+    #[track_caller]
+    pub fn start(host: &Host, config: &Config) -> Daemon {
+        let mut daemon = Daemon::launch(host, config);
+        wait::until(&format!("{} answers", daemon.interface), || {
+            daemon.process.assert_running();
+            daemon.try_status().is_some()
+        });
+        daemon
+    }
+
+    /// Starts `underpass run` without waiting for it.
+    #[track_caller]
+    pub fn launch(host: &Host, config: &Config) -> Daemon {
+        let file = config.write(host);
+        let interface = config.name().to_owned();
+        let command = command(host).args(["run", "--config"]).arg(file).env("RUST_BACKTRACE", "1");
+        Daemon { process: command.start(&interface), interface }
+    }
+
+    /// The program.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Ends it as an operator would, and returns its exit code.
+    #[track_caller]
+    pub fn stop(mut self) -> i32 {
+        let status = self.process.stop();
+        status.code().unwrap_or_else(|| panic!("the daemon was killed: {status}"))
+    }
+
+    /// What it says of itself.
+    #[track_caller]
+    pub fn status(&self) -> Status {
+        self.try_status().unwrap_or_else(|| panic!("{} does not answer:\n{}", self.interface, self.process.log()))
+    }
+
+    fn try_status(&self) -> Option<Status> {
+        let output = command(self.process.host()).args(["status", "--json", "--interface", &self.interface]).output();
+        output.status.success().then(|| Status(serde_json::from_str(&output.stdout).expect("status --json is JSON")))
+    }
+
+    /// Waits until the link to a peer is in this state.
+    #[track_caller]
+    pub fn wait_for_state(&self, peer: &str, state: &str) {
+        wait::until(&format!("the link to {peer} is {state}"), || self.status().peer(peer).text("state") == state);
+    }
+
+    /// How many packets and datagrams it has refused for this reason.
+    #[track_caller]
+    pub fn drops(&self, reason: &str) -> u64 {
+        self.status().drops(reason)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let status = self.try_status();
+            eprintln!("{} on {}: {status:?}", self.interface, self.process.host().name());
+        }
+    }
+}
+
+impl Status {
+    /// A peer's part.
+    #[track_caller]
+    pub fn peer(&self, name: &str) -> Status {
+        let peers = self.0["peers"].as_array().into_iter().flatten();
+        let peer = peers.into_iter().find(|peer| peer["name"] == name).cloned();
+        Status(peer.unwrap_or_else(|| panic!("no peer {name} in {}", self.0)))
+    }
+
+    /// The interface's part.
+    pub fn interface(&self) -> Status {
+        Status(self.0["interface"].clone())
+    }
+
+    /// A field that is text; empty if it has no value.
+    #[track_caller]
+    pub fn text(&self, field: &str) -> String {
+        self.field(field).as_str().unwrap_or_default().to_owned()
+    }
+
+    /// A field that is a number; 0 if it has no value.
+    #[track_caller]
+    pub fn number(&self, field: &str) -> u64 {
+        self.field(field).as_u64().unwrap_or_default()
+    }
+
+    /// A field that is true or false.
+    #[track_caller]
+    pub fn flag(&self, field: &str) -> bool {
+        self.field(field).as_bool().unwrap_or_else(|| panic!("{field} is neither true nor false in {}", self.0))
+    }
+
+    /// A peer's endpoint, if it is known.
+    #[track_caller]
+    pub fn endpoint(&self) -> Option<SocketAddr> {
+        self.text("endpoint").parse().ok()
+    }
+
+    /// How many packets and datagrams were refused for this reason.
+    #[track_caller]
+    pub fn drops(&self, reason: &str) -> u64 {
+        Status(self.field("drops").clone()).number(reason)
+    }
+
+    /// How many packets and datagrams were refused, for whatever reason.
+    #[track_caller]
+    pub fn all_drops(&self) -> u64 {
+        self.field("drops").as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum()
+    }
+
+    #[track_caller]
+    fn field(&self, field: &str) -> &Value {
+        self.0.get(field).unwrap_or_else(|| panic!("no field {field} in {}", self.0))
+    }
+}
+
+/// As JSON, without the reasons for which nothing was dropped.
+impl fmt::Debug for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = self.0.clone();
+        if let Some(drops) = shown.get_mut("drops").and_then(Value::as_object_mut) {
+            drops.retain(|_, count| *count != 0);
+        }
+        write!(f, "{shown}")
+    }
+}
+
+/// The `underpass` program, with arguments to follow.
+#[track_caller]
+pub fn command(host: &Host) -> Command {
+    host.command(program())
+}
+
+/// Runs `underpass run` to its end, which a test expects to be an early one.
+#[track_caller]
+pub fn run_to_the_end(host: &Host, config: &Config) -> Output {
+    command(host).args(["run", "--config"]).arg(config.write(host)).within(wait::PATIENCE).output()
+}
+
+/// The program that was built with these tests: it lies where they do, in the same profile's directory.
+#[track_caller]
+pub fn program() -> PathBuf {
+    let test = std::env::current_exe().expect("Linux tells a program where it lies");
+    let directories = test.ancestors().skip(1).take(2);
+    let found = directories.map(|directory| directory.join("underpass")).find(|program| program.is_file());
+    found
+        .unwrap_or_else(|| panic!("no underpass beside {}: build it first (cargo build, or make test)", test.display()))
+}
+
+fn write_key(host: &Host, name: &str, key: &str) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let file = host.write_file(name, format!("{key}\n"));
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("a file of our own");
+    file
+}
+
+fn set(keys: &mut Vec<(String, String)>, key: &str, value: String) {
+    keys.retain(|(existing, _)| existing != key);
+    keys.push((key.to_owned(), value));
+}
+
+fn append(text: &mut String, keys: &[(String, String)]) {
+    keys.iter().for_each(|(key, value)| *text += &format!("{key} = {value}\n"));
+}
+
+/// Text as TOML.
+pub fn quote(text: &str) -> String {
+    format!("\"{text}\"")
+}
+
+fn list<'a>(items: impl IntoIterator<Item = &'a str>) -> String {
+    let items: Vec<String> = items.into_iter().map(quote).collect();
+    format!("[{}]", items.join(", "))
+}
