@@ -37,6 +37,12 @@ pub enum Command {
     /// Reads the file and the key files that it names, as `run` does, and changes nothing. Every mistake is printed with
     /// its line, key and remedy.
     Check(CheckArguments),
+    /// Show on this machine, in seconds, what underpass is for
+    ///
+    /// Needs root and nothing else. Builds a small network of its own (in namespaces, gone at the end), lets a sniffer
+    /// and a man in the middle loose between a load balancer and two apps, first without and then with underpass, and
+    /// checks every claim that it prints.
+    Demo,
     /// Make a private key
     ///
     /// Without --out it is written to standard output. With --out it goes into a new file that only its owner may read,

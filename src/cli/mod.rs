@@ -6,6 +6,7 @@
 pub mod arguments;
 pub mod check;
 pub mod completions;
+pub mod demo;
 pub mod failure;
 pub mod genkey;
 pub mod genpsk;
@@ -24,6 +25,7 @@ pub use failure::{Exit, Failure};
 pub fn execute(arguments: Arguments, out: &mut dyn Write) -> Result<(), Failure> {
     match arguments.command {
         Command::Run(arguments) => run::run(&arguments)?,
+        Command::Demo => demo::run(out)?,
         Command::Genkey(arguments) => genkey::run(&arguments, out)?,
         Command::Pubkey(arguments) => pubkey::run(&arguments, out)?,
         Command::Genpsk(arguments) => genpsk::run(&arguments, out)?,
