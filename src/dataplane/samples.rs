@@ -1,7 +1,15 @@
-//! Packets and superpackets as the kernel hands them out, for the tests of this layer.
+//! For the tests of this layer: packets and superpackets as the kernel hands them out, and devices with sessions.
 
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::keys::PrivateKey;
 use crate::packet::checksum;
 use crate::packet::ip::{IpPacket, TransportProtocol, complete_checksum};
+use crate::proto::device::{Device, DeviceConfig};
+use crate::proto::endpoint::Endpoint;
+use crate::proto::noise::Suite;
+use crate::proto::peer::PeerConfig;
 
 use super::virtio::{Segmentation, VirtioHeader};
 
@@ -138,5 +146,50 @@ pub(super) fn assert_checksums(bytes: &[u8]) {
     if transport.protocol == TransportProtocol::Udp {
         let length = u16::from_be_bytes([bytes[transport.start + 4], bytes[transport.start + 5]]);
         assert_eq!(usize::from(length), bytes.len() - transport.start, "UDP length");
+    }
+}
+
+fn key(number: u8) -> PrivateKey {
+    PrivateKey::from_bytes([number + 1; 32]).unwrap()
+}
+
+/// A device whose key is made from `number`.
+pub(super) fn device(now: Instant, number: u8) -> Device {
+    let config =
+        DeviceConfig { private_key: key(number), previous_private_key: None, suite: Suite::Aes256Gcm, send_lanes: 2 };
+    Device::new(now, Duration::from_secs(1_700_000_000), config, [number; 32])
+}
+
+/// The peer whose key is made from `number`.
+pub(super) fn config(number: u8, remote: Option<SocketAddr>, allowed_ips: &[&str]) -> PeerConfig {
+    PeerConfig {
+        public_key: key(number).public_key(),
+        next_public_key: None,
+        preshared_key: None,
+        endpoint: remote.map(Endpoint::new),
+        allowed_ips: allowed_ips.iter().map(|net| net.parse().unwrap()).collect(),
+        // So that it wants a session without a packet.
+        persistent_keepalive: Some(Duration::from_secs(25)),
+        suite: None,
+    }
+}
+
+/// `caller`, at `caller_at`, calls `device`, at `at`, until both are quiet.
+pub(super) fn handshake(now: Instant, caller: &mut Device, at: SocketAddr, device: &mut Device, caller_at: SocketAddr) {
+    let endpoint = |remote| Endpoint { local: Some("127.0.0.1".parse().unwrap()), ..Endpoint::new(remote) };
+    caller.handle_timeout(now);
+    // What `device` itself wanted to send is to be answered by nobody: the caller's is enough.
+    while device.poll_transmit().is_some() {}
+    let mut quiet = false;
+    while !quiet {
+        quiet = true;
+        while let Some(mut transmit) = caller.poll_transmit() {
+            device.handle_datagram(now, endpoint(caller_at), &mut transmit.payload).unwrap();
+            quiet = false;
+        }
+        while let Some(mut transmit) = device.poll_transmit() {
+            caller.handle_datagram(now, endpoint(at), &mut transmit.payload).unwrap();
+            quiet = false;
+        }
     }
 }

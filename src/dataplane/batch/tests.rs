@@ -4,16 +4,13 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::super::clock;
-use super::super::samples::Sample;
+use super::super::samples::{Sample, config, device, handshake};
 use super::super::udp::{BindOptions, RECEIVE_BUFFER_LEN, UdpSocket};
 use super::super::virtio::VirtioHeader;
 use super::*;
-use crate::keys::PrivateKey;
 use crate::packet::frame::PacketFrame;
-use crate::proto::device::{Device, DeviceConfig};
+use crate::proto::device::Device;
 use crate::proto::endpoint::Endpoint;
-use crate::proto::noise::Suite;
-use crate::proto::peer::PeerConfig;
 use crate::proto::router::Router;
 
 const MTU: u16 = 1420;
@@ -27,6 +24,14 @@ struct Links {
     outbound: Outbound,
     counters: Arc<Counters>,
     peers: Vec<(UdpSocket, Arc<Router>)>,
+}
+
+/// A peer that knows us, and what we send from.
+fn device_for(now: Instant, number: u8, us: SocketAddr) -> Device {
+    let mut peer = device(now, number);
+    let source = if number == 0 { "10.77.0.1/32" } else { "10.77.0.0/16" };
+    peer.upsert_peer(now, config(200, Some(us), &[source, "fd00::1/128"])).unwrap();
+    peer
 }
 
 /// One datagram as a peer received it: its length on the wire and the packets in it.
@@ -48,10 +53,8 @@ impl Links {
             now += Duration::from_secs(1);
             let socket = bind();
             let mut peer = device_for(now, number, us.local());
-            let allowed: Vec<_> = match number {
-                0 => DESTINATIONS.map(|net| net.parse().unwrap()).to_vec(),
-                _ => vec![format!("10.77.1.{number}/32").parse().unwrap()],
-            };
+            let other = format!("10.77.1.{number}/32");
+            let allowed = if number == 0 { &DESTINATIONS[..] } else { &[other.as_str()] };
             device.upsert_peer(now, config(number, Some(socket.local()), allowed)).unwrap();
             handshake(now, &mut peer, us.local(), &mut device, socket.local());
             remotes.push((socket, peer.poll_router().unwrap()));
@@ -100,59 +103,6 @@ fn open(now: Instant, router: &Router, from: Endpoint, datagram: &mut [u8]) -> D
     let opened = router.open(now, from, datagram, &mut notices).unwrap();
     let packets = opened.packets(&mut notices).map(|frame| frame.unwrap());
     (length, packets.map(|PacketFrame { flags, bytes }| (flags, bytes.to_vec())).collect())
-}
-
-fn key(number: u8) -> PrivateKey {
-    PrivateKey::from_bytes([number + 1; 32]).unwrap()
-}
-
-fn device(now: Instant, number: u8) -> Device {
-    let config =
-        DeviceConfig { private_key: key(number), previous_private_key: None, suite: Suite::Aes256Gcm, send_lanes: 1 };
-    Device::new(now, Duration::from_secs(1_700_000_000), config, [number; 32])
-}
-
-fn device_for(now: Instant, number: u8, us: SocketAddr) -> Device {
-    let mut peer = device(now, number);
-    let source = if number == 0 { "10.77.0.1/32".to_owned() } else { "10.77.0.0/16".to_owned() };
-    let allowed = vec![source.parse().unwrap(), "fd00::1/128".parse().unwrap()];
-    peer.upsert_peer(now, config(200, Some(us), allowed)).unwrap();
-    peer
-}
-
-fn config(number: u8, remote: Option<SocketAddr>, allowed_ips: Vec<ipnet::IpNet>) -> PeerConfig {
-    PeerConfig {
-        public_key: key(number).public_key(),
-        next_public_key: None,
-        preshared_key: None,
-        endpoint: remote.map(Endpoint::new),
-        allowed_ips,
-        // So that it wants a session without a packet.
-        persistent_keepalive: Some(Duration::from_secs(25)),
-        suite: None,
-    }
-}
-
-/// `peer` calls `device`, until both are quiet.
-fn handshake(now: Instant, peer: &mut Device, us: SocketAddr, device: &mut Device, remote: SocketAddr) {
-    let endpoint = |remote| Endpoint { local: Some("127.0.0.1".parse().unwrap()), ..Endpoint::new(remote) };
-    peer.handle_timeout(now);
-    // What `device` itself wanted to send is to be answered by nobody: the peer's call is enough.
-    while device.poll_transmit().is_some() {}
-    loop {
-        let mut quiet = true;
-        while let Some(mut transmit) = peer.poll_transmit() {
-            device.handle_datagram(now, endpoint(remote), &mut transmit.payload).unwrap();
-            quiet = false;
-        }
-        while let Some(mut transmit) = device.poll_transmit() {
-            peer.handle_datagram(now, endpoint(us), &mut transmit.payload).unwrap();
-            quiet = false;
-        }
-        if quiet {
-            return;
-        }
-    }
 }
 
 fn small(length: usize) -> Sample {

@@ -1,0 +1,200 @@
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::super::clock;
+use super::super::samples::{Sample, config, device, handshake};
+use super::super::segment::Segments;
+use super::super::tun::Offload;
+use super::super::virtio::VIRTIO_HEADER_LEN;
+use super::*;
+use crate::packet::frame::packet_header;
+use crate::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN};
+use crate::proto::endpoint::Endpoint;
+use crate::proto::stats::DropCounters;
+
+/// A peer that may seal what it likes, and us with a session to it.
+struct Link {
+    now: Instant,
+    peer: Arc<Router>,
+    us: Arc<Router>,
+    from: Endpoint,
+    tun: TunQueue,
+    kernel: UnixDatagram,
+    counters: Counters,
+}
+
+/// What a peer puts into one datagram: packets with their flags.
+type Frames = Vec<(u8, Vec<u8>)>;
+
+impl Link {
+    /// The peer may send from 10.77.0.1 and fd00::1.
+    fn new() -> Self {
+        let now = clock::now();
+        let [at, peer_at] = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
+        let (mut us, mut peer) = (device(now, 1), device(now, 2));
+        us.upsert_peer(now, config(2, Some(peer_at), &["10.77.0.1/32", "fd00::1/128"])).unwrap();
+        us.upsert_peer(now, config(3, None, &["10.77.0.0/24"])).unwrap();
+        peer.upsert_peer(now, config(1, Some(at), &["0.0.0.0/0", "::/0"])).unwrap();
+        handshake(now, &mut peer, at, &mut us, peer_at);
+        let (queue, kernel) = UnixDatagram::pair().unwrap();
+        kernel.set_nonblocking(true).unwrap();
+        Self {
+            now,
+            peer: peer.poll_router().unwrap(),
+            us: us.poll_router().unwrap(),
+            from: Endpoint { local: Some("127.0.0.1".parse().unwrap()), ..Endpoint::new(peer_at) },
+            tun: TunQueue::of_socket(queue, Offload::TcpAndUdp),
+            kernel,
+            counters: Counters::default(),
+        }
+    }
+
+    fn seal(&self, lane: u8, frames: &Frames) -> Vec<u8> {
+        let mut datagram = vec![0; TRANSPORT_HEADER_LEN];
+        for (flags, packet) in frames {
+            datagram.extend(packet_header(*flags, u16::try_from(packet.len()).unwrap()));
+            datagram.extend(packet);
+        }
+        self.seal_plaintext(lane, datagram)
+    }
+
+    fn seal_plaintext(&self, lane: u8, mut datagram: Vec<u8>) -> Vec<u8> {
+        datagram.extend([0; TAG_LEN]);
+        let route = self.peer.route(self.now, "10.77.0.2".parse().unwrap()).unwrap();
+        route.seal(self.now, lane, &mut datagram, &mut Vec::new()).unwrap();
+        datagram
+    }
+
+    /// Takes the datagrams as one receive; returns the lengths of what was written to the TUN.
+    fn receive(&self, mut datagrams: Vec<Vec<u8>>) -> Vec<usize> {
+        let mut notices = Vec::new();
+        let mut inbound = Inbound::new(&self.us, &self.tun, &self.counters);
+        for datagram in &mut datagrams {
+            let opened = self.us.open(self.now, self.from, datagram, &mut notices).unwrap();
+            inbound.take(&opened, &mut notices).unwrap();
+        }
+        inbound.deliver().unwrap();
+        let mut buffer = [0; 70_000];
+        std::iter::from_fn(|| self.kernel.recv(&mut buffer).ok()).map(|length| length - VIRTIO_HEADER_LEN).collect()
+    }
+
+    fn drops(&self, reason: DropReason) -> u64 {
+        let mut total = DropCounters::default();
+        self.counters.add_to(&mut total);
+        total.of(reason)
+    }
+}
+
+/// The packets that `sample` is cut into, with their flags.
+fn cut(sample: &Sample) -> Frames {
+    let mut bytes = sample.packet();
+    let segments = Segments::new(&sample.virtio(), &mut bytes).unwrap();
+    let packet = |index| {
+        let mut out = vec![0; segments.length(index)];
+        segments.write(index, &mut out);
+        (segments.flags(index), out)
+    };
+    (0..segments.count()).map(packet).collect()
+}
+
+/// Seals each packet of a TCP superpacket of five segments of 1000 bytes in a datagram of its own.
+fn train(link: &Link) -> Vec<Vec<u8>> {
+    cut(&Sample::tcp_v4(5000, 1000)).into_iter().map(|packet| link.seal(0, &vec![packet])).collect()
+}
+
+#[test]
+fn a_run_of_datagrams_becomes_one_write() {
+    let link = Link::new();
+    assert_eq!(link.receive(train(&link)), [5052]);
+}
+
+#[test]
+fn a_run_within_one_datagram_becomes_one_write() {
+    let link = Link::new();
+    let datagram = link.seal(0, &cut(&Sample::tcp_v4(5000, 1000)));
+    assert_eq!(link.receive(vec![datagram]), [5052]);
+}
+
+#[test]
+fn a_gap_in_the_counters_splits_the_run() {
+    let link = Link::new();
+    let mut datagrams = train(&link);
+    datagrams.remove(2);
+    assert_eq!(link.receive(datagrams), [2052, 2052]);
+}
+
+#[test]
+fn datagrams_out_of_order_are_each_delivered() {
+    let link = Link::new();
+    let mut datagrams = train(&link);
+    datagrams.swap(1, 2);
+    assert_eq!(link.receive(datagrams), [1052, 1052, 1052, 2052]);
+}
+
+#[test]
+fn a_run_does_not_go_on_on_another_lane() {
+    let link = Link::new();
+    let packets = cut(&Sample::tcp_v4(2000, 1000));
+    // So that the counters would follow one another.
+    link.seal(1, &Vec::new());
+    let datagrams = vec![link.seal(0, &packets[..1].to_vec()), link.seal(1, &packets[1..].to_vec())];
+    assert_eq!(link.receive(datagrams), [1052, 1052]);
+}
+
+#[test]
+fn a_keepalive_between_ends_the_run() {
+    let link = Link::new();
+    let packets = cut(&Sample::tcp_v4(2000, 1000));
+    let datagrams =
+        [&packets[..1], &[], &packets[1..]].into_iter().map(|packets| link.seal(0, &packets.to_vec())).collect();
+    assert_eq!(link.receive(datagrams), [1052, 1052]);
+}
+
+#[test]
+fn a_packet_that_claims_to_continue_nothing_is_delivered_alone() {
+    let link = Link::new();
+    let packets = cut(&Sample::tcp_v4(2000, 1000));
+    assert_eq!(link.receive(vec![link.seal(0, &packets[1..].to_vec())]), [1052]);
+}
+
+#[test]
+fn a_foreign_source_does_not_slip_in_with_a_train() {
+    let link = Link::new();
+    let mut packets = cut(&Sample::tcp_v4(5000, 1000));
+    // 10.77.0.9 is another peer's.
+    packets[2].1[15] = 9;
+    assert_eq!(link.receive(vec![link.seal(0, &packets)]), [2052, 2052]);
+    assert_eq!(link.drops(DropReason::SourceNotAllowed), 1);
+}
+
+#[test]
+fn garbage_in_a_train_is_dropped_and_counted() {
+    let link = Link::new();
+    let mut packets = cut(&Sample::tcp_v4(5000, 1000));
+    packets[2].1.truncate(500);
+    assert_eq!(link.receive(vec![link.seal(0, &packets)]), [2052, 2052]);
+    assert_eq!(link.drops(DropReason::MalformedPacket), 1);
+}
+
+#[test]
+fn what_stands_before_a_malformed_frame_is_delivered() {
+    let link = Link::new();
+    let mut datagram = vec![0; TRANSPORT_HEADER_LEN];
+    let packet = Sample { segment_size: 0, ..Sample::tcp_v4(100, 0) }.packet();
+    datagram.extend(packet_header(FLAG_CHECKSUM_PARTIAL, 152));
+    datagram.extend(&packet);
+    datagram.extend(packet_header(0, 5000));
+    assert_eq!(link.receive(vec![link.seal_plaintext(0, datagram)]), [152]);
+    assert_eq!(link.drops(DropReason::MalformedFrame), 1);
+}
+
+#[test]
+fn a_write_that_the_kernel_refuses_is_counted_by_packet() {
+    let link = Link::new();
+    let (queue, kernel) = UnixDatagram::pair().unwrap();
+    drop(kernel);
+    let link = Link { tun: TunQueue::of_socket(queue, Offload::TcpAndUdp), ..link };
+    assert!(link.receive(train(&link)).is_empty());
+    assert_eq!(link.drops(DropReason::TunWriteFailed), 5);
+}
