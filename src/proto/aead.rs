@@ -1,21 +1,20 @@
 //! One direction's key of a session: ring's AEAD under Noise's nonces, zeroed when dropped.
 
-use std::mem::ManuallyDrop;
-
 use ring::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
 use crate::keys::KEY_LEN;
 use crate::packet::message::TAG_LEN;
 
 use super::noise::Suite;
+use super::wiped::Wiped;
 
 /// The data did not verify.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct InvalidTag;
 
-/// An AEAD key. Boxed, so that moving a session leaves no copy behind.
+/// An AEAD key.
 pub(super) struct AeadKey {
-    key: Box<ManuallyDrop<LessSafeKey>>,
+    key: Wiped<LessSafeKey>,
     suite: Suite,
 }
 
@@ -27,7 +26,7 @@ impl AeadKey {
             Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
         };
         let key = UnboundKey::new(algorithm, key).expect("both algorithms take keys of 32 bytes");
-        Self { key: Box::new(ManuallyDrop::new(LessSafeKey::new(key))), suite }
+        Self { key: Wiped::new(LessSafeKey::new(key)), suite }
     }
 
     /// Encrypts `plaintext` in place and returns the tag. The caller uses no nonce twice.
@@ -58,14 +57,5 @@ impl AeadKey {
             Suite::ChaCha20Poly1305 => nonce.to_le_bytes(),
         });
         Nonce::assume_unique_for_key(bytes)
-    }
-}
-
-impl Drop for AeadKey {
-    #[expect(unsafe_code, reason = "ring offers no zeroisation of expanded keys")]
-    fn drop(&mut self) {
-        // SAFETY: ring's key is plain data: key schedules inline and a reference to its algorithm, nothing on the heap and
-        // no destructor. `ManuallyDrop` keeps it from being dropped, and nothing reads it after this.
-        unsafe { zeroize::zeroize_flat_type(&raw mut **self.key) };
     }
 }

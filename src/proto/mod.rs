@@ -96,3 +96,4 @@ pub mod tai64n;
 pub mod timers;
 pub mod traffic;
 pub mod transmit;
+mod wiped;

@@ -1,7 +1,7 @@
 //! The cryptographic handshake: Noise IKpsk2 through `snow`, with ML-KEM-768 mixed into the psk.
 //!
-//! The only file that names `snow`. It knows the Noise messages, the ML-KEM ciphertext and the keys that come out; it
-//! knows nothing of datagrams' MACs, of peers, or of time.
+//! With its primitives, the only module that names `snow`. It knows the Noise messages, the ML-KEM ciphertext and the
+//! keys that come out; it knows nothing of datagrams' MACs, of peers, or of time.
 
 use std::fmt;
 
@@ -11,22 +11,23 @@ use ml_kem::array::Array;
 use ml_kem::kem::{Decapsulate as _, KeyExport as _};
 use ml_kem::{DecapsulationKey, EncapsulationKey, MlKem768};
 use ring::digest::SHA256;
-use snow::params::{CipherChoice, DHChoice, HashChoice};
-use snow::resolvers::{CryptoResolver, RingResolver};
-use snow::types::{Cipher, Dh, Hash, Random};
 use snow::{Builder, HandshakeState};
-use x25519_dalek::StaticSecret;
-use zeroize::{Zeroize as _, ZeroizeOnDrop, Zeroizing};
+use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 use crate::keys::{KEY_LEN, PresharedKey, PrivateKey, PublicKey};
 use crate::packet::message::{
-    DH_LEN, ENCAPSULATION_KEY_LEN, INITIATION_HEADER_LEN, INITIATION_NOISE, INITIATION_PAYLOAD_LEN, KEM_CIPHERTEXT_LEN,
+    ENCAPSULATION_KEY_LEN, INITIATION_HEADER_LEN, INITIATION_NOISE, INITIATION_PAYLOAD_LEN, KEM_CIPHERTEXT_LEN,
     PARAMETERS_LEN, RESPONSE_HEADER_LEN, RESPONSE_NOISE, TIMESTAMP_LEN,
 };
 
 use super::constants::MAX_LANES;
 use super::randomness::Randomness;
 use super::tai64n::Tai64N;
+use super::wiped::Wiped;
+
+use self::primitives::Resolver;
+
+mod primitives;
 
 /// First part of the Noise prologue; the initiation's clear header follows it.
 const PROLOGUE_LABEL: &[u8] = b"underpass v1 handshake";
@@ -144,7 +145,7 @@ pub struct SessionKeys {
 
 /// The initiator between its initiation and the response.
 pub struct PendingInitiation {
-    noise: HandshakeState,
+    noise: Wiped<HandshakeState>,
     decapsulation_key: DecapsulationKey<MlKem768>,
     suite: Suite,
 }
@@ -166,6 +167,7 @@ impl PendingInitiation {
         let mut noise = builder(suite, local, &prologue, randomness)?
             .remote_public_key(remote.as_bytes())
             .and_then(Builder::build_initiator)
+            .map(Wiped::new)
             .map_err(|_| HandshakeFailed)?;
         let decapsulation_key = DecapsulationKey::<MlKem768>::from_seed(Array(*randomness.array::<64>()));
 
@@ -193,8 +195,8 @@ impl PendingInitiation {
         kem_ciphertext: &[u8; KEM_CIPHERTEXT_LEN],
         message: &[u8; RESPONSE_NOISE_LEN],
     ) -> Result<(SessionKeys, Parameters), HandshakeFailed> {
-        let shared = self.decapsulation_key.decapsulate(&Array(*kem_ciphertext));
-        let psk = psk(self.suite, preshared_key, &shared.into(), header, kem_ciphertext);
+        let shared = Zeroizing::new(self.decapsulation_key.decapsulate(&Array(*kem_ciphertext)).into());
+        let psk = psk(self.suite, preshared_key, &shared, header, kem_ciphertext);
         self.noise.set_psk(PSK_POSITION, psk.as_slice()).map_err(|_| HandshakeFailed)?;
         let mut payload = [0; PARAMETERS_LEN];
         self.noise.read_message(message, &mut payload).map_err(|_| HandshakeFailed)?;
@@ -205,7 +207,7 @@ impl PendingInitiation {
 
 /// The responder between an initiation that decrypted and its own response.
 pub struct ReceivedInitiation {
-    noise: HandshakeState,
+    noise: Wiped<HandshakeState>,
     suite: Suite,
     encapsulation_key: EncapsulationKey<MlKem768>,
     /// The initiator's static key, which it has proven to hold; whether it is a peer's is for the caller to say.
@@ -226,7 +228,10 @@ impl ReceivedInitiation {
         randomness: &mut Randomness,
     ) -> Result<Self, HandshakeFailed> {
         let prologue = prologue(header);
-        let mut noise = builder(suite, local, &prologue, randomness)?.build_responder().map_err(|_| HandshakeFailed)?;
+        let mut noise = builder(suite, local, &prologue, randomness)?
+            .build_responder()
+            .map(Wiped::new)
+            .map_err(|_| HandshakeFailed)?;
         let mut payload = [0; INITIATION_PAYLOAD_LEN];
         noise.read_message(message, &mut payload).map_err(|_| HandshakeFailed)?;
 
@@ -255,8 +260,8 @@ impl ReceivedInitiation {
         randomness: &mut Randomness,
     ) -> Result<(SessionKeys, [u8; KEM_CIPHERTEXT_LEN], [u8; RESPONSE_NOISE_LEN]), HandshakeFailed> {
         let (ciphertext, shared) = self.encapsulation_key.encapsulate_deterministic(&Array(*randomness.array()));
-        let ciphertext: [u8; KEM_CIPHERTEXT_LEN] = ciphertext.into();
-        let psk = psk(self.suite, preshared_key, &shared.into(), header, &ciphertext);
+        let (ciphertext, shared): ([u8; KEM_CIPHERTEXT_LEN], _) = (ciphertext.into(), Zeroizing::new(shared.into()));
+        let psk = psk(self.suite, preshared_key, &shared, header, &ciphertext);
         self.noise.set_psk(PSK_POSITION, psk.as_slice()).map_err(|_| HandshakeFailed)?;
         let mut message = [0; RESPONSE_NOISE_LEN];
         self.noise.write_message(&parameters.encode(), &mut message).map_err(|_| HandshakeFailed)?;
@@ -293,125 +298,6 @@ fn builder<'a>(
         .local_private_key(local.as_bytes())
         .and_then(|builder| builder.prologue(prologue))
         .map_err(|_| HandshakeFailed)
-}
-
-/// Gives snow its primitives: ring's ciphers and SHA-256, dalek's X25519 with the check for a zero result, BLAKE2s, and
-/// one ephemeral key's worth of randomness that was drawn before.
-struct Resolver {
-    ephemeral: Zeroizing<[u8; DH_LEN]>,
-}
-
-impl CryptoResolver for Resolver {
-    fn resolve_rng(&self) -> Option<Box<dyn Random>> {
-        Some(Box::new(OneEphemeral(Some(self.ephemeral.clone()))))
-    }
-
-    fn resolve_dh(&self, choice: &DHChoice) -> Option<Box<dyn Dh>> {
-        matches!(choice, DHChoice::Curve25519).then(|| Box::<X25519>::default() as Box<dyn Dh>)
-    }
-
-    fn resolve_hash(&self, choice: &HashChoice) -> Option<Box<dyn Hash>> {
-        match choice {
-            HashChoice::Blake2s => Some(Box::<Blake2sHash>::default()),
-            other => RingResolver.resolve_hash(other),
-        }
-    }
-
-    fn resolve_cipher(&self, choice: &CipherChoice) -> Option<Box<dyn Cipher>> {
-        RingResolver.resolve_cipher(choice)
-    }
-}
-
-struct OneEphemeral(Option<Zeroizing<[u8; DH_LEN]>>);
-
-impl Random for OneEphemeral {
-    fn try_fill_bytes(&mut self, destination: &mut [u8]) -> Result<(), snow::Error> {
-        let bytes = self.0.take().filter(|bytes| bytes.len() == destination.len()).ok_or(snow::Error::Rng)?;
-        destination.copy_from_slice(bytes.as_slice());
-        Ok(())
-    }
-}
-
-#[derive(Default, ZeroizeOnDrop)]
-struct X25519 {
-    private: [u8; DH_LEN],
-    #[zeroize(skip)]
-    public: [u8; DH_LEN],
-}
-
-impl Dh for X25519 {
-    fn name(&self) -> &'static str {
-        "25519"
-    }
-
-    fn pub_len(&self) -> usize {
-        DH_LEN
-    }
-
-    fn priv_len(&self) -> usize {
-        DH_LEN
-    }
-
-    fn set(&mut self, private: &[u8]) {
-        self.private.copy_from_slice(private);
-        self.public = x25519_dalek::PublicKey::from(&StaticSecret::from(self.private)).to_bytes();
-    }
-
-    fn generate(&mut self, rng: &mut dyn Random) -> Result<(), snow::Error> {
-        let mut private = Zeroizing::new([0; DH_LEN]);
-        rng.try_fill_bytes(private.as_mut_slice())?;
-        self.set(private.as_slice());
-        Ok(())
-    }
-
-    fn pubkey(&self) -> &[u8] {
-        &self.public
-    }
-
-    fn privkey(&self) -> &[u8] {
-        &self.private
-    }
-
-    fn dh(&self, public: &[u8], out: &mut [u8]) -> Result<(), snow::Error> {
-        let public: [u8; DH_LEN] = public[..DH_LEN].try_into().map_err(|_| snow::Error::Dh)?;
-        let shared = StaticSecret::from(self.private).diffie_hellman(&public.into());
-        if !shared.was_contributory() {
-            return Err(snow::Error::Dh);
-        }
-        out[..DH_LEN].copy_from_slice(shared.as_bytes());
-        Ok(())
-    }
-}
-
-#[derive(Default)]
-struct Blake2sHash(Blake2s256);
-
-impl Hash for Blake2sHash {
-    fn name(&self) -> &'static str {
-        "BLAKE2s"
-    }
-
-    fn block_len(&self) -> usize {
-        64
-    }
-
-    fn hash_len(&self) -> usize {
-        32
-    }
-
-    fn reset(&mut self) {
-        self.0 = Blake2s256::new();
-    }
-
-    fn input(&mut self, data: &[u8]) {
-        self.0.update(data);
-    }
-
-    fn result(&mut self, out: &mut [u8]) {
-        let mut digest = self.0.finalize_reset();
-        out[..32].copy_from_slice(&digest);
-        digest.as_mut_slice().zeroize();
-    }
 }
 
 #[cfg(test)]

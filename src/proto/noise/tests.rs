@@ -1,5 +1,5 @@
 use super::*;
-use crate::packet::message::{initiation_header, response_header};
+use crate::packet::message::{DH_LEN, initiation_header, response_header};
 use crate::proto::aead::AeadKey;
 
 struct Parties {
