@@ -253,8 +253,8 @@ fn a_tunnel_in_a_tunnel_works() {
     let _proxy = Daemon::start(&ends.proxy, &inner(ends.proxy_interface().peer(backend_peer), "10.78.0.1"));
     probe::flood_ping(&ends.proxy, "10.78.0.11").assert_all_answered();
     let server = Iperf3::serve(&ends.backend, "10.78.0.11");
-    assert!(server.send(&ends.proxy, &["-t", "1"]).bytes > 1 << 20);
-    assert!(server.send(&ends.proxy, &["-t", "1", "-R"]).bytes > 1 << 20);
+    assert!(server.send(&ends.proxy, &["-n", "32M"]).bytes > 1 << 20);
+    assert!(server.send(&ends.proxy, &["-n", "32M", "-R"]).bytes > 1 << 20);
 }
 
 /// The cable of [`Ends::wired`]; inside, wireguard-go with 10.79.0.0/24.
@@ -273,7 +273,7 @@ fn wireguard_in_our_tunnel_works() {
     }
     probe::flood_ping(&ends.proxy, "10.79.0.2").assert_all_answered();
     let server = Iperf3::serve(&ends.backend, "10.79.0.2");
-    assert!(server.send(&ends.proxy, &["-t", "1"]).bytes > 1 << 20);
+    assert!(server.send(&ends.proxy, &["-n", "32M"]).bytes > 1 << 20);
 }
 
 /// The cable of [`Ends::wired`]. Who sends to a tunnel address that no peer has, hears at once that it can't be reached.

@@ -48,7 +48,7 @@ impl Cell {
             let full = Ping::to(target).count(20).payload(usize::from(self.mtu.1 - headers));
             full.send(&ends.proxy).assert_all_answered();
             let server = Iperf3::serve(&ends.backend, target);
-            for direction in [&["-t", "1"][..], &["-t", "1", "-R"]] {
+            for direction in [&["-n", "32M"][..], &["-n", "32M", "-R"]] {
                 let flow = server.send(&ends.proxy, direction);
                 assert!(flow.bytes > 1 << 20, "{direction:?}: {flow:?}");
             }
@@ -114,8 +114,8 @@ fn an_offload_device_and_a_plain_one_understand_each_other() {
     for target in BACKEND {
         probe::flood_ping(&ends.proxy, target).assert_all_answered();
         let server = Iperf3::serve(&ends.backend, target);
-        assert!(server.send(&ends.proxy, &["-t", "1"]).bytes > 1 << 20);
-        assert!(server.send(&ends.proxy, &["-t", "1", "-R"]).bytes > 1 << 20);
+        assert!(server.send(&ends.proxy, &["-n", "32M"]).bytes > 1 << 20);
+        assert!(server.send(&ends.proxy, &["-n", "32M", "-R"]).bytes > 1 << 20);
     }
 }
 
@@ -125,7 +125,7 @@ fn an_offload_device_and_a_plain_one_understand_each_other() {
 fn parallel_flows_arrive_in_order() {
     let (ends, proxy, backend) = CELL.start("parallel");
     let server = Iperf3::serve(&ends.backend, BACKEND[0]);
-    let flow = server.send(&ends.proxy, &["-t", "2", "-P", "8"]);
+    let flow = server.send(&ends.proxy, &["-n", "128M", "-P", "8"]);
     assert!(flow.bytes > 1 << 20, "{flow:?}");
     assert_eq!(proxy.drops("too_old") + backend.drops("too_old") + backend.drops("replayed"), 0);
 }
@@ -138,7 +138,7 @@ fn several_workers_carry_parallel_flows() {
     let proxy = Daemon::start(&ends.proxy, &ends.proxy_calling(V4).set("workers", "2"));
     probe::flood_ping(&ends.proxy, BACKEND[0]).assert_all_answered();
     let server = Iperf3::serve(&ends.backend, BACKEND[0]);
-    for direction in [&["-t", "1", "-P", "4"][..], &["-t", "1", "-P", "4", "-R"]] {
+    for direction in [&["-n", "64M", "-P", "4"][..], &["-n", "64M", "-P", "4", "-R"]] {
         assert!(server.send(&ends.proxy, direction).bytes > 1 << 20);
     }
     assert_eq!(proxy.drops("invalid_tag") + proxy.drops("unknown_lane"), 0);
