@@ -1,0 +1,91 @@
+//! What the documents say of the sources is so: constants have the stated values, tests that are named exist.
+
+#![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use underpass::proto::constants as c;
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+fn time(duration: Duration) -> String {
+    match duration.as_secs() {
+        0 => format!("{} ms", duration.as_millis()),
+        seconds => format!("{seconds} s"),
+    }
+}
+
+fn power(number: u64) -> String {
+    assert!(number.is_power_of_two());
+    format!("2^{}", number.ilog2())
+}
+
+/// The rows of the protocol's tables of constants: name and value.
+fn stated_constants() -> Vec<(String, String)> {
+    let retries: Vec<String> = c::RETRY_INTERVALS.iter().map(|interval| interval.as_secs().to_string()).collect();
+    [
+        ("REKEY_AFTER_TIME", time(c::REKEY_AFTER_TIME)),
+        ("REKEY_JITTER", format!("up to {}", time(c::REKEY_JITTER))),
+        ("REKEY_AFTER_TIME_RECEIVING", time(c::REKEY_AFTER_TIME_RECEIVING)),
+        ("REJECT_AFTER_TIME", time(c::REJECT_AFTER_TIME)),
+        ("REKEY_AFTER_MESSAGES", power(c::REKEY_AFTER_MESSAGES)),
+        ("REJECT_AFTER_MESSAGES", power(c::REJECT_AFTER_MESSAGES)),
+        ("REKEY_AFTER_BYTES", power(c::REKEY_AFTER_BYTES)),
+        ("REJECT_AFTER_BYTES", power(c::REJECT_AFTER_BYTES)),
+        ("RETRY_INTERVALS", format!("{}, {}, … s", retries.join(", "), retries.last().unwrap())),
+        ("RETRY_JITTER", format!("up to {}", time(c::RETRY_JITTER))),
+        ("MIN_INITIATION_INTERVAL", time(c::MIN_INITIATION_INTERVAL)),
+        ("MIN_ACCEPTED_INITIATION_INTERVAL", time(c::MIN_ACCEPTED_INITIATION_INTERVAL)),
+        ("GIVE_UP_AFTER", time(c::GIVE_UP_AFTER)),
+        ("SIMULTANEOUS_INTERVAL", time(c::SIMULTANEOUS_INTERVAL)),
+        ("KEEPALIVE_TIMEOUT", time(c::KEEPALIVE_TIMEOUT)),
+        ("UNANSWERED_TIMEOUT", time(c::UNANSWERED_TIMEOUT)),
+        ("COOKIE_LIFETIME", time(c::COOKIE_LIFETIME)),
+        ("MAX_LANES", c::MAX_LANES.to_string()),
+        ("REPLAY_WINDOW", c::REPLAY_WINDOW.to_string()),
+        ("COOKIE_SECRET_LIFETIME", time(c::COOKIE_SECRET_LIFETIME)),
+        ("HANDSHAKES_PER_SECOND_AND_SOURCE", c::HANDSHAKES_PER_SECOND_AND_SOURCE.to_string()),
+        ("HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE", c::HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE.to_string()),
+        ("HANDSHAKES_PER_SECOND_UNDER_LOAD", c::HANDSHAKES_PER_SECOND_UNDER_LOAD.to_string()),
+        ("MAX_LIMITED_SOURCES", c::MAX_LIMITED_SOURCES.to_string()),
+        ("MAX_STAGED_PACKETS", c::MAX_STAGED_PACKETS.to_string()),
+        ("MAX_STAGED_BYTES", format!("{} KiB", c::MAX_STAGED_BYTES / 1024)),
+        ("REKEY_REQUEST_INTERVAL", time(c::REKEY_REQUEST_INTERVAL)),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
+
+#[test]
+fn the_protocol_states_every_constant_with_its_value() {
+    let document = read("docs/protocol.md");
+    let stated = stated_constants();
+    for (name, value) in &stated {
+        let row = format!("| `{name}` | {value} |");
+        assert!(document.contains(&row), "docs/protocol.md has no row {row}");
+    }
+    let source = read("src/proto/constants.rs");
+    let defined: Vec<&str> =
+        source.lines().filter_map(|line| line.strip_prefix("pub const ")?.split(':').next()).collect();
+    let missing: Vec<_> = defined.iter().filter(|name| stated.iter().all(|(stated, _)| stated != *name)).collect();
+    assert!(missing.is_empty(), "not in docs/protocol.md: {missing:?}");
+}
+
+#[test]
+fn every_test_that_the_security_document_names_exists() {
+    let document = read("docs/security.md");
+    let (mut file, mut found) = ("", 0);
+    for name in document.split('`').skip(1).step_by(2) {
+        let Some((path, test)) = name.split_once("::") else { continue };
+        if !path.is_empty() {
+            file = path;
+        }
+        assert!(read(file).contains(&format!("fn {test}(")), "{file} has no test {test}");
+        found += 1;
+    }
+    assert!(found > 20, "only {found} tests are named");
+}
