@@ -2,13 +2,14 @@
 # make test    everything: unit tests, the command line, the protocol, network namespaces with real load balancers
 # make lint    formatting, clippy, and that the core builds alone
 # make bench   speed beside wireguard-go and no tunnel, in the same run
+# make fuzz     each fuzz target for SECONDS (60) more than the corpora that `make test` replays
 # make build   target/release/underpass
 # make deps    Debian packages that `make test` and `make bench` need; both call it themselves
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: demo test lint bench build deps build-deps
+.PHONY: demo test lint bench fuzz build deps build-deps
 
 CARGO ?= cargo
 # Namespaces are root's: anyone else is asked for a password there, and only there.
@@ -38,6 +39,13 @@ lint: build-deps
 bench: deps
 	$(CARGO) build --locked --release --workspace --bins
 	$(AS_ROOT) target/release/bench $(ARGS)
+
+# cargo-fuzz wants a nightly compiler; the variable lets the stable one do.
+fuzz: build-deps
+	command -v cargo-fuzz > /dev/null || $(CARGO) install --locked cargo-fuzz
+	for target in datagram config; do
+		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz "$$target" -- -max_total_time=$(or $(SECONDS),60)
+	done
 
 build: build-deps
 	$(CARGO) build --locked --release --bin underpass
