@@ -43,7 +43,7 @@ pub(super) struct Thief {
 
 impl Meddler for Thief {
     fn meddle(&mut self, _layout: &Layout, payload: &mut [u8]) {
-        self.changed += replace(payload, &format!("amount={AMOUNT}"), &format!("amount={STOLEN}"));
+        self.changed += replace(payload, &format!("sum={AMOUNT}"), &format!("sum={STOLEN}"));
         self.changed += replace(payload, &format!("charged={STOLEN}"), &format!("charged={AMOUNT}"));
     }
 }
@@ -154,8 +154,8 @@ mod tests {
 
     #[test]
     fn the_thief_changes_every_amount_and_nothing_else() {
-        let mut payload = *b"amount=120.00&amount=120.00&order=120.00";
-        assert_eq!(replace(&mut payload, "amount=120.00", "amount=999.00"), 2);
-        assert_eq!(&payload, b"amount=999.00&amount=999.00&order=120.00");
+        let mut payload = *b"sum=120.00&sum=120.00&order=120.00";
+        assert_eq!(replace(&mut payload, "sum=120.00", "sum=999.00"), 2);
+        assert_eq!(&payload, b"sum=999.00&sum=999.00&order=120.00");
     }
 }

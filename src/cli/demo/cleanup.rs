@@ -1,16 +1,18 @@
 //! What must not outlive the demo: its daemons and its directory of keys.
 //!
-//! Registered here when made, swept on every way out: the end of the story, an error, a panic (which aborts a release
+//! Made here, swept on every way out: the end of the story, an error, a panic (which aborts a release
 //! build without unwinding), Ctrl-C and its kin. Namespaces need no sweeping: they end with their last process.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::panic;
-use std::path::PathBuf;
-use std::process::{Child, ExitStatus};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,7 +25,7 @@ const GOODBYE: Duration = Duration::from_secs(3);
 /// Exit code after a panic, as Rust's own.
 const PANICKED: i32 = 101;
 
-static REMAINS: Mutex<Remains> = Mutex::new(Remains { children: Vec::new(), directory: None });
+static REMAINS: Mutex<Remains> = Mutex::new(Remains { children: Vec::new(), directory: None, swept: false });
 
 /// Set when a signal ends the demo, so that errors which follow from it are not reported.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -32,6 +34,8 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 struct Remains {
     children: Vec<Child>,
     directory: Option<PathBuf>,
+    /// Set by the first sweep: from then on nothing is made that would need another.
+    swept: bool,
 }
 
 /// Sweeps when it goes out of scope.
@@ -58,14 +62,23 @@ impl Drop for Broom {
     }
 }
 
-/// Leaves a daemon to the sweeping.
-pub(super) fn register_child(child: Child) {
-    remains().children.push(child);
+/// Starts a program and leaves it to the sweeping, with no moment between for a signal. Returns its process id.
+pub(super) fn spawn(command: &mut Command) -> Result<u32> {
+    let mut remains = remains();
+    ensure!(!remains.swept, "the demo is ending");
+    let child = command.spawn().context("starting a daemon")?;
+    let id = child.id();
+    remains.children.push(child);
+    Ok(id)
 }
 
-/// Leaves a directory to the sweeping.
-pub(super) fn register_directory(directory: PathBuf) {
-    remains().directory = Some(directory);
+/// Makes a directory that only its owner can enter, and leaves it to the sweeping.
+pub(super) fn make_directory(path: &Path) -> Result<()> {
+    let mut remains = remains();
+    ensure!(!remains.swept, "the demo is ending");
+    DirBuilder::new().mode(0o700).create(path).with_context(|| format!("making {}", path.display()))?;
+    remains.directory = Some(path.to_owned());
+    Ok(())
 }
 
 /// How the child with this process id ended, or `None` while it runs.
@@ -79,6 +92,7 @@ pub(super) fn exit_status(id: u32) -> Option<ExitStatus> {
 /// Sweeping a second time does nothing.
 pub(super) fn sweep() -> Vec<Option<ExitStatus>> {
     let mut remains = remains();
+    remains.swept = true;
     let mut children = std::mem::take(&mut remains.children);
     for child in &mut children {
         // Asked first, because the process id of a child that was waited for may belong to another process.

@@ -4,10 +4,10 @@
 //! an operator would. Ending them is the business of `cleanup`.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -120,8 +120,9 @@ impl Daemon {
         let log = directory.join(format!("{name}.log"));
         let output = File::create(&log)?;
         let program = std::env::current_exe().context("finding this program's file")?;
-        let child = namespace.run(|| {
-            Command::new(&program)
+        let id = namespace.run(|| {
+            let mut command = Command::new(&program);
+            command
                 .args(["run", "--config"])
                 .arg(&config_file)
                 .env("NO_COLOR", "1")
@@ -129,12 +130,9 @@ impl Daemon {
                 .stdout(output.try_clone()?)
                 .stderr(output)
                 // Ctrl-C is for the demo; the daemons are told by `cleanup`.
-                .process_group(0)
-                .spawn()
-                .context("starting a daemon")
+                .process_group(0);
+            cleanup::spawn(&mut command)
         })?;
-        let id = child.id();
-        cleanup::register_child(child);
         Ok(Self { name, program, id, control_socket: control_socket(directory, name), log })
     }
 
@@ -165,8 +163,7 @@ fn make_directory() -> Result<PathBuf> {
     let mut suffix = [0; 8];
     fill(&mut suffix)?;
     let directory = std::env::temp_dir().join(format!("underpass-demo-{:016x}", u64::from_be_bytes(suffix)));
-    DirBuilder::new().mode(0o700).create(&directory).with_context(|| format!("making {}", directory.display()))?;
-    cleanup::register_directory(directory.clone());
+    cleanup::make_directory(&directory)?;
     Ok(directory)
 }
 

@@ -73,7 +73,7 @@ fn answer(name: &str, books: &Mutex<Vec<Charge>>, request: &Message) -> Message 
 
 fn read_charge(body: &[u8]) -> Option<Charge> {
     let body = std::str::from_utf8(body).ok()?;
-    Some(Charge { order: field(body, "order")?.parse().ok()?, amount: field(body, "amount")?.to_owned() })
+    Some(Charge { order: field(body, "order")?.parse().ok()?, amount: field(body, "sum")?.to_owned() })
 }
 
 fn response(status: &str, name: &str, body: String) -> Message {
@@ -162,7 +162,7 @@ fn receipt(response: &Message) -> Option<Receipt> {
 }
 
 fn payment(order: u32) -> Message {
-    let body = format!("card={CARD}&amount={AMOUNT}&order={order:05}");
+    let body = format!("card={CARD}&sum={AMOUNT}&order={order:05}");
     let length = body.len();
     let head =
         format!("POST /pay HTTP/1.1\r\nHost: shop.example\r\nCookie: {COOKIE}\r\nContent-Length: {length}\r\n\r\n");
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn what_is_not_a_payment_is_not_booked() {
         let books = Mutex::default();
-        let request = Message { head: "POST /pay HTTP/1.1\r\n\r\n".into(), body: b"amount=1".to_vec() };
+        let request = Message { head: "POST /pay HTTP/1.1\r\n\r\n".into(), body: b"sum=1".to_vec() };
         assert!(answer("app1", &books, &request).head.starts_with("HTTP/1.1 400"));
         assert!(books.into_inner().unwrap().is_empty());
     }
