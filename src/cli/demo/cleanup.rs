@@ -88,9 +88,17 @@ pub(super) fn exit_status(id: u32) -> Option<ExitStatus> {
     child.try_wait().ok().flatten()
 }
 
-/// Ends the daemons, removes the directory, and says how each daemon ended; `None` for one that had to be killed.
-/// Sweeping a second time does nothing.
-pub(super) fn sweep() -> Vec<Option<ExitStatus>> {
+/// What a sweep found.
+#[derive(Debug)]
+pub(super) struct Swept {
+    /// How each daemon ended; `None` for one that had to be killed.
+    pub(super) endings: Vec<Option<ExitStatus>>,
+    /// The directory is gone.
+    pub(super) removed: bool,
+}
+
+/// Ends the daemons and removes the directory. Sweeping a second time does nothing.
+pub(super) fn sweep() -> Swept {
     let mut remains = remains();
     remains.swept = true;
     let mut children = std::mem::take(&mut remains.children);
@@ -103,11 +111,8 @@ pub(super) fn sweep() -> Vec<Option<ExitStatus>> {
         }
     }
     let endings = children.iter_mut().map(see_off).collect();
-    if let Some(directory) = remains.directory.take() {
-        // Nothing can be done about a failure here, and everything else is done.
-        let _removed = std::fs::remove_dir_all(directory);
-    }
-    endings
+    let removed = remains.directory.take().is_none_or(|directory| std::fs::remove_dir_all(directory).is_ok());
+    Swept { endings, removed }
 }
 
 /// Ends this thread's part in the demo when a signal is already ending all of it.
