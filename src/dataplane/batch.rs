@@ -20,7 +20,7 @@ use crate::proto::router::{Notice, Route};
 
 use super::counters::Counters;
 use super::segment::Segments;
-use super::udp::{MAX_SEND_LEN, MAX_SEND_SEGMENTS, Sender, Unsent};
+use super::sender::{MAX_SEND_LEN, MAX_SEND_SEGMENTS, Sender, Unsent};
 
 /// Peers whose datagrams are collected at the same time; a further one makes another's leave early.
 const MAX_BATCHES: usize = 16;

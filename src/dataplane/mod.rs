@@ -28,9 +28,10 @@ use crate::proto::stats::DeviceStatus;
 
 use self::counters::Counters;
 use self::failure::Stop;
+use self::sender::Sender;
 use self::slow_path::{Command, CommandQueue, Inbox, SlowPath, SlowPathQueue, queues};
 use self::tun::{Offload, Tun};
-use self::udp::{BindOptions, Sender, UdpSocket};
+use self::udp::{BindOptions, UdpSocket};
 use self::worker::{Worker, WorkerParts};
 
 mod batch;
@@ -42,6 +43,7 @@ mod routing_loop;
 #[cfg(test)]
 mod samples;
 mod segment;
+mod sender;
 mod slow_path;
 mod train;
 mod tun;

@@ -27,9 +27,9 @@ use crate::proto::stats::DeviceStatus;
 use super::clock;
 use super::counters::Counters;
 use super::failure::Failure;
+use super::sender::{Sender, Unsent};
 use super::train::Train;
 use super::tun::{TunQueue, is_device_gone};
-use super::udp::{Sender, Unsent};
 
 /// Datagrams, packets and notices that wait, at most: about a megabyte, or a tenth of a second of handshakes.
 const QUEUE_LEN: usize = 512;

@@ -132,29 +132,11 @@ impl<'b> Train<'b> {
         let mut headers = [0; MAX_HEADERS_LEN];
         let headers = &mut headers[..transport.payload_start];
         headers.copy_from_slice(&packet.bytes()[..transport.payload_start]);
-        let transport_len = transport.payload_start - transport.start + self.payload_len;
-        set_ip_length(&mut headers[..transport.start], transport.start + transport_len, 0);
-        let header = &mut headers[transport.start..];
-        let mut ecn = false;
-        match transport.protocol {
-            TransportProtocol::Tcp => {
-                header[13] |= self.last_flags;
-                ecn = header[13] & TCP_CWR != 0;
-            }
-            TransportProtocol::Udp => header[4..6].copy_from_slice(&length_field(transport_len)),
-        }
-        let sum = checksum::pseudo_header(
-            packet.source(),
-            packet.destination(),
-            packet.protocol(),
-            u32::from(u16::from_be_bytes(length_field(transport_len))),
-        );
-        let at = transport.protocol.checksum_offset();
-        header[at..at + 2].copy_from_slice(&checksum::fold(sum).to_be_bytes());
-
+        self.merge_headers(packet, transport, headers);
+        let is_tcp = transport.protocol == TransportProtocol::Tcp;
         let virtio = VirtioHeader {
             segmentation: segmentation(self.offload, packet, transport).expect("checked when the train began"),
-            ecn,
+            ecn: is_tcp && headers[transport.start + 13] & TCP_CWR != 0,
             header_len: field(transport.payload_start),
             segment_size: field(self.payloads[0].len()),
             ..partial_header(transport)
@@ -165,6 +147,21 @@ impl<'b> Train<'b> {
         parts[1] = IoSlice::new(headers);
         parts[2..2 + packets].copy_from_slice(&self.payloads[..packets]);
         write(&parts[..2 + packets])
+    }
+
+    /// Turns the first packet's headers into the superpacket's.
+    fn merge_headers(&self, packet: &IpPacket<'_>, transport: Transport, headers: &mut [u8]) {
+        let transport_len = transport.payload_start - transport.start + self.payload_len;
+        let (ip, header) = headers.split_at_mut(transport.start);
+        set_ip_length(ip, transport.start + transport_len, 0);
+        match transport.protocol {
+            TransportProtocol::Tcp => header[13] |= self.last_flags,
+            TransportProtocol::Udp => header[4..6].copy_from_slice(&length_field(transport_len)),
+        }
+        let length = u32::from(u16::from_be_bytes(length_field(transport_len)));
+        let sum = checksum::pseudo_header(packet.source(), packet.destination(), packet.protocol(), length);
+        let at = transport.protocol.checksum_offset();
+        header[at..at + 2].copy_from_slice(&checksum::fold(sum).to_be_bytes());
     }
 }
 

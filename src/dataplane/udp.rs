@@ -6,10 +6,9 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::{size_of, zeroed};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -18,19 +17,15 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::proto::endpoint::Endpoint;
 
-/// The most bytes of one segmented send: an IPv4 packet less its headers.
-pub(super) const MAX_SEND_LEN: usize = 65_507;
-/// The most datagrams of one segmented send: `UDP_MAX_SEGMENTS` was 64 up to Linux 6.8, 128 after.
-pub(super) const MAX_SEND_SEGMENTS: usize = 64;
+use self::control::{ControlBuffer, ReceiveInfo, SendControl};
+
+mod control;
+
 /// Room for the largest receive: UDP_GRO gathers up to 64 KiB.
 pub(super) const RECEIVE_BUFFER_LEN: usize = 65_536;
 
 /// Room in the kernel for a burst: with less, eight flows overran it (measured, `docs/performance.md`).
 const KERNEL_BUFFER_LEN: usize = 8 << 20;
-/// A destination whose path refused segmentation gets single datagrams for this long before the next attempt.
-const SEGMENTATION_RETRY_AFTER: Duration = Duration::from_secs(60);
-/// How many such destinations are remembered; a further one replaces the oldest.
-const MAX_REFUSALS: usize = 64;
 /// How long a worker waits for room in a full send buffer before it drops what it has.
 const SEND_WAIT: Duration = Duration::from_millis(10);
 
@@ -141,7 +136,7 @@ impl UdpSocket {
     }
 
     /// Whether datagrams to `endpoint` can leave from here: how well, 0 for not at all.
-    fn fitness(&self, endpoint: &Endpoint) -> u8 {
+    pub(super) fn fitness(&self, endpoint: &Endpoint) -> u8 {
         match (self.local.is_ipv4() == endpoint.remote.is_ipv4(), endpoint.local) {
             (false, _) => 0,
             (true, Some(local)) if local == self.local.ip() => 3,
@@ -179,8 +174,8 @@ impl UdpSocket {
         let mut message: libc::msghdr = unsafe { zeroed() };
         message.msg_iov = parts.as_mut_ptr().cast();
         message.msg_iovlen = parts.len() as _;
-        message.msg_control = control.0.as_mut_ptr().cast();
-        message.msg_controllen = size_of::<ControlBuffer>() as _;
+        message.msg_control = control.as_mut_ptr();
+        message.msg_controllen = ControlBuffer::LEN as _;
         // SAFETY: `recvmsg` writes an address of at most the storage's length into the storage, sets the length it
         // wrote, and writes no more than the stated lengths into the buffer and the control buffer, which all
         // outlive the call. `IoSliceMut` has the layout of `iovec`.
@@ -197,7 +192,7 @@ impl UdpSocket {
         let remote = sender.as_socket().ok_or_else(|| io::Error::from(Errno::EPROTO))?;
         // One datagram longer than the buffer is no datagram of ours: nothing of it is of use.
         let length = if message.msg_flags & libc::MSG_TRUNC == 0 { length } else { 0 };
-        let info = ReceiveInfo::read(&message);
+        let info = ReceiveInfo::read(&mut control, message.msg_controllen as _);
         // Only a link-local address needs the interface; elsewhere it would make a rerouted peer look like a new one.
         let link_local = matches!(remote, SocketAddr::V6(remote) if remote.ip().is_unicast_link_local());
         let endpoint = Endpoint {
@@ -205,12 +200,22 @@ impl UdpSocket {
             local: info.local,
             interface: if link_local { info.interface } else { 0 },
         };
-        let stride = info.stride.filter(|stride| *stride > 0).unwrap_or(length.max(1));
-        Ok(Received { endpoint, length, stride })
+        Ok(Received { endpoint, length, stride: info.stride.unwrap_or(length.max(1)) })
     }
 
-    /// Sends `bytes` as datagrams of `segment_size`, the last maybe shorter.
-    fn send(&self, endpoint: &Endpoint, bytes: &[u8], segment_size: usize) -> Result<(), Errno> {
+    /// Sends `bytes` as datagrams of `segment_size`, the last maybe shorter. If the send buffer is full, waits once for
+    /// room, but not for long.
+    pub(super) fn send(&self, endpoint: &Endpoint, bytes: &[u8], segment_size: usize) -> Result<(), Errno> {
+        match self.send_at_once(endpoint, bytes, segment_size) {
+            Err(Errno::EAGAIN | Errno::ENOBUFS) => {
+                self.wait_for_room();
+                self.send_at_once(endpoint, bytes, segment_size)
+            }
+            result => result,
+        }
+    }
+
+    fn send_at_once(&self, endpoint: &Endpoint, bytes: &[u8], segment_size: usize) -> Result<(), Errno> {
         let source = endpoint.local.filter(|local| local.is_ipv4() == endpoint.remote.is_ipv4());
         match self.send_from(endpoint, source, bytes, segment_size) {
             // The address that the peer contacted has gone from this host: let the kernel choose another. The peer
@@ -229,36 +234,23 @@ impl UdpSocket {
         bytes: &[u8],
         segment_size: usize,
     ) -> Result<(), Errno> {
+        let segment_size = match u16::try_from(segment_size) {
+            _ if segment_size >= bytes.len() => None,
+            Ok(segment_size) => Some(segment_size),
+            Err(_) => return Err(Errno::EMSGSIZE),
+        };
         let remote = SockAddr::from(endpoint.remote);
         let parts = [IoSlice::new(bytes)];
-        let mut control = ControlBuffer::new();
+        let mut control = SendControl::new(segment_size, source, endpoint.interface);
         // SAFETY: all zeros is a valid `msghdr`: null pointers with zero lengths.
         let mut message: libc::msghdr = unsafe { zeroed() };
         message.msg_name = remote.as_ptr().cast_mut().cast();
         message.msg_namelen = remote.len();
         message.msg_iov = parts.as_ptr().cast_mut().cast();
         message.msg_iovlen = parts.len() as _;
-        message.msg_control = control.0.as_mut_ptr().cast();
-        message.msg_controllen = size_of::<ControlBuffer>() as _;
-        let mut control_messages = ControlMessages { message: &message, next: None, length: 0 };
-        if segment_size < bytes.len() {
-            let segment_size = u16::try_from(segment_size).map_err(|_| Errno::EMSGSIZE)?;
-            control_messages.push(libc::SOL_UDP, libc::UDP_SEGMENT, segment_size);
-        }
-        match source {
-            Some(IpAddr::V4(source)) => {
-                control_messages.push(libc::IPPROTO_IP, libc::IP_PKTINFO, packet_info_v4(source));
-            }
-            Some(IpAddr::V6(source)) => {
-                let info = packet_info_v6(source, endpoint.interface);
-                control_messages.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info);
-            }
-            None => {}
-        }
-        message.msg_controllen = control_messages.length as _;
-        if message.msg_controllen == 0 {
-            message.msg_control = std::ptr::null_mut();
-        }
+        let (control, control_len) = control.as_parts();
+        message.msg_control = control;
+        message.msg_controllen = control_len as _;
         loop {
             // SAFETY: every pointer in `message` is to a local that outlives the call, with its length beside it, and
             // the kernel only reads them. `IoSlice` has the layout of `iovec`.
@@ -346,179 +338,5 @@ fn without_flow(remote: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Room for a UDP_SEGMENT or UDP_GRO message and a packet-info message, aligned as `cmsghdr` wants.
-#[repr(C, align(8))]
-struct ControlBuffer([u8; CONTROL_LEN]);
-
-const CONTROL_LEN: usize = 96;
-
-// SAFETY: `CMSG_SPACE` is arithmetic.
-const _: () = assert!(
-    unsafe {
-        libc::CMSG_SPACE(size_of::<libc::c_int>() as u32) + libc::CMSG_SPACE(size_of::<libc::in6_pktinfo>() as u32)
-    } as usize
-        <= CONTROL_LEN
-);
-
-impl ControlBuffer {
-    fn new() -> Self {
-        Self([0; CONTROL_LEN])
-    }
-}
-
-/// Lays control messages out in the control buffer of a message to send.
-struct ControlMessages<'m> {
-    message: &'m libc::msghdr,
-    next: Option<*mut libc::cmsghdr>,
-    length: usize,
-}
-
-impl ControlMessages<'_> {
-    fn push<T: Copy>(&mut self, level: libc::c_int, kind: libc::c_int, value: T) {
-        // SAFETY: `message` points to its whole, zeroed control buffer, which is large enough for the two messages that
-        // are ever pushed (asserted at `ControlBuffer`); so the header is within it and has room for `value` behind it.
-        unsafe {
-            let header = match self.next {
-                None => libc::CMSG_FIRSTHDR(self.message),
-                Some(last) => libc::CMSG_NXTHDR(self.message, last),
-            };
-            (*header).cmsg_level = level;
-            (*header).cmsg_type = kind;
-            (*header).cmsg_len = libc::CMSG_LEN(size_of::<T>() as u32) as _;
-            libc::CMSG_DATA(header).cast::<T>().write_unaligned(value);
-            self.length += libc::CMSG_SPACE(size_of::<T>() as u32) as usize;
-            self.next = Some(header);
-        }
-    }
-}
-
-fn packet_info_v4(source: Ipv4Addr) -> libc::in_pktinfo {
-    libc::in_pktinfo {
-        ipi_ifindex: 0,
-        ipi_spec_dst: libc::in_addr { s_addr: u32::from_ne_bytes(source.octets()) },
-        ipi_addr: libc::in_addr { s_addr: 0 },
-    }
-}
-
-fn packet_info_v6(source: Ipv6Addr, interface: u32) -> libc::in6_pktinfo {
-    libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: source.octets() }, ipi6_ifindex: interface as _ }
-}
-
-/// What the kernel says beside a received datagram.
-#[derive(Default)]
-struct ReceiveInfo {
-    stride: Option<usize>,
-    local: Option<IpAddr>,
-    interface: u32,
-}
-
-impl ReceiveInfo {
-    fn read(message: &libc::msghdr) -> Self {
-        let mut info = Self::default();
-        // SAFETY: `recvmsg` has filled the control buffer that `message` points to and set its length, so the macros
-        // stay within it; each value is read with the type that the kernel documents for its level and kind.
-        unsafe {
-            let mut header = libc::CMSG_FIRSTHDR(message);
-            while let Some(control) = header.as_ref() {
-                let data = libc::CMSG_DATA(header);
-                match (control.cmsg_level, control.cmsg_type) {
-                    (libc::SOL_UDP, libc::UDP_GRO) => {
-                        info.stride = usize::try_from(data.cast::<libc::c_int>().read_unaligned()).ok();
-                    }
-                    (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-                        let packet_info = data.cast::<libc::in_pktinfo>().read_unaligned();
-                        // `ipi_spec_dst` is the local address to answer from even where `ipi_addr` is a broadcast.
-                        info.local = Some(Ipv4Addr::from(packet_info.ipi_spec_dst.s_addr.to_ne_bytes()).into());
-                    }
-                    (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                        let packet_info = data.cast::<libc::in6_pktinfo>().read_unaligned();
-                        info.local = Some(Ipv6Addr::from(packet_info.ipi6_addr.s6_addr).into());
-                        info.interface = packet_info.ipi6_ifindex as _;
-                    }
-                    _ => {}
-                }
-                header = libc::CMSG_NXTHDR(message, header);
-            }
-        }
-        info
-    }
-}
-
-/// Sends over the right one of several sockets, and remembers which destinations refuse segmented sends. Each thread
-/// that sends has its own.
-#[derive(Debug)]
-pub(super) struct Sender {
-    sockets: Arc<[UdpSocket]>,
-    /// Destinations that get single datagrams, and until when. Almost always empty.
-    refusals: Vec<(IpAddr, Instant)>,
-}
-
-/// How many datagrams of a send the kernel did not take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Unsent(pub(super) u64);
-
-impl Sender {
-    /// Over `sockets`, of which there is at least one.
-    pub(super) fn new(sockets: Arc<[UdpSocket]>) -> Self {
-        Self { sockets, refusals: Vec::new() }
-    }
-
-    /// Sends `bytes` as datagrams of `segment_size`, the last maybe shorter; at most [`MAX_SEND_LEN`] bytes and
-    /// [`MAX_SEND_SEGMENTS`] datagrams.
-    pub(super) fn send(
-        &mut self,
-        now: Instant,
-        endpoint: &Endpoint,
-        bytes: &[u8],
-        segment_size: usize,
-    ) -> Result<(), Unsent> {
-        let datagrams = bytes.len().div_ceil(segment_size) as u64;
-        let fitness = |index: &usize| self.sockets[*index].fitness(endpoint);
-        let best = (0..self.sockets.len()).max_by_key(fitness).filter(|index| fitness(index) > 0);
-        let Some(index) = best else { return Err(Unsent(datagrams)) };
-        if datagrams > 1 && !is_refused(&mut self.refusals, now, endpoint.remote.ip()) {
-            match send_patiently(&self.sockets[index], endpoint, bytes, segment_size) {
-                Ok(()) => return Ok(()),
-                // The egress device can't compute checksums (EIO), a datagram exceeds the path's MTU (EMSGSIZE, on older
-                // kernels EINVAL), or a driver's fault.
-                Err(Errno::EIO | Errno::EINVAL | Errno::EMSGSIZE) => self.refuse(now, endpoint.remote.ip()),
-                Err(_) => return Err(Unsent(datagrams)),
-            }
-        }
-        let failed = bytes
-            .chunks(segment_size)
-            .filter(|datagram| send_patiently(&self.sockets[index], endpoint, datagram, segment_size).is_err())
-            .count() as u64;
-        if failed == 0 { Ok(()) } else { Err(Unsent(failed)) }
-    }
-
-    fn refuse(&mut self, now: Instant, destination: IpAddr) {
-        tracing::debug!("the kernel refuses a segmented send to a peer, sending single datagrams for a minute");
-        if self.refusals.len() == MAX_REFUSALS {
-            self.refusals.remove(0);
-        }
-        self.refusals.push((destination, now + SEGMENTATION_RETRY_AFTER));
-    }
-}
-
-fn is_refused(refusals: &mut Vec<(IpAddr, Instant)>, now: Instant, destination: IpAddr) -> bool {
-    if refusals.is_empty() {
-        return false;
-    }
-    refusals.retain(|(_, until)| now < *until);
-    refusals.iter().any(|(refused, _)| *refused == destination)
-}
-
-/// Sends, and if the send buffer is full waits once for room.
-fn send_patiently(socket: &UdpSocket, endpoint: &Endpoint, bytes: &[u8], segment_size: usize) -> Result<(), Errno> {
-    match socket.send(endpoint, bytes, segment_size) {
-        Err(Errno::EAGAIN | Errno::ENOBUFS) => {
-            socket.wait_for_room();
-            socket.send(endpoint, bytes, segment_size)
-        }
-        result => result,
-    }
-}
-
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -30,10 +30,11 @@ use super::failure::{Failure, Stop};
 use super::inbound::Inbound;
 use super::routing_loop::own_datagram_destination;
 use super::segment::Segments;
+use super::sender::Sender;
 use super::slow_path::{Input, SlowPathQueue};
 use super::train::write_whole;
 use super::tun::{TUN_BUFFER_LEN, TunQueue, TunRead};
-use super::udp::{RECEIVE_BUFFER_LEN, Received, Sender, UdpSocket};
+use super::udp::{RECEIVE_BUFFER_LEN, Received, UdpSocket};
 use super::unreachable::{AnswerLimit, MAX_ANSWER_LEN, answer};
 use super::virtio::VirtioHeader;
 
