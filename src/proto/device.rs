@@ -29,7 +29,7 @@ use super::rate_limiter::RateLimiter;
 use super::router::{Notice, PeerRoute, ReceivingSession, Router};
 use super::session::Session;
 use super::staged::StagedPacket;
-use super::stats::{DeviceStatus, DropCounters, PeerStatus};
+use super::stats::{DeviceStatus, DropCounters, Footprint, PeerStatus};
 use super::timers::{Timer, TimerQueue};
 use super::transmit::Transmit;
 
@@ -178,6 +178,7 @@ impl Device {
     pub fn set_endpoint(&mut self, now: Instant, key: &PublicKey, endpoint: Endpoint) {
         let Some(id) = self.peers.by_key(key) else { return };
         let peer = self.peers.get_mut(id).expect("found by its key");
+        peer.config.endpoint = Some(endpoint);
         if peer.endpoint == Some(endpoint) {
             return;
         }
@@ -270,6 +271,18 @@ impl Device {
         let mut peers: Vec<PeerStatus> = self.peers.iter().map(|(_, peer)| self.peer_status(now, peer)).collect();
         peers.sort_by_key(|peer| peer.public_key);
         DeviceStatus { public_key: self.public_key(), peers, drops: self.drops.clone() }
+    }
+
+    /// What is kept in memory.
+    pub fn footprint(&self) -> Footprint {
+        let total = |of: fn(&Peer) -> usize| self.peers.iter().map(|(_, peer)| of(peer)).sum();
+        Footprint {
+            sessions: total(|peer| peer.sessions.iter().count()),
+            session_indices: self.peers.indices(),
+            staged_packets: total(|peer| peer.staged.packets()),
+            staged_bytes: total(|peer| peer.staged.bytes()),
+            limited_sources: self.rate_limiter.sources(),
+        }
     }
 
     fn peer_status(&self, now: Instant, peer: &Peer) -> PeerStatus {

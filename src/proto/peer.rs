@@ -30,7 +30,8 @@ pub struct PeerConfig {
     pub next_public_key: Option<PublicKey>,
     /// Mixed into every handshake with it.
     pub preshared_key: Option<PresharedKey>,
-    /// Where to find it; without one it has to call us.
+    /// Where to find it; without one it has to call us. It may roam from there, and is looked for there too when it does
+    /// not answer where it went.
     pub endpoint: Option<Endpoint>,
     /// Prefixes it may use.
     pub allowed_ips: Vec<IpNet>,

@@ -83,6 +83,11 @@ impl PeerTable {
         self.by_index.remove(&index);
     }
 
+    /// How many session indices are given out.
+    pub(super) fn indices(&self) -> usize {
+        self.by_index.len()
+    }
+
     pub(super) fn get(&self, id: PeerId) -> Option<&Peer> {
         self.peers.get(id.index())?.as_ref()
     }

@@ -67,6 +67,11 @@ impl RateLimiter {
         source.proven.take(now, HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE)
     }
 
+    /// How many source addresses are remembered.
+    pub fn sources(&self) -> usize {
+        self.sources.len()
+    }
+
     /// Forgets sources whose buckets are full again, at most once a second.
     fn sweep(&mut self, now: Instant) {
         if now.saturating_duration_since(self.swept_at) >= SECOND {

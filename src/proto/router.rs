@@ -99,6 +99,11 @@ impl Route<'_> {
         self.endpoint
     }
 
+    /// What seals.
+    pub fn session(&self) -> &Session {
+        self.session
+    }
+
     /// Seals `header room (12) | frames | tag room (16)` in place with the lane's next counter.
     pub fn seal(
         &self,
@@ -159,6 +164,11 @@ impl Router {
             }
             _ => Err(Miss::NoSession(peer)),
         }
+    }
+
+    /// Every session that may still receive, with its peer: for tests, which check that none outlives its limits.
+    pub fn sessions(&self) -> impl Iterator<Item = (PeerId, &Arc<Session>)> {
+        self.sessions.iter().map(|entry| (entry.peer, &entry.session))
     }
 
     /// Opens a datagram in place.

@@ -25,7 +25,8 @@ use super::traffic::Traffic;
 pub struct Session {
     /// The index that the peer puts into datagrams for us.
     pub local_index: u32,
-    remote_index: u32,
+    /// The index that we put into datagrams for the peer.
+    pub remote_index: u32,
     /// Whether our initiation made it.
     pub is_initiator: bool,
     /// The cipher.

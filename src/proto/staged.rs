@@ -48,6 +48,16 @@ impl StagedQueue {
         dropped
     }
 
+    /// How many wait.
+    pub fn packets(&self) -> usize {
+        self.packets.len()
+    }
+
+    /// How many bytes wait.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Whether none waits.
     pub fn is_empty(&self) -> bool {
         self.packets.is_empty()

@@ -90,3 +90,18 @@ pub struct DeviceStatus {
     /// What the slow path refused.
     pub drops: DropCounters,
 }
+
+/// What a device keeps in memory beyond its configuration, all peers together: for tests, which check that it is bounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Footprint {
+    /// Sessions that may still receive.
+    pub sessions: usize,
+    /// Session indices given out: of sessions, and of initiations that wait for their response.
+    pub session_indices: usize,
+    /// Packets that wait for a session.
+    pub staged_packets: usize,
+    /// Bytes of these packets.
+    pub staged_bytes: usize,
+    /// Source addresses that the rate limiter remembers.
+    pub limited_sources: usize,
+}

@@ -1,6 +1,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use underpass::keys::PrivateKey;
 use underpass::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN};
 use underpass::proto::constants::UNANSWERED_TIMEOUT;
 use underpass::proto::endpoint::Endpoint;
@@ -50,6 +51,27 @@ fn a_replayed_packet_from_elsewhere_moves_nothing() {
     pair.settle();
     pair.deliver(InFlight { from: "203.0.113.66:66".parse().unwrap(), ..genuine });
     assert_eq!(pair.status(Side::Two).endpoint.unwrap().remote, Side::One.address());
+}
+
+#[test]
+fn a_peer_that_only_seemed_to_roam_is_found_again_where_it_is_configured() {
+    for changing_key in [false, true] {
+        let next_public_key = changing_key.then(|| PrivateKey::from_bytes([9; 32]).unwrap().public_key());
+        let mut pair = Pair::with(|two| two.next_public_key = next_public_key, |_| ());
+        pair.connect(Side::One);
+        // Somebody forwards one genuine packet from elsewhere, and no more; one's NAT lets nobody else in.
+        pair.send(Side::Two, b"forwarded");
+        let forwarded = pair.wire.pop_front().unwrap();
+        pair.deliver(InFlight { from: "203.0.113.66:66".parse().unwrap(), ..forwarded });
+        assert_ne!(pair.status(Side::One).endpoint.unwrap().remote, Side::Two.address());
+        pair.restart(Side::Two, seconds(1_700_000_100));
+        for _ in 0..30 {
+            pair.send(Side::One, b"anybody there?");
+            pair.advance(seconds(1));
+        }
+        assert_eq!(pair.status(Side::One).endpoint.unwrap().remote, Side::Two.address(), "{changing_key}");
+        assert!(pair.is_up(Side::One) && pair.is_up(Side::Two));
+    }
 }
 
 #[test]

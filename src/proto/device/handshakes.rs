@@ -76,9 +76,14 @@ impl Device {
         };
         peer.cookies.write_macs(now, &remote.mac_keys, &mut message);
         attempt.pending = Some((pending, index));
-        peer.past_sent_bytes += message.len() as u64;
         peer.traffic.on_sent(now, false);
-        self.transmits.push_back(Transmit { endpoint, payload: message });
+        // Nobody answered at this address: whoever forwards a datagram of a peer makes it seem to have roamed there.
+        let configured =
+            peer.config.endpoint.filter(|configured| attempt.initiations > 1 && configured.remote != endpoint.remote);
+        for endpoint in std::iter::once(endpoint).chain(configured) {
+            peer.past_sent_bytes += message.len() as u64;
+            self.transmits.push_back(Transmit { endpoint, payload: message.clone() });
+        }
     }
 
     /// Forgets the attempt under way, with its ephemeral keys.

@@ -1,0 +1,371 @@
+//! A node: a device with its workers, as the data plane drives them, and what its operator configured.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use underpass::keys::{PrivateKey, PublicKey};
+use underpass::packet::frame::{FLAG_CHECKSUM_PARTIAL, packet_header};
+use underpass::packet::ip::IpPacket;
+use underpass::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN};
+use underpass::proto::device::{Device, DeviceConfig};
+use underpass::proto::endpoint::Endpoint;
+use underpass::proto::error::{DropReason, Miss};
+use underpass::proto::event::Event;
+use underpass::proto::noise::Suite;
+use underpass::proto::peer::PeerConfig;
+use underpass::proto::peer_table::PeerId;
+use underpass::proto::router::{Notice, Router};
+use underpass::proto::session::Session;
+use underpass::proto::staged::StagedPacket;
+use underpass::proto::transmit::Transmit;
+
+use crate::random::Random;
+use crate::reference::{AllowedTable, Delivery};
+
+/// Notices that wait between a worker and the slow path, at most.
+const NOTICE_QUEUE: usize = 64;
+/// How long a new snapshot or a notice takes between threads, at most.
+pub(crate) const HAND_OVER: Duration = Duration::from_millis(3);
+/// How late the notices of a slow slow path are.
+const LATE: Duration = Duration::from_secs(2);
+
+/// What the world draws for a node once.
+#[derive(Debug, Clone)]
+pub(crate) struct NodeSetup {
+    pub number: usize,
+    pub suite: Suite,
+    /// Lanes, each with a worker; or only lanes, where the slow path does everything.
+    pub lanes: u8,
+    pub has_workers: bool,
+}
+
+/// What happens to the notices of a node's workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoticeHandling {
+    Prompt,
+    Late,
+    Dropped,
+}
+
+/// A peer as a node knows it.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    pub config: PeerConfig,
+    pub id: PeerId,
+}
+
+/// One machine.
+pub(crate) struct Node {
+    pub setup: NodeSetup,
+    /// Differs for every start of every node.
+    pub incarnation: u64,
+    pub device: Device,
+    pub private_key: PrivateKey,
+    pub previous_private_key: Option<PrivateKey>,
+    /// By node number.
+    pub peers: BTreeMap<usize, Known>,
+    /// What the device was told of prefixes.
+    pub allowed: Arc<AllowedTable>,
+    pub workers: Vec<Worker>,
+    pub notice_handling: NoticeHandling,
+    /// Every session seen in a snapshot, by its local index.
+    pub sessions: BTreeMap<u32, Weak<Session>>,
+    transmits: Vec<Transmit>,
+    deliveries: Vec<Delivery>,
+}
+
+/// What a node gave out.
+#[derive(Default)]
+pub(crate) struct Outputs {
+    pub transmits: Vec<Transmit>,
+    pub deliveries: Vec<Delivery>,
+    pub events: Vec<Event>,
+}
+
+/// A fast-path thread: it has its own idea of the snapshot, and its notices travel.
+pub(crate) struct Worker {
+    snapshot: Snapshot,
+    update: Option<(Instant, Snapshot)>,
+    notices: VecDeque<(Instant, Notice)>,
+    /// Set while it keeps the snapshot that it has.
+    pub is_frozen: bool,
+}
+
+/// A snapshot, with the model of what it must know.
+#[derive(Clone)]
+struct Snapshot {
+    router: Arc<Router>,
+    allowed: Arc<AllowedTable>,
+    names: Arc<BTreeMap<PeerId, usize>>,
+}
+
+/// The inner addresses of node `number`: one of each family.
+pub(crate) fn inner_addresses(number: usize) -> [IpAddr; 2] {
+    let last = number as u16 + 1;
+    [Ipv4Addr::new(10, 77, 0, last as u8).into(), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, last).into()]
+}
+
+impl Node {
+    /// Starts a node without peers.
+    pub(crate) fn new(
+        now: Instant,
+        unix_time: Duration,
+        setup: NodeSetup,
+        private_key: PrivateKey,
+        incarnation: u64,
+        seed: [u8; 32],
+    ) -> Self {
+        let config = DeviceConfig {
+            private_key: private_key.clone(),
+            previous_private_key: None,
+            suite: setup.suite,
+            send_lanes: setup.lanes,
+        };
+        let mut device = Device::new(now, unix_time, config, seed);
+        let snapshot = Snapshot { router: device.router(), allowed: Arc::default(), names: Arc::default() };
+        let worker = || Worker { snapshot: snapshot.clone(), update: None, notices: VecDeque::new(), is_frozen: false };
+        Self {
+            workers: (0..setup.lanes).filter(|_| setup.has_workers).map(|_| worker()).collect(),
+            setup,
+            incarnation,
+            device,
+            private_key,
+            previous_private_key: None,
+            peers: BTreeMap::new(),
+            allowed: Arc::default(),
+            notice_handling: NoticeHandling::Prompt,
+            sessions: BTreeMap::new(),
+            transmits: Vec::new(),
+            deliveries: Vec::new(),
+        }
+    }
+
+    pub(crate) fn number(&self) -> usize {
+        self.setup.number
+    }
+
+    /// Tells the device of a peer, or of a change to it.
+    pub(crate) fn upsert_peer(&mut self, now: Instant, peer: usize, config: PeerConfig) {
+        let Some(id) = self.device.upsert_peer(now, config.clone()) else { return };
+        Arc::make_mut(&mut self.allowed).set(peer, &config.allowed_ips);
+        self.peers.insert(peer, Known { config, id });
+    }
+
+    /// Tells the device who it is from here on.
+    pub(crate) fn set_private_key(&mut self, now: Instant, current: PrivateKey, previous: Option<PrivateKey>) {
+        self.device.set_private_key(now, current.clone(), previous.clone());
+        self.private_key = current;
+        self.previous_private_key = previous;
+    }
+
+    pub(crate) fn remove_peer(&mut self, peer: usize) -> Option<PeerConfig> {
+        let known = self.peers.remove(&peer)?;
+        self.device.remove_peer(&known.config.public_key);
+        Arc::make_mut(&mut self.allowed).remove(peer);
+        Some(known.config)
+    }
+
+    /// Whom `destination` belongs to in the eyes of the device and of its workers, who may be late.
+    pub(crate) fn leads_to(&self, destination: IpAddr) -> Vec<usize> {
+        let late = self.workers.iter().map(|worker| &worker.snapshot.allowed);
+        late.chain([&self.allowed]).filter_map(|allowed| allowed.lookup(destination)).collect()
+    }
+
+    /// The node whose configured key is `key`.
+    pub(crate) fn name(&self, key: &PublicKey) -> Option<usize> {
+        self.peers.iter().find(|(_, known)| known.config.public_key == *key).map(|(name, _)| *name)
+    }
+
+    /// Takes packets for one destination from the TUN: together in a datagram if there is a session.
+    pub(crate) fn send_packets(&mut self, now: Instant, packets: Vec<StagedPacket>, random: &mut Random) {
+        let worker = random.below(self.workers.len());
+        if self.workers.get_mut(worker).is_some() && self.seal(now, worker, &packets) {
+            return;
+        }
+        for packet in packets {
+            // Refused or staged or sent: the ledger knows what must not come of it.
+            let _ = self.device.handle_packet(now, packet);
+        }
+    }
+
+    /// The fast path of sending. Returns whether the slow path need not be asked.
+    fn seal(&mut self, now: Instant, lane: usize, packets: &[StagedPacket]) -> bool {
+        let worker = &mut self.workers[lane];
+        let destination = IpPacket::parse(&packets[0].bytes).expect("packets are made whole").destination();
+        let route = match worker.snapshot.router.route(now, destination) {
+            Ok(route) => route,
+            Err(Miss::Drop(_)) => return true,
+            Err(Miss::NoSession(_) | Miss::SlowPath) => return false,
+        };
+        let mut payload = vec![0; TRANSPORT_HEADER_LEN];
+        for packet in packets {
+            let flags = if packet.checksum_partial { FLAG_CHECKSUM_PARTIAL } else { 0 };
+            payload.extend(packet_header(flags, packet.bytes.len() as u16));
+            payload.extend(&packet.bytes);
+        }
+        payload.extend([0; TAG_LEN]);
+        let mut notices = Vec::new();
+        if route.seal(now, lane as u8, &mut payload, &mut notices).is_ok() {
+            self.transmits.push(Transmit { endpoint: route.endpoint(), payload });
+        }
+        self.hand_over(now, lane, notices);
+        true
+    }
+
+    /// Takes a datagram from the network.
+    pub(crate) fn receive(
+        &mut self,
+        now: Instant,
+        from: Endpoint,
+        datagram: &mut [u8],
+        random: &mut Random,
+    ) -> Result<(), DropReason> {
+        let lane = random.below(self.workers.len());
+        match self.workers.get(lane).map(|worker| worker.snapshot.clone()) {
+            Some(snapshot) => self.open(now, lane, &snapshot, from, datagram),
+            None => self.device.handle_datagram(now, from, datagram),
+        }
+    }
+
+    /// The fast path of receiving.
+    fn open(
+        &mut self,
+        now: Instant,
+        lane: usize,
+        snapshot: &Snapshot,
+        from: Endpoint,
+        datagram: &mut [u8],
+    ) -> Result<(), DropReason> {
+        let mut notices = Vec::new();
+        let opened = match snapshot.router.open(now, from, datagram, &mut notices) {
+            Ok(opened) => opened,
+            Err(Miss::Drop(reason)) => return Err(reason),
+            Err(Miss::NoSession(_) | Miss::SlowPath) => return self.device.handle_datagram(now, from, datagram),
+        };
+        let peer = snapshot.names[&opened.peer];
+        for frame in opened.packets(&mut notices).flatten() {
+            let Ok(packet) = snapshot.router.admit(opened.peer, frame) else { continue };
+            self.deliveries.push(Delivery {
+                peer,
+                bytes: packet.bytes().to_vec(),
+                checksum_partial: frame.flags & FLAG_CHECKSUM_PARTIAL != 0,
+                source_is_allowed: snapshot.allowed.lookup(packet.source()) == Some(peer),
+            });
+        }
+        self.hand_over(now, lane, notices);
+        Ok(())
+    }
+
+    fn hand_over(&mut self, now: Instant, lane: usize, notices: Vec<Notice>) {
+        let due = match self.notice_handling {
+            NoticeHandling::Prompt => now + HAND_OVER / 3,
+            NoticeHandling::Late => now + LATE,
+            NoticeHandling::Dropped => return,
+        };
+        let queue = &mut self.workers[lane].notices;
+        queue.extend(notices.into_iter().map(|notice| (due, notice)));
+        queue.truncate(NOTICE_QUEUE);
+    }
+
+    /// Makes the threads prompt again.
+    pub(crate) fn thaw(&mut self) {
+        self.notice_handling = NoticeHandling::Prompt;
+        self.workers.iter_mut().for_each(|worker| worker.is_frozen = false);
+    }
+
+    /// When something happens inside the node: a deadline of the device, or a message between its threads.
+    pub(crate) fn next_at(&self) -> Option<Instant> {
+        let between_threads = self.workers.iter().flat_map(|worker| {
+            let update = worker.update.as_ref().filter(|_| !worker.is_frozen).map(|(at, _)| *at);
+            update.into_iter().chain(worker.notices.front().map(|(at, _)| *at))
+        });
+        between_threads.chain(self.deadline()).min()
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.device.poll_timeout().map(|(deadline, _)| deadline)
+    }
+
+    /// Takes the snapshots and notices that have arrived.
+    pub(crate) fn run_threads(&mut self, now: Instant) {
+        for worker in &mut self.workers {
+            if let Some((_, snapshot)) = worker.update.take_if(|(at, _)| *at <= now && !worker.is_frozen) {
+                worker.snapshot = snapshot;
+            }
+            while let Some((_, notice)) = worker.notices.pop_front_if(|(at, _)| *at <= now) {
+                self.device.handle_notice(now, notice);
+            }
+        }
+    }
+
+    /// Whether every worker has the device's snapshot.
+    pub(crate) fn workers_are_current(&mut self) -> bool {
+        let router = self.device.router();
+        self.workers.iter().all(|worker| Arc::ptr_eq(&worker.snapshot.router, &router))
+    }
+
+    /// Polls everything until it is empty, and publishes the new snapshot.
+    pub(crate) fn poll(&mut self, now: Instant, random: &mut Random) -> Outputs {
+        let mut outputs = Outputs {
+            transmits: std::mem::take(&mut self.transmits),
+            deliveries: std::mem::take(&mut self.deliveries),
+            events: Vec::new(),
+        };
+        outputs.transmits.extend(std::iter::from_fn(|| self.device.poll_transmit()));
+        while let Some(event) = self.device.poll_event() {
+            match event {
+                Event::Packet { peer, bytes, checksum_partial } => {
+                    outputs.deliveries.push(self.delivery(&peer, bytes, checksum_partial));
+                }
+                event => outputs.events.push(event),
+            }
+        }
+        if let Some(router) = self.device.poll_router() {
+            self.publish(now, &router, random);
+        }
+        outputs
+    }
+
+    fn delivery(&self, peer: &PublicKey, bytes: Vec<u8>, checksum_partial: bool) -> Delivery {
+        let peer = self.name(peer).expect("events name configured peers");
+        let source = IpPacket::parse(&bytes).ok().map(|packet| packet.source());
+        let source_is_allowed = source.and_then(|source| self.allowed.lookup(source)) == Some(peer);
+        Delivery { peer, bytes, checksum_partial, source_is_allowed }
+    }
+
+    /// Gives the workers the first snapshot that they see.
+    pub(crate) fn start(&mut self) {
+        let snapshot = self.snapshot();
+        self.workers.iter_mut().for_each(|worker| worker.snapshot = snapshot.clone());
+    }
+
+    fn snapshot(&mut self) -> Snapshot {
+        let names = self.peers.iter().map(|(name, known)| (known.id, *name)).collect();
+        Snapshot { router: self.device.router(), allowed: self.allowed.clone(), names: Arc::new(names) }
+    }
+
+    fn publish(&mut self, now: Instant, router: &Router, random: &mut Random) {
+        for (_, session) in router.sessions() {
+            self.sessions.entry(session.local_index).or_insert_with(|| Arc::downgrade(session));
+        }
+        let snapshot = self.snapshot();
+        for worker in &mut self.workers {
+            worker.update = Some((now + random.duration(HAND_OVER), snapshot.clone()));
+        }
+    }
+
+    /// Where the device sends to, in the order of its peers' keys.
+    pub(crate) fn endpoints(&self, now: Instant) -> Vec<Option<SocketAddr>> {
+        let peers = self.device.status(now).peers;
+        peers.into_iter().map(|peer| peer.endpoint.map(|endpoint| endpoint.remote)).collect()
+    }
+
+    /// Where the device sends to for `peer`.
+    pub(crate) fn endpoint_of(&self, now: Instant, peer: usize) -> Option<SocketAddr> {
+        let key = self.peers.get(&peer)?.config.public_key;
+        let status = self.device.status(now).peers.into_iter().find(|status| status.public_key == key)?;
+        status.endpoint.map(|endpoint| endpoint.remote)
+    }
+}

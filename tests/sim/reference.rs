@@ -1,0 +1,182 @@
+//! The reference model: what was sent, what may be delivered, which nonces were used. Slow and obvious.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Instant;
+
+use ipnet::IpNet;
+use underpass::packet::ip::IpPacket;
+use underpass::packet::message::{Message, TransportHeader};
+use underpass::proto::constants::{MIN_INITIATION_INTERVAL, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME};
+
+use crate::inner_packet::number_of;
+
+/// An invariant that does not hold, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Violation(pub String);
+
+/// What every check returns.
+pub(crate) type Checked = Result<(), Violation>;
+
+/// Returns a [`Violation`] unless the condition holds.
+macro_rules! ensure {
+    ($holds:expr, $($message:tt)+) => {
+        if !$holds {
+            return Err($crate::reference::Violation(format!($($message)+)));
+        }
+    };
+}
+pub(crate) use ensure;
+
+/// Which peer has which prefix: what a node's cryptokey routing must do.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct AllowedTable(Vec<(IpNet, usize)>);
+
+impl AllowedTable {
+    /// Gives `peer` these prefixes and no others. A prefix has one owner.
+    pub(crate) fn set(&mut self, peer: usize, prefixes: &[IpNet]) {
+        self.remove(peer);
+        for prefix in prefixes {
+            self.0.retain(|(other, _)| *other != prefix.trunc());
+            self.0.push((prefix.trunc(), peer));
+        }
+    }
+
+    pub(crate) fn remove(&mut self, peer: usize) {
+        self.0.retain(|(_, owner)| *owner != peer);
+    }
+
+    /// The owner of the longest prefix that contains `address`.
+    pub(crate) fn lookup(&self, address: IpAddr) -> Option<usize> {
+        let containing = self.0.iter().filter(|(prefix, _)| prefix.contains(&address));
+        containing.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, peer)| *peer)
+    }
+}
+
+/// A packet that a node gave to its device.
+#[derive(Debug, Clone)]
+pub(crate) struct SentPacket {
+    pub from: usize,
+    /// Whom the sender's threads thought that the destination belongs to.
+    pub leads_to: Vec<usize>,
+    pub bytes: Vec<u8>,
+    pub checksum_partial: bool,
+    pub delivered_at: Option<Instant>,
+}
+
+/// A packet that a node's device gave out.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    /// Who the device says it is from.
+    pub peer: usize,
+    pub bytes: Vec<u8>,
+    pub checksum_partial: bool,
+    /// Whether the source is the peer's, by the model of what the device was told.
+    pub source_is_allowed: bool,
+}
+
+/// Everything that was sent in a run.
+#[derive(Default)]
+pub(crate) struct Ledger {
+    /// By number.
+    packets: Vec<SentPacket>,
+    /// Every (incarnation, index that its peer chose, lane, counter) that was sealed with.
+    nonces: BTreeSet<(u64, u32, u8, u64)>,
+    /// When an incarnation made its session with an index that its peer chose.
+    sessions: BTreeMap<(u64, u32), Instant>,
+    /// When an incarnation last initiated to a peer, and with which index.
+    initiations: BTreeMap<(u64, usize), (Instant, u32)>,
+    deliveries: u64,
+}
+
+impl Ledger {
+    /// The number of the next packet.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.packets.len() as u64
+    }
+
+    pub(crate) fn record(&mut self, packet: SentPacket) {
+        self.packets.push(packet);
+    }
+
+    pub(crate) fn packet(&self, number: u64) -> &SentPacket {
+        &self.packets[number as usize]
+    }
+
+    pub(crate) fn deliveries(&self) -> u64 {
+        self.deliveries
+    }
+
+    /// A delivered packet was sent by its peer, unchanged, at most once, and its source is allowed.
+    pub(crate) fn on_delivered(&mut self, now: Instant, receiver: usize, delivery: &Delivery) -> Checked {
+        let number = number_of(&delivery.bytes);
+        let sent = number.and_then(|number| self.packets.get_mut(number as usize));
+        ensure!(sent.is_some(), "node {receiver} delivered what nobody sent: {delivery:?}");
+        let sent = sent.expect("just checked");
+        ensure!(sent.from == delivery.peer, "node {receiver} took {sent:?} for a packet of node {}", delivery.peer);
+        ensure!(sent.leads_to.contains(&receiver), "node {receiver} delivered a packet for {:?}", sent.leads_to);
+        ensure!(sent.bytes == delivery.bytes, "node {receiver} delivered a changed packet: {delivery:?}");
+        ensure!(
+            sent.checksum_partial == delivery.checksum_partial,
+            "node {receiver} delivered a packet with its checksum flag changed: {delivery:?}"
+        );
+        ensure!(sent.delivered_at.is_none(), "node {receiver} delivered packet {number:?} twice");
+        ensure!(
+            delivery.source_is_allowed,
+            "node {receiver} delivered a packet of node {} from {:?}",
+            delivery.peer,
+            IpPacket::parse(&delivery.bytes).map(|packet| packet.source())
+        );
+        sent.delivered_at = Some(now);
+        self.deliveries += 1;
+        Ok(())
+    }
+
+    /// `incarnation` has agreed on a session in which it sends to `remote_index`.
+    pub(crate) fn on_session(&mut self, now: Instant, incarnation: u64, remote_index: u32) {
+        self.sessions.insert((incarnation, remote_index), now);
+    }
+
+    /// No (key, nonce) is used twice, and nothing is sealed after a session's limits.
+    pub(crate) fn on_sent(&mut self, now: Instant, incarnation: u64, datagram: &[u8]) -> Checked {
+        match Message::parse(datagram) {
+            Ok(Message::Transport(header)) => self.on_sealed(now, incarnation, header),
+            Ok(Message::Response(response)) => {
+                self.on_session(now, incarnation, response.receiver_index());
+                Ok(())
+            }
+            Ok(Message::Initiation(_) | Message::CookieReply(_)) => Ok(()),
+            Err(_) => Err(Violation(format!("a device sent what is no message: {datagram:02x?}"))),
+        }
+    }
+
+    /// Two initiations to one peer are not too close together, unless they are one that goes to two addresses.
+    pub(crate) fn on_initiation(&mut self, now: Instant, incarnation: u64, peer: usize, index: u32) -> Checked {
+        if let Some((last, last_index)) = self.initiations.insert((incarnation, peer), (now, index))
+            && last_index != index
+        {
+            let apart = now.saturating_duration_since(last);
+            ensure!(apart >= MIN_INITIATION_INTERVAL, "initiations to node {peer} only {apart:?} apart");
+        }
+        Ok(())
+    }
+
+    /// `incarnation` has forgotten `peer`, and with it when it last initiated.
+    pub(crate) fn on_peer_removed(&mut self, incarnation: u64, peer: usize) {
+        self.initiations.remove(&(incarnation, peer));
+    }
+
+    fn on_sealed(&mut self, now: Instant, incarnation: u64, header: TransportHeader) -> Checked {
+        let TransportHeader { lane, receiver_index, counter } = header;
+        let made_at = self.sessions.get(&(incarnation, receiver_index));
+        ensure!(made_at.is_some(), "sealed for session {receiver_index:08x} that was never agreed");
+        let age = now.saturating_duration_since(*made_at.expect("just checked"));
+        ensure!(age < REJECT_AFTER_TIME, "sealed with a session of {age:?}");
+        ensure!(counter < REJECT_AFTER_MESSAGES, "sealed with counter {counter}");
+        ensure!(
+            self.nonces.insert((incarnation, receiver_index, lane, counter)),
+            "sealed twice with session {receiver_index:08x}, lane {lane}, counter {counter}"
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,139 @@
+//! Runs that are not left to chance: races that random runs meet too rarely.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use underpass::packet::message::Message;
+use underpass::proto::constants::{
+    HANDSHAKES_PER_SECOND_UNDER_LOAD, REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_JITTER, RETRY_INTERVALS, RETRY_JITTER,
+};
+use underpass::proto::noise::Suite;
+use underpass::proto::stats::PeerState;
+
+use crate::network::{Fate, Quality};
+use crate::node::NodeSetup;
+use crate::reference::Checked;
+use crate::simulation::Simulation;
+use crate::transition::Transition;
+
+/// Two nodes that know each other.
+fn two_nodes(suite: Suite, lanes: u8, has_workers: bool, natted: bool) -> Simulation {
+    let setups = (0..2).map(|number| NodeSetup { number, suite, lanes, has_workers }).collect();
+    let mut simulation = Simulation::with_nodes(setups, &[false, natted], false, 1);
+    simulation.introduce_plainly(0, 1);
+    simulation
+}
+
+fn delivered(simulation: &Simulation, numbers: impl IntoIterator<Item = u64>) -> usize {
+    numbers.into_iter().filter(|number| simulation.ledger.packet(*number).delivered_at.is_some()).count()
+}
+
+#[test]
+fn both_sides_initiating_at_once_find_each_other_whatever_is_lost_or_late() {
+    const FATES: [Fate; 3] = [Fate::Arrives, Fate::IsLost, Fate::IsLate(Duration::from_millis(50))];
+    let meet = |fates: &[Fate], has_workers| -> Checked {
+        let mut simulation = two_nodes(Suite::Aes256Gcm, 1, has_workers, false);
+        simulation.network.decide(fates.iter().copied());
+        simulation.apply(&Transition::SendBoth { one: 0, two: 0 })?;
+        simulation.advance(Duration::from_millis(300))?;
+        simulation.apply(&Transition::Heal)
+    };
+    for case in 0..3usize.pow(6) {
+        let fates: Vec<Fate> = (0..6).map(|place| FATES[case / 3usize.pow(place) % 3]).collect();
+        meet(&fates, case % 2 == 0).unwrap_or_else(|violation| panic!("{fates:?}: {}", violation.0));
+    }
+}
+
+#[test]
+fn an_hour_of_traffic_over_a_perfect_network_loses_nothing_and_rekeys_once_per_interval() {
+    for (suite, has_workers) in [(Suite::Aes256Gcm, true), (Suite::ChaCha20Poly1305, false)] {
+        let mut simulation = two_nodes(suite, 2, has_workers, false);
+        let duration = Duration::from_secs(3600);
+        let interval = Duration::from_millis(900);
+        simulation.apply(&Transition::Stream { from: 0, to: 0, both_ways: true, interval, duration }).unwrap();
+        let sent = simulation.ledger.next_number();
+        assert_eq!(delivered(&simulation, 0..sent) as u64, sent);
+        let established = simulation.established.len() as u32;
+        let most = duration.as_secs().div_ceil((REKEY_AFTER_TIME - REKEY_JITTER).as_secs()) as u32;
+        // Both sides tell of each session, and the first was made twice, at once.
+        assert!((2 * most - 10..=2 * most + 2).contains(&established), "{established} sessions");
+    }
+}
+
+#[test]
+fn peers_without_traffic_fall_silent_and_forget_their_keys() {
+    let mut simulation = two_nodes(Suite::Aes256Gcm, 2, true, false);
+    simulation.apply(&Transition::SendBoth { one: 0, two: 0 }).unwrap();
+    simulation.advance(Duration::from_secs(60)).unwrap();
+    let datagrams = simulation.network.recorded().len();
+    simulation.advance(REJECT_AFTER_TIME).unwrap();
+    assert_eq!(simulation.network.recorded().len(), datagrams);
+    for node in &mut simulation.nodes {
+        let footprint = node.device.footprint();
+        assert_eq!((footprint.sessions, footprint.session_indices, node.deadline()), (0, 0, None));
+        assert_eq!(node.device.status(simulation.now).peers[0].state, PeerState::Idle);
+    }
+}
+
+#[test]
+fn packets_do_not_go_to_the_old_address_during_a_roam() {
+    for has_workers in [true, false] {
+        let mut simulation = two_nodes(Suite::Aes256Gcm, 1, has_workers, false);
+        simulation.apply(&Transition::SendBoth { one: 0, two: 0 }).unwrap();
+        simulation.advance(Duration::from_secs(1)).unwrap();
+        // What node 1 sends before it moves arrives after what it sends then.
+        *simulation.network.link(1, 0) = Quality { jitter: Duration::from_millis(300), ..Quality::PERFECT };
+        for _ in 0..3 {
+            stream_at_close_intervals(&mut simulation);
+            simulation.roam(1);
+            stream_at_close_intervals(&mut simulation);
+        }
+        let mut seen: Vec<SocketAddr> = Vec::new();
+        for recorded in simulation.network.recorded().iter().filter(|recorded| recorded.sender == 0) {
+            let to = recorded.datagram.to;
+            assert!(!seen.contains(&to) || seen.last() == Some(&to), "back to {to}");
+            if seen.last() != Some(&to) {
+                seen.push(to);
+            }
+        }
+        assert!(seen.len() >= 2, "node 0 never followed: {seen:?}");
+    }
+}
+
+fn stream_at_close_intervals(simulation: &mut Simulation) {
+    let (interval, duration) = (Duration::from_millis(20), Duration::from_millis(600));
+    simulation.apply(&Transition::Stream { from: 1, to: 0, both_ways: true, interval, duration }).unwrap();
+}
+
+#[test]
+fn under_load_a_peer_behind_a_nat_gets_through_also_after_its_address_changed() {
+    let mut simulation = two_nodes(Suite::ChaCha20Poly1305, 1, true, true);
+    let first_retries = RETRY_INTERVALS[0] + RETRY_INTERVALS[1] + RETRY_JITTER * 2;
+    for _ in 0..2 {
+        // The first initiation gets a cookie, the second is worked on; after the move, the cookie is another address's.
+        let number = simulation.send(1, 0, 1, 20).unwrap();
+        let cookies = count_cookies(&simulation);
+        flood_before_every_arrival(&mut simulation, first_retries + Duration::from_millis(100));
+        assert_eq!(delivered(&simulation, [number]), 1);
+        assert!(count_cookies(&simulation) > cookies, "no cookie was demanded");
+        simulation.apply(&Transition::Restart { node: 1, goodbye: false, clock_back: Duration::ZERO }).unwrap();
+        simulation.roam(1);
+    }
+}
+
+/// Lets `duration` pass. Whatever arrives in it meets a node 0 that has just been asked for more than it works on.
+fn flood_before_every_arrival(simulation: &mut Simulation, duration: Duration) {
+    let end = simulation.now + duration;
+    while simulation.now < end {
+        let just_before = simulation.network.next_arrival().map(|at| at - Duration::from_micros(1));
+        let at = just_before.filter(|at| *at > simulation.now).unwrap_or(simulation.now + Duration::from_millis(50));
+        simulation.advance(at.min(end) - simulation.now).unwrap();
+        let count = HANDSHAKES_PER_SECOND_UNDER_LOAD as usize + 1;
+        simulation.apply(&Transition::Flood { to: 0, count, mac1: true }).unwrap();
+    }
+}
+
+fn count_cookies(simulation: &Simulation) -> usize {
+    let is_cookie = |payload: &[u8]| matches!(Message::parse(payload), Ok(Message::CookieReply(_)));
+    simulation.network.recorded().iter().filter(|recorded| is_cookie(&recorded.datagram.payload)).count()
+}
