@@ -164,6 +164,24 @@ impl Host {
         });
     }
 
+    /// Waits until it takes packets to all of its IPv6 addresses: the kernel makes a new one receive in the background, and on
+    /// a machine where many namespaces come and go that is long after the command has returned.
+    #[track_caller]
+    pub fn wait_for_ipv6_addresses(&self) {
+        wait::until(&format!("{} receives on its IPv6 addresses", self.name()), || {
+            let addresses = self.read("/proc/thread-self/net/if_inet6");
+            let routes = self.read("/proc/thread-self/net/ipv6_route");
+            // Columns: destination, its length in hex, source, its length, gateway, metric, references, uses, flags, interface.
+            let is_local = |route: &str, address: &str| {
+                let columns: Vec<&str> = route.split_whitespace().collect();
+                let local = columns.get(8).and_then(|flags| u32::from_str_radix(flags, 16).ok());
+                columns.starts_with(&[address, "80"]) && local.is_some_and(|flags| flags & RTF_LOCAL != 0)
+            };
+            let all = |address: &str| routes.lines().any(|route| is_local(route, address));
+            addresses.lines().filter_map(|line| line.split_whitespace().next()).all(all)
+        });
+    }
+
     /// Whether it has an interface of that name.
     pub fn has_interface(&self, name: &str) -> bool {
         self.read("/proc/thread-self/net/dev").lines().any(|line| line.trim_start().starts_with(&format!("{name}:")))
@@ -204,6 +222,9 @@ impl Host {
         self.ip("link set lo up");
     }
 }
+
+/// From `linux/ipv6_route.h`: the route of an address of this machine.
+const RTF_LOCAL: u32 = 0x8000_0000;
 
 impl fmt::Debug for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

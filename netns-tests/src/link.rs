@@ -41,6 +41,7 @@ impl<'a> Port<'a> {
         for address in &self.addresses {
             host.ip(&format!("address add {address} dev {name}"));
         }
+        host.wait_for_ipv6_addresses();
     }
 }
 

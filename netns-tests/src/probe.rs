@@ -10,7 +10,6 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsocko
 use serde_json::Value;
 
 use crate::host::Host;
-use crate::process::Process;
 use crate::wait;
 
 /// What became of some pings.
@@ -175,10 +174,10 @@ impl Pings {
     }
 }
 
-/// A running iperf3 server.
+/// Where iperf3 measures: an address to send to.
 pub struct Iperf3 {
+    host: Host,
     address: String,
-    _process: Process,
 }
 
 /// What an iperf3 run measured.
@@ -197,23 +196,24 @@ pub struct Flow {
 }
 
 impl Iperf3 {
-    /// Starts a server.
-    #[track_caller]
-    pub fn serve(host: &Host, address: &str) -> Iperf3 {
-        const PORT: u16 = 5201;
-        let process = host.command("iperf3").args(["-s", "--forceflush", "-B", address]).start("iperf3-server");
-        wait::until("iperf3 listens", || process.log().contains(&format!("listening on {PORT}")));
-        Iperf3 { address: address.to_owned(), _process: process }
+    /// A server at this address of `host` for every run.
+    pub fn at(host: &Host, address: &str) -> Iperf3 {
+        Iperf3 { host: host.clone(), address: address.to_owned() }
     }
 
     /// Sends from `host` to the server, with more of the program's options.
     #[track_caller]
     pub fn send(&self, host: &Host, options: &[&str]) -> Flow {
+        // One server for each run: it is not ready for the next one as soon as the client has ended.
+        let server = self.host.command("iperf3").args(["-s", "-1", "--forceflush", "-B", &self.address]);
+        let server = server.start("iperf3-server");
+        wait::until("iperf3 listens", || server.log().contains("listening on"));
         let command =
             host.command("iperf3").args(["-J", "-c", &self.address, "--connect-timeout", "5000"]).args(options);
         let output = command.within(Duration::from_secs(120)).output();
         let report: Value = serde_json::from_str(&output.stdout).unwrap_or_default();
-        assert!(output.status.success(), "iperf3 {options:?}: {}", report["error"]);
+        let measured = output.status.success() && report["end"].is_object() && report["error"].is_null();
+        assert!(measured, "iperf3 {options:?}: {}\n{}{}", output.status, output.stdout, output.stderr);
         Flow::read(&report["end"])
     }
 }

@@ -185,6 +185,7 @@ impl Daemon {
             daemon.process.assert_running();
             daemon.try_status().is_some()
         });
+        host.wait_for_ipv6_addresses();
         daemon
     }
 
@@ -260,6 +261,12 @@ impl Status {
     #[track_caller]
     pub fn text(&self, field: &str) -> String {
         self.field(field).as_str().unwrap_or_default().to_owned()
+    }
+
+    /// A field that is a list of texts.
+    #[track_caller]
+    pub fn texts(&self, field: &str) -> Vec<String> {
+        self.field(field).as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
     }
 
     /// A field that is a number; 0 if it has no value.

@@ -85,8 +85,7 @@ impl Paths {
         let ends = [end(&proxy, "10.78.0.1/24", "10.1.0.2:51820"), end(&backend, "10.78.0.2/24", "10.2.0.2:51820")];
         let wireguard = wireguard::connect(ends);
         let underpass = start_underpass(&proxy, &backend);
-        // One server for each path, since a server is known by the address that it answers from.
-        let servers = ["10.2.0.2", "10.78.0.2", "10.77.0.2"].map(|address| Iperf3::serve(&backend, address));
+        let servers = ["10.2.0.2", "10.78.0.2", "10.77.0.2"].map(|address| Iperf3::at(&backend, address));
         for address in ["10.2.0.2", "10.78.0.2", "10.77.0.2"] {
             probe::ping(&proxy, address).assert_all_answered();
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use netns_tests::probe;
 use netns_tests::process::Output;
-use netns_tests::underpass::{self, Config, Daemon, KeyPair};
+use netns_tests::underpass::{self, Config, Daemon, KeyPair, Peer};
 use netns_tests::wait;
 use nix::sys::signal::Signal;
 
@@ -226,6 +226,34 @@ fn status_of_a_daemon_that_does_not_run_has_its_own_exit_code() {
     let ends = Ends::new("no-daemon");
     let output = underpass::command(&ends.proxy).args(["status", "--interface", "underpass0"]).output();
     ends_with(&output, 7, &["underpass0"]);
+}
+
+/// One machine with a peer behind which there are very many networks, and many peers with some each.
+#[test]
+fn long_lists_of_peers_and_prefixes_read_back_whole() {
+    let ends = Ends::wired("long-lists");
+    let prefixes = |peer: usize, count: usize| -> Vec<String> {
+        (0..count).map(|n| format!("10.{}.{}.{}/32", 100 + peer, n / 256, n % 256)).collect()
+    };
+    let mut config = ends.proxy_interface();
+    let mut expected = vec![];
+    for (peer, count) in std::iter::once(5000).chain([52; 40]).enumerate() {
+        let keys = KeyPair::generate(&ends.proxy);
+        let (name, list) = (format!("app{peer}"), prefixes(peer, count));
+        let table = Peer::new(&name, &keys.public, []).allowed_ips(list.iter().map(String::as_str));
+        config = config.peer(table.endpoint(ENDPOINT));
+        expected.push((name, list));
+    }
+    let proxy = Daemon::start(&ends.proxy, &config);
+    let (status, routes) = (proxy.status(), ends.proxy.routes("-4"));
+    for (name, mut list) in expected {
+        let mut told = status.peer(&name).texts("allowed_ips");
+        told.sort();
+        list.sort();
+        assert_eq!(told, list, "{name}");
+    }
+    let to_peers = |line: &&str| line.starts_with("10.1") && line.contains("dev underpass0");
+    assert_eq!(routes.lines().filter(to_peers).count(), 5000 + 40 * 52);
 }
 
 /// One machine: starts and ends leave no file descriptor's trace, no socket and no device.

@@ -184,6 +184,35 @@ fn a_socket_bound_to_the_tunnel_interface_works() {
     }
 }
 
+/// The cable of [`Ends::wired`]; a firewall marks the packets, so that the kernel looks up their route again.
+#[test]
+fn a_socket_bound_to_the_tunnel_interface_works_when_a_mark_makes_it_look_again() {
+    let ends = Ends::wired("bindtodevice-mark");
+    let _daemons = ends.start_calling("10.1.0.2:51900");
+    let rules = "table inet marks {
+        chain output {
+            type route hook output priority mangle
+            meta l4proto { icmp, icmpv6 } meta mark set 1
+        }
+    }
+    ";
+    ends.proxy.command("nft").args(["-f", "-"]).stdin(rules).run();
+    for target in BACKEND {
+        Ping::to(target).count(3).device("underpass0").send(&ends.proxy).assert_all_answered();
+    }
+}
+
+/// The cable of [`Ends::wired`]; the backend side is known by its name, of which `/etc/hosts` knows the address.
+#[test]
+fn an_endpoint_that_is_a_name_is_looked_up() {
+    let ends = Ends::wired("name");
+    let hosts = ends.proxy.write_file("hosts", "10.1.0.2 app1.test\n");
+    ends.proxy.command("mount").args(["--bind"]).arg(hosts).arg("/etc/hosts").run();
+    let (proxy, _backend) = ends.start_calling("app1.test:51900");
+    wait::until("the name is looked up and the link comes up", || probe::answers(&ends.proxy, BACKEND[0]));
+    assert_eq!(endpoint_ip(&proxy, "backend"), Some(ip("10.1.0.2")));
+}
+
 /// The cable of [`Ends::wired`]; all of the proxy's traffic goes into the tunnel, and the daemon's own is told from it by its
 /// mark.
 #[test]
@@ -252,7 +281,7 @@ fn a_tunnel_in_a_tunnel_works() {
     let _backend = Daemon::start(&ends.backend, &inner(ends.backend_interface().peer(proxy_peer), "10.78.0.11"));
     let _proxy = Daemon::start(&ends.proxy, &inner(ends.proxy_interface().peer(backend_peer), "10.78.0.1"));
     probe::flood_ping(&ends.proxy, "10.78.0.11").assert_all_answered();
-    let server = Iperf3::serve(&ends.backend, "10.78.0.11");
+    let server = Iperf3::at(&ends.backend, "10.78.0.11");
     assert!(server.send(&ends.proxy, &["-n", "32M"]).bytes > 1 << 20);
     assert!(server.send(&ends.proxy, &["-n", "32M", "-R"]).bytes > 1 << 20);
 }
@@ -272,7 +301,7 @@ fn wireguard_in_our_tunnel_works() {
         host.ip("link set dev wg0 mtu 1340");
     }
     probe::flood_ping(&ends.proxy, "10.79.0.2").assert_all_answered();
-    let server = Iperf3::serve(&ends.backend, "10.79.0.2");
+    let server = Iperf3::at(&ends.backend, "10.79.0.2");
     assert!(server.send(&ends.proxy, &["-n", "32M"]).bytes > 1 << 20);
 }
 

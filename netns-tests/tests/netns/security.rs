@@ -9,11 +9,11 @@ use netns_tests::capture::TcpDump;
 use netns_tests::frame::{self, Content};
 use netns_tests::http::{Client, Extra};
 use netns_tests::nginx::NginxApp;
-use netns_tests::probe;
+use netns_tests::probe::{self, Ping};
 use netns_tests::random::Random;
 use netns_tests::relay::{Mischief, Recorded, Relay, Way};
 use netns_tests::spoofer::ArpSpoofer;
-use netns_tests::underpass::{Config, Daemon, KeyPair, PORT, Peer, Role};
+use netns_tests::underpass::{Config, Daemon, KeyPair, PORT, Peer, Role, quote};
 use netns_tests::{Host, wait};
 use ring::digest::{SHA256, digest};
 
@@ -136,10 +136,12 @@ struct Middle {
 }
 
 impl Middle {
-    fn new(name: &str) -> Middle {
+    fn new(name: &str, device: &str) -> Middle {
         let ends = Ends::new(name);
         let relay = Relay::between(&ends.lab, ends.proxy_port(), ends.backend_port());
-        let (proxy, backend) = ends.start_calling("10.1.0.2:51900");
+        let finish = |config: Config| config.set("device", quote(device));
+        let backend = Daemon::start(&ends.backend, &finish(ends.backend_waiting()));
+        let proxy = Daemon::start(&ends.proxy, &finish(ends.proxy_calling("10.1.0.2:51900")));
         probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
         Middle { ends, relay, proxy, backend }
     }
@@ -157,7 +159,16 @@ impl Middle {
 /// The path of [`Middle`].
 #[test]
 fn a_man_in_the_middle_who_tampers_duplicates_reorders_and_replays_changes_nothing() {
-    let middle = Middle::new("mischief");
+    mischief_changes_nothing(&Middle::new("mischief-offload", "offload"));
+}
+
+/// The path of [`Middle`].
+#[test]
+fn a_man_in_the_middle_changes_nothing_of_what_goes_to_plain_devices() {
+    mischief_changes_nothing(&Middle::new("mischief-plain", "plain"));
+}
+
+fn mischief_changes_nothing(middle: &Middle) {
     let mischief =
         Mischief { tamper: 100, forge: 50, duplicate: 20, reorder: 30, replay: 50, drop: 200, ..Default::default() };
     middle.relay.set(mischief);
@@ -180,8 +191,12 @@ fn a_man_in_the_middle_who_tampers_duplicates_reorders_and_replays_changes_nothi
 /// The path of [`Middle`].
 #[test]
 fn every_packet_is_delivered_once_and_unchanged() {
+    every_packet_is_delivered_once(&Middle::new("once-offload", "offload"));
+    every_packet_is_delivered_once(&Middle::new("once-plain", "plain"));
+}
+
+fn every_packet_is_delivered_once(middle: &Middle) {
     const BATCH: usize = 20;
-    let middle = Middle::new("at-most-once");
     let bind = |host: &Host, address: &str| host.run(|| UdpSocket::bind(address)).unwrap();
     let (sender, receiver) =
         (bind(&middle.ends.proxy, "10.77.0.1:1000"), bind(&middle.ends.backend, "10.77.0.11:2000"));
@@ -210,10 +225,28 @@ fn payload(n: usize) -> Vec<u8> {
     payload
 }
 
+/// The path of [`Middle`]. Packed, padded or cut: what leaves is never longer than the MTU and one datagram's overhead, so
+/// that a path which carries that much carries everything.
+#[test]
+fn no_datagram_is_longer_than_the_mtu_and_its_overhead() {
+    for device in ["offload", "plain"] {
+        let middle = Middle::new("longest", device);
+        probe::flood_ping(&middle.ends.proxy, BACKEND[0]).assert_all_answered();
+        Ping::to(BACKEND[0]).count(20).payload(1420 - 28).send(&middle.ends.proxy).assert_all_answered();
+        Ping::to(BACKEND[1]).count(20).payload(1420 - 48).send(&middle.ends.proxy).assert_all_answered();
+        a_bulk_of_each_way_is_unchanged(&middle.ends, 1 << 20);
+        let records = middle.relay.records();
+        let longest = records.iter().map(|record| record.payload().len()).max();
+        assert_eq!(longest, Some(1420 + 32), "{device}");
+        let fragments = |frame: &[u8]| frame[12..14] == [0x08, 0x00] && (frame[20] & 0x3f, frame[21]) != (0, 0);
+        assert!(!records.iter().any(|record| fragments(&record.frame)), "an outer datagram was cut by IP");
+    }
+}
+
 /// The path of [`Middle`]: an hour-old conversation, played again from its first datagram to its last, is refused whole.
 #[test]
 fn a_replayed_conversation_has_no_effect() {
-    let middle = Middle::new("replay");
+    let middle = Middle::new("replay", "offload");
     exchange_markers(&middle.ends.proxy, &middle.ends.backend, "10.77.0.11:80".parse().unwrap());
     let records = middle.relay.records();
     let kinds = |kind: u8| records.iter().filter(|record| record.payload()[0] == kind).count();
@@ -281,7 +314,7 @@ fn an_unknown_key_gets_not_one_packet_back() {
         }
     }
     let mut random = Random::new(9);
-    for length in (0..1400).step_by(7) {
+    for length in (0..1400).step_by(7).chain([1452, 9000, 65_507]) {
         let mut noise = random.bytes(length);
         for kind in 0..6 {
             noise.iter_mut().take(1).for_each(|first| *first = kind);
@@ -294,10 +327,11 @@ fn an_unknown_key_gets_not_one_packet_back() {
     let to_stranger = |frame: &Vec<u8>| match frame::content(frame) {
         Content::Udp(udp) => udp.destination.ip().to_string() == "10.3.0.2",
         Content::Arp | Content::NeighbourDiscovery => false,
-        other => panic!("neither the stranger's nor the daemon's: {other:?}"),
+        // The destination in the IPv4 header: the stranger's own longer datagrams came in fragments.
+        Content::Ip(_) | Content::Other(_) => frame[30..34] == [10, 3, 0, 2],
     };
     assert_eq!(answers.frames.iter().filter(|frame| to_stranger(frame)).count(), 0, "the stranger was answered");
-    assert!(answers.datagrams(PORT).len() as u64 > sent, "the stranger's datagrams did not come by here");
+    assert!(answers.frames.len() as u64 > sent, "the stranger's datagrams did not come by here");
 }
 
 /// The site of [`Site`].
