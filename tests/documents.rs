@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -88,4 +89,32 @@ fn every_test_that_the_security_document_names_exists() {
         found += 1;
     }
     assert!(found > 20, "only {found} tests are named");
+}
+
+#[test]
+fn every_test_that_the_testing_document_names_exists() {
+    let mut tests = BTreeSet::new();
+    for directory in ["src", "tests", "netns-tests"] {
+        collect_functions(&Path::new(env!("CARGO_MANIFEST_DIR")).join(directory), &mut tests);
+    }
+    let document = read("docs/testing.md");
+    let rows = document.lines().filter(|line| line.starts_with('|'));
+    // In a table's row, what stands between backquotes and is made of at least three words is a test.
+    let named = rows.flat_map(|row| row.split('`').skip(1).step_by(2)).filter(|name| name.matches('_').count() > 1);
+    let named: BTreeSet<String> = named.filter(|name| !name.contains(['/', '.'])).map(str::to_owned).collect();
+    assert!(named.len() > 80, "only {} tests are named", named.len());
+    let missing: Vec<_> = named.difference(&tests).collect();
+    assert!(missing.is_empty(), "docs/testing.md names tests that do not exist: {missing:#?}");
+}
+
+fn collect_functions(directory: &Path, names: &mut BTreeSet<String>) {
+    for path in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() {
+            collect_functions(&path, names);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            let functions = text.lines().filter_map(|line| line.trim().strip_prefix("fn ")?.split('(').next());
+            names.extend(functions.map(str::to_owned));
+        }
+    }
 }
