@@ -102,7 +102,7 @@ fn start(host: &Host, name: &str, port: u16, servers: &str) -> Process {
         .concat();
     let config = format!(
         "user root;
-         worker_processes 1;
+         master_process off;
          daemon off;
          pid {directory}/pid;
          error_log stderr notice;
