@@ -410,7 +410,8 @@ impl Device {
             self.update_timers(id);
             return Ok(());
         }
-        if peer.endpoint.is_none() {
+        // A peer that has called is about to be found: its first data may already be on its way between threads.
+        if peer.endpoint.is_none() && peer.sessions.next().is_none() {
             return Err(DropReason::NoEndpoint);
         }
         let dropped = peer.staged.push(packet);

@@ -1,9 +1,9 @@
 use std::time::Duration;
 
-use underpass::proto::constants::MAX_STAGED_PACKETS;
+use underpass::proto::constants::{MAX_STAGED_PACKETS, REJECT_AFTER_TIME};
 use underpass::proto::error::DropReason;
 
-use crate::pair::{Pair, Side, inner_packet, peer_config, seconds};
+use crate::pair::{LATENCY, Pair, Side, inner_packet, peer_config, seconds};
 
 #[test]
 fn staged_packets_are_sent_in_order_and_the_oldest_gave_way() {
@@ -37,6 +37,27 @@ fn without_an_endpoint_packets_are_refused_not_kept() {
     let mut pair = Pair::with(|two| two.endpoint = None, |_| ());
     let packet = inner_packet(Side::One.inner(), Side::Two.inner(), b"x");
     assert_eq!(pair.send_packet(Side::One, packet), Err(DropReason::NoEndpoint));
+}
+
+#[test]
+fn a_packet_for_a_peer_that_has_just_called_waits_for_its_first_data() {
+    let mut pair = Pair::with(|_| (), |one| one.endpoint = None);
+    pair.send(Side::One, b"calling");
+    pair.advance(LATENCY);
+    let packet = inner_packet(Side::Two.inner(), Side::One.inner(), b"answer");
+    pair.send_packet(Side::Two, packet).unwrap();
+    pair.settle();
+    assert_eq!(pair.payloads(Side::One), [b"answer"]);
+
+    let mut pair = Pair::with(|_| (), |one| one.endpoint = None);
+    pair.send(Side::One, b"calling");
+    pair.advance(LATENCY);
+    pair.lose = Box::new(|_, _| true);
+    let packet = inner_packet(Side::Two.inner(), Side::One.inner(), b"too late");
+    pair.send_packet(Side::Two, packet).unwrap();
+    pair.wire.clear();
+    pair.advance(REJECT_AFTER_TIME);
+    assert_eq!(pair.two.status(pair.now).drops.of(DropReason::HandshakeGivenUp), 1);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use crate::proto::constants::{GIVE_UP_AFTER, KEEPALIVE_TIMEOUT, UNANSWERED_TIMEOUT};
+use crate::proto::error::DropReason;
 use crate::proto::event::Event;
 use crate::proto::peer_table::PeerId;
 use crate::proto::timers::Timer;
@@ -101,6 +102,9 @@ impl Device {
             peer.timers.stop(Timer::PassiveKeepalive);
             peer.timers.stop(Timer::Unanswered);
             peer.ping = None;
+            // Nobody is being called, so nobody will take them.
+            let dropped = if peer.attempt.is_none() { peer.staged.clear() } else { 0 };
+            self.drops.add(DropReason::HandshakeGivenUp, dropped);
             self.events.push_back(Event::SessionEnded { peer: peer.name() });
         }
     }
