@@ -68,6 +68,10 @@ impl<'a, 'b> Inbound<'a, 'b> {
                 return Ok(false);
             }
         };
+        // An application that sends small datagrams one by one; what joins them is what a network card's GRO would.
+        if frame.flags == FLAG_CHECKSUM_PARTIAL && packet.is_atomic() && self.train.append(&packet) {
+            return Ok(true);
+        }
         self.deliver()?;
         self.train.start(packet, frame.flags & FLAG_CHECKSUM_PARTIAL != 0);
         Ok(true)

@@ -108,6 +108,11 @@ impl<'a> IpPacket<'a> {
         self.header_len
     }
 
+    /// Whether it is not and can't become a fragment, so that its IPv4 identification means nothing (RFC 6864 §4).
+    pub fn is_atomic(&self) -> bool {
+        !self.is_fragment && (self.source.is_ipv6() || self.bytes[6] & IPV4_DONT_FRAGMENT != 0)
+    }
+
     /// The TCP or UDP header directly behind the IP header; `None` for anything else, for fragments, behind IPv6
     /// extension headers, and where the header is cut short or contradicts the packet's length.
     pub fn transport(&self) -> Option<Transport> {
@@ -137,6 +142,7 @@ impl<'a> IpPacket<'a> {
     }
 }
 
+const IPV4_DONT_FRAGMENT: u8 = 0x40;
 const TCP_HEADER_LEN: usize = 20;
 const UDP_HEADER_LEN: usize = 8;
 
@@ -219,6 +225,15 @@ mod tests {
             assert!(IpPacket::parse(&bytes[..length]).is_err(), "{length}");
         }
         assert!(IpPacket::parse(&[bytes.as_slice(), &[0]].concat()).is_err());
+    }
+
+    #[test]
+    fn only_a_packet_that_nobody_may_fragment_is_atomic() {
+        let mut bytes = udp_packet();
+        for (flags, is_atomic) in [(0x00, false), (0x40, true), (0x60, false), (0x20, false)] {
+            bytes[6] = flags;
+            assert_eq!(IpPacket::parse(&bytes).unwrap().is_atomic(), is_atomic, "{flags:#x}");
+        }
     }
 
     #[test]

@@ -158,6 +158,47 @@ fn a_packet_that_claims_to_continue_nothing_is_delivered_alone() {
     assert_eq!(link.receive(vec![link.seal(0, &packets[1..].to_vec())]), [1052]);
 }
 
+/// Datagrams of one UDP flow that were never one superpacket.
+fn single_datagrams(dont_fragment: bool) -> Frames {
+    let datagram = |_| {
+        let mut bytes = Sample { v6: false, segment_size: 0, ..Sample::udp_v6(100, 0) }.packet();
+        bytes[6] = if dont_fragment { 0x40 } else { 0 };
+        (FLAG_CHECKSUM_PARTIAL, bytes)
+    };
+    (0..5).map(datagram).collect()
+}
+
+#[test]
+fn datagrams_of_one_flow_become_one_write_across_packed_and_lone_ones() {
+    let link = Link::new();
+    let packets = single_datagrams(true);
+    let datagrams = [&packets[..2], &[], &packets[2..]].map(|packets| link.seal(0, &packets.to_vec()));
+    assert_eq!(link.receive(datagrams.into()), [528]);
+}
+
+#[test]
+fn datagrams_whose_identification_matters_are_each_delivered() {
+    let link = Link::new();
+    let datagram = link.seal(0, &single_datagrams(false));
+    assert_eq!(link.receive(vec![datagram]), [128; 5]);
+}
+
+#[test]
+fn datagrams_of_two_flows_are_not_joined() {
+    let link = Link::new();
+    let mut packets = single_datagrams(true);
+    // The source port's lower byte.
+    packets[2].1[21] ^= 1;
+    assert_eq!(link.receive(vec![link.seal(0, &packets)]), [228, 128, 228]);
+}
+
+#[test]
+fn whole_datagrams_are_each_delivered() {
+    let link = Link::new();
+    let packets = single_datagrams(true).into_iter().map(|(_, bytes)| (0, bytes)).collect();
+    assert_eq!(link.receive(vec![link.seal(0, &packets)]), [128; 5]);
+}
+
 #[test]
 fn a_foreign_source_does_not_slip_in_with_a_train() {
     let link = Link::new();
