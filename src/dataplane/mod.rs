@@ -42,6 +42,7 @@ mod inbound;
 mod routing_loop;
 #[cfg(test)]
 mod samples;
+mod scheduling;
 mod segment;
 mod sender;
 mod slow_path;

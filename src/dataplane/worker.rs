@@ -29,6 +29,7 @@ use super::counters::Counters;
 use super::failure::{Failure, Stop};
 use super::inbound::Inbound;
 use super::routing_loop::own_datagram_destination;
+use super::scheduling;
 use super::segment::Segments;
 use super::sender::Sender;
 use super::slow_path::{Input, SlowPathQueue};
@@ -90,6 +91,7 @@ impl Worker {
     pub(super) fn run(mut self) -> Result<(), Failure> {
         let WorkerParts { tun, sockets, stop, .. } = &self.parts;
         let (tun, sockets, stop) = (tun.clone(), sockets.clone(), stop.clone());
+        scheduling::prefer_batches();
         let mut descriptors =
             vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(tun.as_fd(), PollFlags::POLLIN)];
         descriptors.extend(sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
