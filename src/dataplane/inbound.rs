@@ -18,6 +18,8 @@ pub(super) struct Inbound<'a, 'b> {
     tun: &'a TunQueue,
     counters: &'a Counters,
     train: Train<'b>,
+    /// A train is to tell its flow that there is congestion.
+    signals_congestion: bool,
     /// Who sealed the datagram before, if its last packet frame is the train's last packet.
     last: Option<Position>,
 }
@@ -31,7 +33,12 @@ struct Position {
 
 impl<'a, 'b> Inbound<'a, 'b> {
     pub(super) fn new(router: &'a Router, tun: &'a TunQueue, counters: &'a Counters) -> Self {
-        Self { router, tun, counters, train: Train::new(tun.offload()), last: None }
+        Self { router, tun, counters, train: Train::new(tun.offload()), signals_congestion: false, last: None }
+    }
+
+    /// Has one bulk flow told, if there is one, that the queue of what was received stands.
+    pub(super) fn signal_congestion(&mut self) {
+        self.signals_congestion = true;
     }
 
     /// Takes the packets of one datagram; control frames become notices.
@@ -58,8 +65,14 @@ impl<'a, 'b> Inbound<'a, 'b> {
     fn take_packet(&mut self, peer: PeerId, frame: PacketFrame<'b>, follows: bool) -> Result<bool, Failure> {
         // Most packets of a bulk transfer end here: the train compares addresses with a packet of this peer that was
         // admitted, so there is nothing to look up.
-        if follows && frame.flags == CONTINUES_TRAIN && self.append(frame) {
-            return Ok(true);
+        if follows && frame.flags == CONTINUES_TRAIN {
+            if std::mem::take(&mut self.signals_congestion) && !self.train.mark_congestion() {
+                self.counters.count(DropReason::StandingQueue);
+                return Ok(false);
+            }
+            if self.append(frame) {
+                return Ok(true);
+            }
         }
         let packet = match self.router.admit(peer, frame) {
             Ok(packet) => packet,

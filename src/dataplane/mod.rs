@@ -46,6 +46,7 @@ mod scheduling;
 mod segment;
 mod sender;
 mod slow_path;
+mod standing_queue;
 mod train;
 mod tun;
 mod udp;

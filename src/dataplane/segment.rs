@@ -5,7 +5,7 @@
 
 use crate::packet::checksum;
 use crate::packet::frame::{FLAG_CHECKSUM_PARTIAL, FLAG_CONTINUES};
-use crate::packet::ip::{IpPacket, Malformed, TransportProtocol};
+use crate::packet::ip::{IpPacket, Malformed, TransportProtocol, set_congestion_experienced};
 
 use super::virtio::{Segmentation, VirtioHeader};
 
@@ -18,6 +18,9 @@ pub(super) struct Segments<'a> {
     partial: bool,
     /// How to cut; `None` for a packet that travels as it is.
     cut: Option<Cut>,
+    /// How many of the superpacket's segments are left out, at its front.
+    skipped: usize,
+    congestion_experienced: bool,
 }
 
 #[derive(Debug)]
@@ -44,7 +47,8 @@ impl<'a> Segments<'a> {
         if header.needs_checksum && !travels_partial {
             complete_checksum(bytes, header)?;
         }
-        Ok(Self { packet: IpPacket::parse(bytes)?, partial: header.needs_checksum && travels_partial, cut: None })
+        let partial = header.needs_checksum && travels_partial;
+        Ok(Self { packet: IpPacket::parse(bytes)?, partial, cut: None, skipped: 0, congestion_experienced: false })
     }
 
     fn superpacket(header: &VirtioHeader, bytes: &'a [u8]) -> Result<Self, Malformed> {
@@ -77,7 +81,7 @@ impl<'a> Segments<'a> {
         if !fits || cut.segment_size == 0 {
             return Err(Malformed);
         }
-        Ok(Self { packet, partial, cut: Some(cut) })
+        Ok(Self { packet, partial, cut: Some(cut), skipped: 0, congestion_experienced: false })
     }
 
     /// The packet as the kernel gave it, for its addresses: of a superpacket the lengths are not any segment's.
@@ -87,13 +91,29 @@ impl<'a> Segments<'a> {
 
     /// How many packets there are; at least one.
     pub(super) fn count(&self) -> usize {
+        self.total() - self.skipped
+    }
+
+    /// Has every segment say that it met congestion (RFC 3168 §5); `false` if its flow would not understand.
+    pub(super) fn mark_congestion(&mut self) -> bool {
+        self.congestion_experienced = self.packet.is_ecn_capable();
+        self.congestion_experienced
+    }
+
+    /// Leaves out the first of several segments: its flow learns of that from those behind it.
+    pub(super) fn drop_first(&mut self) {
+        debug_assert!(self.count() > 1);
+        self.skipped += 1;
+    }
+
+    fn total(&self) -> usize {
         self.cut.as_ref().map_or(1, |cut| self.payload_len(cut).div_ceil(cut.segment_size).max(1))
     }
 
     /// Length in bytes of the packet at `index`, which is below [`count`](Self::count). The first is the longest.
     pub(super) fn length(&self, index: usize) -> usize {
         let Some(cut) = &self.cut else { return self.packet.bytes().len() };
-        let rest = self.payload_len(cut).saturating_sub(index * cut.segment_size);
+        let rest = self.payload_len(cut).saturating_sub((self.skipped + index) * cut.segment_size);
         cut.headers_len + rest.min(cut.segment_size)
     }
 
@@ -110,6 +130,7 @@ impl<'a> Segments<'a> {
     pub(super) fn write(&self, index: usize, out: &mut [u8]) {
         let bytes = self.packet.bytes();
         let Some(cut) = &self.cut else { return out.copy_from_slice(bytes) };
+        let index = self.skipped + index;
         let packet_len = out.len();
         let payload_start = cut.headers_len + index * cut.segment_size;
         let (headers, payload) = out.split_at_mut(cut.headers_len);
@@ -117,6 +138,9 @@ impl<'a> Segments<'a> {
         payload.copy_from_slice(&bytes[payload_start..payload_start + payload.len()]);
 
         let (ip, transport) = headers.split_at_mut(cut.transport_start);
+        if self.congestion_experienced {
+            set_congestion_experienced(ip);
+        }
         set_ip_length(ip, packet_len, index);
         let transport_len = packet_len - cut.transport_start;
         match cut.protocol {
@@ -140,7 +164,7 @@ impl<'a> Segments<'a> {
         if index > 0 {
             tcp[13] &= !TCP_CWR;
         }
-        if index + 1 < self.count() {
+        if index + 1 < self.total() {
             tcp[13] &= !(TCP_FIN | TCP_PSH);
         }
     }

@@ -7,7 +7,7 @@
 use std::io::{self, IoSlice};
 
 use crate::packet::checksum;
-use crate::packet::ip::{IpPacket, Transport, TransportProtocol};
+use crate::packet::ip::{IpPacket, Transport, TransportProtocol, set_congestion_experienced};
 
 use super::segment::{TCP_CWR, TCP_FIN, TCP_PSH, length_field, set_ip_length};
 use super::tun::Offload;
@@ -33,6 +33,7 @@ pub(super) struct Train<'b> {
     last_flags: u8,
     /// Set once a packet was the last of its superpacket: shorter than the others, or with FIN or PSH.
     complete: bool,
+    congestion_experienced: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +54,7 @@ impl<'b> Train<'b> {
             payload_len: 0,
             last_flags: 0,
             complete: true,
+            congestion_experienced: false,
         }
     }
 
@@ -68,6 +70,7 @@ impl<'b> Train<'b> {
         let partial = if checksum_partial { packet.transport() } else { None };
         self.packets = 1;
         self.complete = true;
+        self.congestion_experienced = false;
         if let Some(transport) = partial {
             self.begin_payload(&packet, transport);
         }
@@ -85,6 +88,12 @@ impl<'b> Train<'b> {
         };
         self.last_flags = 0;
         self.complete = !extendable || payload.is_empty() || segmentation(self.offload, packet, transport).is_none();
+    }
+
+    /// Has the superpacket say that it met congestion; `false` if its flow would not understand.
+    pub(super) fn mark_congestion(&mut self) -> bool {
+        self.congestion_experienced = self.first.is_some_and(|first| first.packet.is_ecn_capable());
+        self.congestion_experienced
     }
 
     /// Takes `packet`, partial and flagged as continuing the one before it, if it can have been cut from the same
@@ -153,6 +162,9 @@ impl<'b> Train<'b> {
     fn merge_headers(&self, packet: &IpPacket<'_>, transport: Transport, headers: &mut [u8]) {
         let transport_len = transport.payload_start - transport.start + self.payload_len;
         let (ip, header) = headers.split_at_mut(transport.start);
+        if self.congestion_experienced {
+            set_congestion_experienced(ip);
+        }
         set_ip_length(ip, transport.start + transport_len, 0);
         match transport.protocol {
             TransportProtocol::Tcp => header[13] |= self.last_flags,

@@ -33,6 +33,7 @@ use super::scheduling;
 use super::segment::Segments;
 use super::sender::Sender;
 use super::slow_path::{Input, SlowPathQueue};
+use super::standing_queue::StandingQueue;
 use super::train::write_whole;
 use super::tun::{TUN_BUFFER_LEN, TunQueue, TunRead};
 use super::udp::{RECEIVE_BUFFER_LEN, Received, UdpSocket};
@@ -43,6 +44,8 @@ use super::virtio::VirtioHeader;
 const MAX_RECEIVES: usize = 8;
 /// TUN reads before the sockets get their turn (measured, `docs/performance.md`).
 const MAX_READS: usize = 64;
+/// Bytes of either before the other gets its turn: what waits there should not wait for a whole queue of superpackets.
+const MAX_TURN_BYTES: usize = 128 << 10;
 
 /// What a worker is given.
 #[derive(Debug)]
@@ -69,6 +72,8 @@ pub(super) struct Worker {
     outbound: Outbound,
     notices: Vec<Notice>,
     answers: AnswerLimit,
+    tun_queue: StandingQueue,
+    socket_queues: Box<[StandingQueue]>,
     receive_buffer: Box<[u8]>,
     read_buffer: Box<[u8]>,
 }
@@ -81,6 +86,8 @@ impl Worker {
             outbound: Outbound::new(parts.lane, parts.mtu, sender, parts.counters.clone()),
             notices: Vec::new(),
             answers: AnswerLimit::new(clock::now()),
+            tun_queue: StandingQueue::new(clock::now()),
+            socket_queues: parts.sockets.iter().map(|_| StandingQueue::new(clock::now())).collect(),
             receive_buffer: vec![0; RECEIVE_BUFFER_LEN].into(),
             read_buffer: vec![0; TUN_BUFFER_LEN].into(),
             parts,
@@ -107,33 +114,51 @@ impl Worker {
             let is_ready = |descriptor: &PollFd<'_>| descriptor.any().unwrap_or(true);
             let [_, tun_descriptor, socket_descriptors @ ..] = &descriptors[..] else { unreachable!("made above") };
             let now = clock::now();
-            for (socket, _) in sockets.iter().zip(socket_descriptors).filter(|(_, descriptor)| is_ready(descriptor)) {
-                self.receive(now, socket)?;
+            for (index, (socket, descriptor)) in sockets.iter().zip(socket_descriptors).enumerate() {
+                if is_ready(descriptor) {
+                    self.socket_queues[index].on_ready(now);
+                    self.receive(now, index, socket)?;
+                } else {
+                    self.socket_queues[index].on_empty(now);
+                }
             }
             if is_ready(tun_descriptor) {
+                self.tun_queue.on_ready(now);
                 self.transmit(now)?;
+            } else {
+                self.tun_queue.on_empty(now);
             }
             self.send_notices();
         }
     }
 
     /// From one socket to the TUN.
-    fn receive(&mut self, now: Instant, socket: &UdpSocket) -> Result<(), Failure> {
+    fn receive(&mut self, now: Instant, index: usize, socket: &UdpSocket) -> Result<(), Failure> {
+        let mut bytes = 0;
         for _ in 0..MAX_RECEIVES {
             match socket.receive(&mut self.receive_buffer) {
-                Ok(Some(received)) => self.open(now, received)?,
-                Ok(None) => break,
+                Ok(Some(received)) => {
+                    self.open(now, index, received)?;
+                    bytes += received.length;
+                }
+                Ok(None) => {
+                    self.socket_queues[index].on_empty(now);
+                    break;
+                }
                 Err(error) => {
                     tracing::debug!(%error, "receive failed");
                     break;
                 }
+            }
+            if bytes >= MAX_TURN_BYTES {
+                break;
             }
         }
         Ok(())
     }
 
     /// Opens the datagrams of one receive.
-    fn open(&mut self, now: Instant, received: Received) -> Result<(), Failure> {
+    fn open(&mut self, now: Instant, index: usize, received: Received) -> Result<(), Failure> {
         let parts = &self.parts;
         if received.length == 0 {
             parts.counters.count(DropReason::Malformed);
@@ -141,6 +166,9 @@ impl Worker {
         // Loaded after the receive: a session is published before the peer can use it, maybe since the last datagram.
         let router = parts.router.load();
         let mut inbound = Inbound::new(&router, &parts.tun, &parts.counters);
+        if self.socket_queues[index].take_signal(now) {
+            inbound.signal_congestion();
+        }
         for datagram in self.receive_buffer[..received.length].chunks_mut(received.stride) {
             if is_handshake(datagram) {
                 parts.hand_over(Input::Datagram { from: received.endpoint, bytes: datagram.to_vec() });
@@ -162,19 +190,32 @@ impl Worker {
         let parts = &self.parts;
         let router = parts.router.load();
         let mut drain = self.outbound.drain(now, &mut self.notices);
+        let mut turn_bytes = 0;
         for _ in 0..MAX_READS {
+            if turn_bytes >= MAX_TURN_BYTES {
+                break;
+            }
             let TunRead { header, bytes } = match parts.tun.read(&mut self.read_buffer) {
                 Ok(Some(read)) => read,
-                Ok(None) => break,
+                Ok(None) => {
+                    self.tun_queue.on_empty(now);
+                    break;
+                }
                 Err(error) => return Err(Failure::TunGone(error)),
             };
+            turn_bytes += bytes.len();
             let header = VirtioHeader::decode(&header).ok();
-            let Some(segments) = header.and_then(|header| Segments::new(&header, bytes).ok()) else {
+            let Some(mut segments) = header.and_then(|header| Segments::new(&header, bytes).ok()) else {
                 parts.counters.count(DropReason::MalformedPacket);
                 continue;
             };
             match parts.route(now, &router, segments.packet()) {
-                Ok(route) => drain.push(route, &segments),
+                Ok(route) => {
+                    if segments.count() > 1 && self.tun_queue.take_signal(now) {
+                        parts.signal_congestion(&mut segments);
+                    }
+                    drain.push(route, &segments);
+                }
                 Err(Miss::NoSession(_) | Miss::SlowPath) => parts.stage(&segments),
                 Err(Miss::Drop(reason)) => {
                     parts.counters.add(reason, segments.count() as u64);
@@ -204,6 +245,13 @@ impl WorkerParts {
             return Err(DropReason::RoutingLoop.into());
         }
         router.route(now, packet.destination())
+    }
+
+    fn signal_congestion(&self, superpacket: &mut Segments<'_>) {
+        if !superpacket.mark_congestion() {
+            superpacket.drop_first();
+            self.counters.count(DropReason::StandingQueue);
+        }
     }
 
     /// Hands packets without a session to the slow path.

@@ -82,6 +82,8 @@ drop_reasons! {
     RoutingLoop = "routing_loop",
     /// A queue between threads was full.
     QueueFull = "queue_full",
+    /// A packet of a bulk flow, lost on purpose to tell its sender that it fills a queue faster than it empties.
+    StandingQueue = "standing_queue",
     /// The kernel refused a datagram.
     SendFailed = "send_failed",
     /// The kernel refused a packet on the TUN.

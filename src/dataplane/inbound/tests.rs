@@ -8,6 +8,7 @@ use super::super::segment::Segments;
 use super::super::tun::Offload;
 use super::super::virtio::VIRTIO_HEADER_LEN;
 use super::*;
+use crate::packet::checksum;
 use crate::packet::frame::packet_header;
 use crate::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN};
 use crate::proto::endpoint::Endpoint;
@@ -67,16 +68,25 @@ impl Link {
     }
 
     /// Takes the datagrams as one receive; returns the lengths of what was written to the TUN.
-    fn receive(&self, mut datagrams: Vec<Vec<u8>>) -> Vec<usize> {
+    fn receive(&self, datagrams: Vec<Vec<u8>>) -> Vec<usize> {
+        self.receive_from(false, datagrams).iter().map(Vec::len).collect()
+    }
+
+    /// The same, from a queue that may stand; returns what was written.
+    fn receive_from(&self, standing: bool, mut datagrams: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
         let mut notices = Vec::new();
         let mut inbound = Inbound::new(&self.us, &self.tun, &self.counters);
+        if standing {
+            inbound.signal_congestion();
+        }
         for datagram in &mut datagrams {
             let opened = self.us.open(self.now, self.from, datagram, &mut notices).unwrap();
             inbound.take(&opened, &mut notices).unwrap();
         }
         inbound.deliver().unwrap();
         let mut buffer = [0; 70_000];
-        std::iter::from_fn(|| self.kernel.recv(&mut buffer).ok()).map(|length| length - VIRTIO_HEADER_LEN).collect()
+        let mut read = || self.kernel.recv(&mut buffer).ok().map(|length| buffer[VIRTIO_HEADER_LEN..length].to_vec());
+        std::iter::from_fn(&mut read).collect()
     }
 
     fn drops(&self, reason: DropReason) -> u64 {
@@ -197,6 +207,33 @@ fn whole_datagrams_are_each_delivered() {
     let link = Link::new();
     let packets = single_datagrams(true).into_iter().map(|(_, bytes)| (0, bytes)).collect();
     assert_eq!(link.receive(vec![link.seal(0, &packets)]), [128; 5]);
+}
+
+#[test]
+fn a_standing_queue_marks_a_train_of_a_flow_that_understands_it() {
+    let link = Link::new();
+    let written = link.receive_from(true, train(&link));
+    assert_eq!(written.iter().map(|packet| (packet.len(), packet[1])).collect::<Vec<_>>(), [(5052, 0x03)]);
+    assert_eq!(checksum::finish(0, &written[0][..20]), 0, "IPv4 header checksum");
+    assert_eq!(link.drops(DropReason::StandingQueue), 0);
+}
+
+#[test]
+fn a_standing_queue_costs_any_other_train_one_packet() {
+    let link = Link::new();
+    let mut packets = cut(&Sample::tcp_v4(5000, 1000));
+    packets.iter_mut().for_each(|(_, bytes)| bytes[1] = 0);
+    let written = link.receive_from(true, vec![link.seal(0, &packets)]);
+    assert_eq!(written.iter().map(Vec::len).collect::<Vec<_>>(), [1052, 3052]);
+    assert_eq!(link.drops(DropReason::StandingQueue), 1);
+}
+
+#[test]
+fn a_standing_queue_spares_packets_that_came_alone() {
+    let link = Link::new();
+    let packets = single_datagrams(true);
+    assert_eq!(link.receive_from(true, vec![link.seal(0, &packets)]).len(), 1);
+    assert_eq!(link.drops(DropReason::StandingQueue), 0);
 }
 
 #[test]

@@ -47,6 +47,29 @@ fn cuts_a_tcp_superpacket_as_if_its_segments_had_been_sent_one_by_one() {
 }
 
 #[test]
+fn a_mark_of_congestion_is_on_every_segment_of_a_flow_that_understands_it() {
+    let mut bytes = Sample::tcp_v4(2500, 1000).packet();
+    let mut segments = Segments::new(&Sample::tcp_v4(2500, 1000).virtio(), &mut bytes).unwrap();
+    assert!(segments.mark_congestion());
+    for (_, packet) in packets(&segments) {
+        assert_eq!(packet[1], 0x03);
+        assert_valid_alone(&packet);
+    }
+}
+
+#[test]
+fn without_its_first_segment_a_superpacket_begins_with_the_second() {
+    let sample = Sample { v6: true, ..Sample::tcp_v4(2500, 1000) };
+    let whole = cut(&sample);
+    let mut bytes = sample.packet();
+    let mut segments = Segments::new(&sample.virtio(), &mut bytes).unwrap();
+    assert!(!segments.mark_congestion());
+    segments.drop_first();
+    let expected = vec![(FLAG_CHECKSUM_PARTIAL, whole[1].1.clone()), whole[2].clone()];
+    assert_eq!(packets(&segments), expected);
+}
+
+#[test]
 fn a_superpacket_that_is_no_longer_than_a_segment_is_one_packet() {
     assert_eq!(cut(&Sample::tcp_v4(1000, 1000)).len(), 1);
     assert_eq!(cut(&Sample::tcp_v4(0, 1000)).len(), 1);
