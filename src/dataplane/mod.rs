@@ -40,13 +40,15 @@ mod counters;
 mod failure;
 mod inbound;
 mod routing_loop;
-#[cfg(test)]
+#[cfg(feature = "testing")]
 mod samples;
 mod scheduling;
 mod segment;
 mod sender;
 mod slow_path;
 mod standing_queue;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod train;
 mod tun;
 mod udp;

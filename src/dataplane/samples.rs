@@ -1,11 +1,12 @@
-//! For the tests of this layer: packets and superpackets as the kernel hands them out, and devices with sessions.
+//! For tests and benchmarks: packets and superpackets as the kernel hands them out, and devices with sessions.
+#![expect(clippy::unwrap_used, reason = "compiled for tests only, which may panic")]
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::keys::PrivateKey;
 use crate::packet::checksum;
-use crate::packet::ip::{IpPacket, TransportProtocol, complete_checksum};
+use crate::packet::ip::{IpPacket, TransportProtocol};
 use crate::proto::device::{Device, DeviceConfig};
 use crate::proto::endpoint::Endpoint;
 use crate::proto::noise::Suite;
@@ -13,24 +14,28 @@ use crate::proto::peer::PeerConfig;
 
 use super::virtio::{Segmentation, VirtioHeader};
 
-/// What a superpacket or packet looks like.
+/// What a superpacket or packet looks like. It goes from 10.77.0.1 to 10.77.0.2, or from fd00::1 to fd00::2.
 #[derive(Debug, Clone)]
-pub(super) struct Sample {
-    pub(super) v6: bool,
-    pub(super) protocol: TransportProtocol,
+pub struct Sample {
+    /// IPv6, not IPv4.
+    pub v6: bool,
+    /// TCP or UDP.
+    pub protocol: TransportProtocol,
     /// Bytes of IPv4 options, a multiple of four up to 40.
-    pub(super) ip_options: usize,
+    pub ip_options: usize,
     /// Bytes of TCP options, a multiple of four up to 40.
-    pub(super) tcp_options: usize,
-    pub(super) tcp_flags: u8,
-    pub(super) payload: Vec<u8>,
+    pub tcp_options: usize,
+    /// The flags of a TCP header.
+    pub tcp_flags: u8,
+    /// What the headers carry.
+    pub payload: Vec<u8>,
     /// Payload per segment; 0 for a packet that is none.
-    pub(super) segment_size: usize,
+    pub segment_size: usize,
 }
 
 impl Sample {
     /// A TCP superpacket over IPv4 with timestamps, ACK and PSH, payload bytes counting up.
-    pub(super) fn tcp_v4(payload_len: usize, segment_size: usize) -> Self {
+    pub fn tcp_v4(payload_len: usize, segment_size: usize) -> Self {
         Self {
             v6: false,
             protocol: TransportProtocol::Tcp,
@@ -43,7 +48,7 @@ impl Sample {
     }
 
     /// A UDP superpacket over IPv6.
-    pub(super) fn udp_v6(payload_len: usize, segment_size: usize) -> Self {
+    pub fn udp_v6(payload_len: usize, segment_size: usize) -> Self {
         Self { v6: true, protocol: TransportProtocol::Udp, ..Self::tcp_v4(payload_len, segment_size) }
     }
 
@@ -59,8 +64,13 @@ impl Sample {
             }
     }
 
+    /// What one read of a TUN with offload gives: the virtio header and the packet.
+    pub fn read(&self) -> Vec<u8> {
+        [&self.virtio().encode()[..], &self.packet()].concat()
+    }
+
     /// The packet with a partial checksum, as behind the virtio header.
-    pub(super) fn packet(&self) -> Vec<u8> {
+    pub fn packet(&self) -> Vec<u8> {
         let length = self.headers_len() + self.payload.len();
         let mut bytes = self.ip_header(length);
         bytes.extend(self.transport_header(length));
@@ -129,13 +139,15 @@ impl Sample {
 }
 
 /// Asserts that `bytes` are one packet whose checksums a host would accept once the partial one is computed.
+#[cfg(test)]
 pub(super) fn assert_valid_alone(bytes: &[u8]) {
     let mut bytes = bytes.to_vec();
-    complete_checksum(&mut bytes).unwrap();
+    crate::packet::ip::complete_checksum(&mut bytes).unwrap();
     assert_checksums(&bytes);
 }
 
 /// Asserts that all checksums of a packet with its transport header directly behind the IP header are right.
+#[cfg(test)]
 pub(super) fn assert_checksums(bytes: &[u8]) {
     let packet = IpPacket::parse(bytes).unwrap();
     if packet.source().is_ipv4() {
@@ -154,14 +166,14 @@ fn key(number: u8) -> PrivateKey {
 }
 
 /// A device whose key is made from `number`.
-pub(super) fn device(now: Instant, number: u8) -> Device {
+pub fn device(now: Instant, number: u8) -> Device {
     let config =
         DeviceConfig { private_key: key(number), previous_private_key: None, suite: Suite::Aes256Gcm, send_lanes: 2 };
     Device::new(now, Duration::from_secs(1_700_000_000), config, [number; 32])
 }
 
 /// The peer whose key is made from `number`.
-pub(super) fn config(number: u8, remote: Option<SocketAddr>, allowed_ips: &[&str]) -> PeerConfig {
+pub fn config(number: u8, remote: Option<SocketAddr>, allowed_ips: &[&str]) -> PeerConfig {
     PeerConfig {
         public_key: key(number).public_key(),
         next_public_key: None,
@@ -175,7 +187,7 @@ pub(super) fn config(number: u8, remote: Option<SocketAddr>, allowed_ips: &[&str
 }
 
 /// `caller`, at `caller_at`, calls `device`, at `at`, until both are quiet.
-pub(super) fn handshake(now: Instant, caller: &mut Device, at: SocketAddr, device: &mut Device, caller_at: SocketAddr) {
+pub fn handshake(now: Instant, caller: &mut Device, at: SocketAddr, device: &mut Device, caller_at: SocketAddr) {
     let endpoint = |remote| Endpoint { local: Some("127.0.0.1".parse().unwrap()), ..Endpoint::new(remote) };
     caller.handle_timeout(now);
     // What `device` itself wanted to send is to be answered by nobody: the caller's is enough.

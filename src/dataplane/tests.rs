@@ -71,7 +71,7 @@ impl Node {
     fn send(&self, sample: &Sample) {
         match self.offload {
             Offload::None => self.send_raw(&sample.packet()),
-            _ => self.send_raw(&[&sample.virtio().encode()[..], &sample.packet()].concat()),
+            _ => self.send_raw(&sample.read()),
         }
     }
 
@@ -147,7 +147,7 @@ fn a_superpacket_arrives_as_a_superpacket() {
     two.receive();
     for sample in [Sample::tcp_v4(45 * 1368, 1368), Sample::udp_v6(30_000, 1200), Sample::tcp_v4(5000, 1000)] {
         one.send(&sample);
-        assert_eq!(two.receive(), [&sample.virtio().encode()[..], &sample.packet()].concat());
+        assert_eq!(two.receive(), sample.read());
     }
 }
 
@@ -180,7 +180,7 @@ fn a_plain_device_and_an_offload_device_understand_each_other() {
 fn two_workers_carry_what_either_queue_gets() {
     let [one, two] = pair([Offload::TcpAndUdp; 2], 2);
     let sample = Sample { segment_size: 0, ..Sample::tcp_v4(100, 0) };
-    let bytes = [&sample.virtio().encode()[..], &sample.packet()].concat();
+    let bytes = sample.read();
     // Which of the peer's workers gets a socket's datagrams is the kernel's choice.
     let arrived = |queue: &UnixDatagram| {
         queue.set_nonblocking(true).unwrap();

@@ -185,9 +185,9 @@ impl TunQueue {
     }
 
     /// A queue whose other end is `UnixDatagram` instead of the kernel: datagrams stand for packets.
-    #[cfg(test)]
+    #[cfg(feature = "testing")]
     pub(super) fn of_socket(socket: std::os::unix::net::UnixDatagram, offload: Offload) -> Self {
-        Self::new(socket.into(), offload).unwrap()
+        Self::new(socket.into(), offload).expect("a socket that is open can be made non-blocking")
     }
 
     /// What it takes and gives.
