@@ -1,0 +1,174 @@
+//! No packet costs a worker an allocation. Whole data planes carry what can come to a worker, over loopback and with a
+//! socket in the kernel's place behind each TUN, while an allocator counts what threads of a worker's name ask it for.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(unsafe_code, reason = "an allocator is unsafe, and it must ask for the thread's name without allocating")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use underpass::dataplane::testing::{self, Sample};
+use underpass::dataplane::{Dataplane, DataplaneConfig, DeviceMode};
+use underpass::keys::PrivateKey;
+use underpass::proto::device::DeviceConfig;
+use underpass::proto::endpoint::Endpoint;
+use underpass::proto::noise::Suite;
+use underpass::proto::peer::PeerConfig;
+
+/// Packets in each direction that are carried before counting: sessions are made, buffers grow to what they need.
+const WARM_UP: usize = 5_000;
+/// Packets in each direction while counting.
+const COUNTED: usize = 50_000;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+static BY_WORKERS: AtomicU64 = AtomicU64::new(0);
+
+/// The system's allocator, with [`BY_WORKERS`].
+struct CountingAllocator;
+
+// SAFETY: everything is the system allocator's doing.
+unsafe impl GlobalAlloc for CountingAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the same contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the same contract.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the same contract.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the same contract.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+fn count() {
+    let mut name = [0u8; 16];
+    // SAFETY: PR_GET_NAME writes 16 bytes at most.
+    unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+    if name.starts_with(b"worker-") {
+        BY_WORKERS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A running data plane, and the kernel's end of its TUN.
+struct Node {
+    dataplane: Dataplane,
+    kernel: UnixDatagram,
+}
+
+impl Node {
+    /// Node `number`, which knows the one other node, and where that is if it is to call it.
+    fn start(number: u8, suite: Suite, workers: usize, other: Option<SocketAddr>) -> Self {
+        let (queue, kernel) = UnixDatagram::pair().unwrap();
+        kernel.set_read_timeout(Some(PATIENCE)).unwrap();
+        kernel.set_write_timeout(Some(PATIENCE)).unwrap();
+        let key = |number| PrivateKey::from_bytes([number; 32]).unwrap();
+        let config = DataplaneConfig {
+            interface_name: "unused".into(),
+            mtu: 1420,
+            mode: DeviceMode::Auto,
+            listen: vec!["127.0.0.1:0".parse().unwrap()],
+            ipv6_optional: true,
+            fwmark: None,
+            workers: 1,
+            device: DeviceConfig { private_key: key(number), previous_private_key: None, suite, send_lanes: 1 },
+            peers: vec![PeerConfig {
+                public_key: key(3 - number).public_key(),
+                next_public_key: None,
+                preshared_key: None,
+                endpoint: other.map(Endpoint::new),
+                allowed_ips: ["10.77.0.0/24", "fd00::/64"].map(|prefix| prefix.parse().unwrap()).into(),
+                persistent_keepalive: None,
+                suite: None,
+            }],
+        };
+        // Each worker reads the one socket: whoever comes first takes the packet.
+        let queues = (0..workers).map(|_| queue.try_clone().unwrap()).collect();
+        let mut dataplane = testing::open(config, queues).unwrap();
+        dataplane.start(|failure| panic!("{failure}"), |_| {}).unwrap();
+        Self { dataplane, kernel }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.dataplane.local_addresses()[0]
+    }
+}
+
+/// What a worker gets from its TUN: superpackets, many small packets, a packet for nobody, garbage.
+fn everything() -> Vec<Vec<u8>> {
+    let single = |sample: Sample| Sample { segment_size: 0, ..sample };
+    let mut for_nobody = single(Sample::tcp_v4(100, 0)).read();
+    // Behind a virtio header of 10 bytes and 16 of an IPv4 header: the destination.
+    for_nobody[26..30].copy_from_slice(&[192, 0, 2, 1]);
+    let mut reads = vec![Sample::tcp_v4(45 * 1368, 1368).read(), Sample::udp_v6(30_000, 1200).read()];
+    reads.extend((0..40).map(|number| single(Sample::tcp_v4(20 * number, 0)).read()));
+    reads.extend((0..10).map(|number| single(Sample::udp_v6(100 * number, 0)).read()));
+    reads.extend([for_nobody, vec![0xff; 100]]);
+    reads
+}
+
+/// Has packets sent until so many have been received; what is lost on the way is not missed.
+fn carry(from: &Node, to: &Node, packets: usize) {
+    let (reads, is_enough) = (everything(), AtomicBool::new(false));
+    let (host, address) = (&from.kernel, to.address());
+    let received = thread::scope(|scope| {
+        scope.spawn(|| {
+            let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+            while !is_enough.load(Ordering::Relaxed) {
+                reads.iter().for_each(|read| assert_eq!(host.send(read).unwrap(), read.len()));
+                stranger.send_to(&[4; 40], address).unwrap();
+                stranger.send_to(b"no message of ours", address).unwrap();
+            }
+        });
+        let received = receive(to, packets);
+        is_enough.store(true, Ordering::Relaxed);
+        received
+    });
+    assert!(received >= packets, "only {received} packets arrived");
+}
+
+/// Receives until it is enough, or nothing more comes; returns how many packets came.
+fn receive(node: &Node, packets: usize) -> usize {
+    let (mut received, mut buffer) = (0, vec![0; 70_000]);
+    while received < packets
+        && let Ok(length) = node.kernel.recv(&mut buffer)
+    {
+        // The virtio header: flags, kind of superpacket or 0, length of headers, segment size.
+        let field = |at: usize| usize::from(u16::from_ne_bytes([buffer[at], buffer[at + 1]]));
+        received += if buffer[1] == 0 { 1 } else { (length - 10 - field(2)).div_ceil(field(4)) };
+    }
+    received
+}
+
+#[test]
+fn no_packet_costs_a_worker_an_allocation() {
+    for (suite, workers) in [(Suite::Aes256Gcm, 1), (Suite::ChaCha20Poly1305, 1), (Suite::Aes256Gcm, 2)] {
+        let at_start = BY_WORKERS.load(Ordering::Relaxed);
+        let two = Node::start(2, suite, workers, None);
+        let one = Node::start(1, suite, workers, Some(two.address()));
+        let directions = [(&one, &two), (&two, &one)];
+        directions.iter().for_each(|(from, to)| carry(from, to, WARM_UP));
+        let before = BY_WORKERS.load(Ordering::Relaxed);
+        assert!(before > at_start, "threads and handshakes cost some, so the counter is deaf");
+        directions.iter().for_each(|(from, to)| carry(from, to, COUNTED));
+        let made = BY_WORKERS.load(Ordering::Relaxed) - before;
+        assert_eq!(made, 0, "allocations for {} packets with {suite:?} and {workers} workers", 2 * COUNTED);
+    }
+}
