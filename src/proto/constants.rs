@@ -11,9 +11,9 @@ pub const REJECT_AFTER_MESSAGES: u64 = 1 << 29;
 pub const REKEY_AFTER_BYTES: u64 = 1 << 39;
 /// The same by bytes sent, for the end.
 pub const REJECT_AFTER_BYTES: u64 = 1 << 40;
-/// The initiator of a session asks for its successor at this age, less up to [`REKEY_JITTER`].
+/// The initiator of a session that sends all the time has asked for its successor at this age.
 pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
-/// Spread of rekeys, so that a proxy's many peers do not rekey in step.
+/// Up to so long after it is due, at random, a successor is asked for, so that a proxy's many peers do not rekey in step.
 pub const REKEY_JITTER: Duration = Duration::from_secs(10);
 /// At this age a session seals and opens nothing more, and its keys are zeroed.
 pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);

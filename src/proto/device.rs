@@ -16,7 +16,7 @@ use crate::packet::ip::IpPacket;
 use crate::packet::message::{Message, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD};
 
 use super::allowed_ips::AllowedIps;
-use super::constants::MAX_LANES;
+use super::constants::{MAX_LANES, REKEY_AFTER_TIME_RECEIVING, REKEY_JITTER};
 use super::cookie::{CookieChecker, MacKeys};
 use super::endpoint::Endpoint;
 use super::error::{DropReason, Miss};
@@ -232,7 +232,7 @@ impl Device {
         match notice {
             Notice::Confirmed { .. } => self.on_confirmed(now, id, session),
             Notice::Roamed { endpoint, .. } => self.on_roamed(id, endpoint),
-            Notice::RekeyDue { .. } => self.initiate(now, id),
+            Notice::RekeyDue { .. } => self.on_rekey_due(now, id, session),
             Notice::Control { control, .. } => self.on_control(now, id, session, control),
         }
         self.update_timers(id);
@@ -356,6 +356,7 @@ impl Device {
         peer.is_gone = false;
         peer.latest_session = Some((session.created_at, session.suite));
         peer.watch_session(now);
+        peer.timers.stop(Timer::Rekey);
         self.router_is_stale = true;
         self.events.push_back(Event::SessionEstablished {
             peer: peer.name(),
@@ -363,6 +364,19 @@ impl Device {
             suite: session.suite,
         });
         self.send_staged(now, id);
+    }
+
+    /// Traffic has found a session to be old. Its successor is asked for within the jitter, not at once: many peers'
+    /// traffic may come in step.
+    fn on_rekey_due(&mut self, now: Instant, id: PeerId, session: u32) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let is_current = |current: &&Arc<Session>| current.local_index == session;
+        let Some(current) = peer.sessions.current().filter(is_current) else { return };
+        if peer.timers.get(Timer::Rekey).is_none() {
+            let latest = current.created_at + REKEY_AFTER_TIME_RECEIVING;
+            let room = latest.saturating_duration_since(now).min(REKEY_JITTER);
+            peer.timers.set(Timer::Rekey, now + self.randomness.duration_below(room));
+        }
     }
 
     fn on_roamed(&mut self, id: PeerId, endpoint: Endpoint) {
@@ -458,7 +472,7 @@ impl Device {
             Ok(rekey_due) => {
                 self.transmits.push_back(Transmit { endpoint, payload });
                 if rekey_due {
-                    self.initiate(now, id);
+                    self.on_rekey_due(now, id, session.local_index);
                 }
             }
             Err(reason) => self.drops.count(reason),
@@ -474,6 +488,9 @@ impl Device {
         peer.past_sent_bytes += ended.iter().map(|session| session.sent_bytes()).sum::<u64>();
         peer.past_received_bytes += ended.iter().map(|session| session.received_bytes()).sum::<u64>();
         peer.watch_expiry();
+        if peer.sessions.current().is_none() {
+            peer.timers.stop(Timer::Rekey);
+        }
         for session in &ended {
             self.peers.release_index(session.local_index);
         }

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::packet::frame;
 use crate::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN, TransportHeader};
@@ -14,7 +14,7 @@ use crate::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN, TransportHeader};
 use super::aead::AeadKey;
 use super::constants::{
     REJECT_AFTER_BYTES, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_BYTES, REKEY_AFTER_MESSAGES,
-    REKEY_AFTER_TIME, REKEY_AFTER_TIME_RECEIVING, REKEY_REQUEST_INTERVAL,
+    REKEY_AFTER_TIME, REKEY_AFTER_TIME_RECEIVING, REKEY_JITTER, REKEY_REQUEST_INTERVAL,
 };
 use super::error::DropReason;
 use super::noise::{SessionKeys, Suite};
@@ -33,7 +33,6 @@ pub struct Session {
     pub suite: Suite,
     /// When its handshake was completed on this side.
     pub created_at: Instant,
-    rekey_at: Instant,
     seal_key: AeadKey,
     open_key: AeadKey,
     send_lanes: Box<[SendLane]>,
@@ -57,8 +56,6 @@ pub struct SessionParameters {
     pub send_lanes: u8,
     /// How many lanes the peer sends on.
     pub receive_lanes: u8,
-    /// Taken from [`REKEY_AFTER_TIME`], so that rekeys spread.
-    pub rekey_jitter: Duration,
 }
 
 /// A send counter on cache lines of its own.
@@ -93,7 +90,6 @@ impl Session {
             is_initiator: parameters.is_initiator,
             suite: parameters.suite,
             created_at: now,
-            rekey_at: now + (REKEY_AFTER_TIME - parameters.rekey_jitter),
             seal_key: AeadKey::new(parameters.suite, &keys.send),
             open_key: AeadKey::new(parameters.suite, &keys.receive),
             send_lanes: (0..parameters.send_lanes).map(|_| SendLane::default()).collect(),
@@ -121,7 +117,7 @@ impl Session {
         send_lane.sent_bytes.fetch_add(datagram.len() as u64, Ordering::Relaxed);
         self.traffic.on_sent(now, carries_data);
         let used = counter >= self.per_lane(REKEY_AFTER_MESSAGES) || sent_bytes >= self.per_lane(REKEY_AFTER_BYTES);
-        let old = self.is_initiator && now >= self.rekey_at;
+        let old = self.is_initiator && now >= self.created_at + (REKEY_AFTER_TIME - REKEY_JITTER);
         Ok((used || old) && self.request_rekey(now))
     }
 

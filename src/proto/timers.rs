@@ -16,15 +16,17 @@ pub enum Timer {
     Unanswered,
     /// The peer's persistent keepalive may be due.
     PersistentKeepalive,
+    /// Traffic has found the session to be old: ask for its successor.
+    Rekey,
     /// A session reaches its end.
     Expiry,
 }
 
 impl Timer {
-    const COUNT: usize = 5;
+    const COUNT: usize = 6;
     /// All timers, in the order in which they are handled.
     pub const ALL: [Self; Self::COUNT] =
-        [Self::Expiry, Self::Unanswered, Self::Retry, Self::PersistentKeepalive, Self::PassiveKeepalive];
+        [Self::Expiry, Self::Unanswered, Self::Rekey, Self::Retry, Self::PersistentKeepalive, Self::PassiveKeepalive];
 }
 
 /// The deadlines of one peer.

@@ -9,6 +9,7 @@ mod expiry;
 mod handshake;
 mod keepalive;
 mod key_change;
+mod many_peers;
 mod pair;
 mod rekey;
 mod roaming;

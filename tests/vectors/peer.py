@@ -281,8 +281,8 @@ class ReplayWindow:
 
 
 class Session:
-    def __init__(self, now, suite, is_initiator, keys, indices, lanes, jitter):
-        self.suite, self.is_initiator, self.created_at, self.jitter = suite, is_initiator, now, jitter
+    def __init__(self, now, suite, is_initiator, keys, indices, lanes):
+        self.suite, self.is_initiator, self.created_at = suite, is_initiator, now
         self.send_key, self.receive_key = keys if is_initiator else reversed(keys)
         self.local_index, self.remote_index = indices
         self.counters, self.sent_bytes = [0] * lanes[0], 0
@@ -299,7 +299,7 @@ class Session:
         self.counters[lane] += 1
         datagram = seal_transport(self.suite, self.send_key, lane, self.remote_index, counter, plaintext)
         self.sent_bytes += len(datagram)
-        old = self.is_initiator and now - self.created_at >= REKEY_AFTER_TIME - self.jitter
+        old = self.is_initiator and now - self.created_at >= REKEY_AFTER_TIME - REKEY_JITTER
         used = sum(self.counters) >= REKEY_AFTER_MESSAGES or self.sent_bytes >= REKEY_AFTER_BYTES
         return datagram, old or used
 
@@ -490,7 +490,7 @@ class Peer:
         self.random = random.Random(config["seed"])
         self.under_load = False
         self.datagrams, self.packets, self.refused, self.events = [], [], [], []
-        self.current = self.next = self.attempt = None
+        self.current = self.next = self.attempt = self.rekey = None
         self.retired, self.staged = [], []
         self.last_initiation_at = self.last_accepted_at = None
         self.last_timestamp, self.newest_timestamp = bytes(12), bytes(12)
@@ -542,6 +542,10 @@ class Peer:
                 self.events.append("gave up")
             else:
                 self.send_initiation(now)
+        if self.rekey and now >= self.rekey[1]:
+            if self.rekey[0] is self.current:
+                self.begin_attempt(now)
+            self.rekey = None
         if self.persistent_keepalive:
             if not self.usable(now):
                 self.begin_attempt(now)
@@ -609,7 +613,7 @@ class Peer:
         self.on_received(now, False)
         self.send_handshake(now, source, response)
         self.next = Session(
-            now, received.suite, False, keys, (index, received.index), (self.lanes, received.lanes), 0
+            now, received.suite, False, keys, (index, received.index), (self.lanes, received.lanes)
         )
 
     def handle_response(self, now, source, message):
@@ -625,8 +629,7 @@ class Peer:
         *keys, lanes = pending.consume(message, self.preshared_key)
         self.on_received(now, False)
         self.attempt = None
-        jitter = self.random.uniform(0, REKEY_JITTER)
-        session = Session(now, pending.suite, True, keys, (receiver, sender), (self.lanes, lanes), jitter)
+        session = Session(now, pending.suite, True, keys, (receiver, sender), (self.lanes, lanes))
         if self.next and not (self.is_simultaneous(self.next, session) and self.remote > self.public):
             self.retire(self.next)
             self.next = None
@@ -673,8 +676,8 @@ class Peer:
         if session is self.next:
             self.confirm(now)
         self.on_received(now, plaintext[:1] == bytes([PACKET]))
-        if session.is_initiator and now - session.created_at >= REKEY_AFTER_TIME_RECEIVING:
-            self.begin_attempt(now)
+        if session is self.current and session.is_initiator and now - session.created_at >= REKEY_AFTER_TIME_RECEIVING:
+            self.rekey_soon(now)
         position = (session.local_index, lane, counter)
         for kind, number, body in read_frames(plaintext):
             if kind == PACKET:
@@ -724,7 +727,14 @@ class Peer:
         self.datagrams.append((self.endpoint, datagram))
         self.on_sent(now, frames[:1] == bytes([PACKET]))
         if rekey_due:
-            self.begin_attempt(now)
+            self.rekey_soon(now)
+
+    def rekey_soon(self, now):
+        """An attempt for the successor of the current session is due."""
+        if not self.rekey or self.rekey[0] is not self.current:
+            latest = self.current.created_at + REKEY_AFTER_TIME_RECEIVING
+            wait = max(0, min(REKEY_JITTER, latest - now))
+            self.rekey = self.current, now + self.random.uniform(0, wait)
 
     def send_staged(self, now):
         staged, self.staged = self.staged, []

@@ -194,7 +194,6 @@ impl Transcript {
             suite: self.suite,
             send_lanes: local.1,
             receive_lanes: remote.1,
-            rekey_jitter: Duration::ZERO,
         };
         Session::new(self.now, keys, &parameters, Arc::new(Traffic::new(self.now)))
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::packet::frame::Control;
 use crate::packet::message::{CookieReply, Initiation, Response};
 use crate::proto::constants::{
-    MIN_ACCEPTED_INITIATION_INTERVAL, MIN_INITIATION_INTERVAL, REKEY_JITTER, RETRY_INTERVALS, RETRY_JITTER,
+    MIN_ACCEPTED_INITIATION_INTERVAL, MIN_INITIATION_INTERVAL, RETRY_INTERVALS, RETRY_JITTER,
 };
 use crate::proto::endpoint::Endpoint;
 use crate::proto::error::DropReason;
@@ -151,7 +151,6 @@ impl Device {
             suite,
             send_lanes: self.send_lanes,
             receive_lanes: remote_lanes,
-            rekey_jitter: Duration::ZERO,
         };
         let session = Arc::new(Session::new(now, &keys, &parameters, peer.traffic.clone()));
         self.end_sessions(id, |peer| peer.sessions.add_responded(session));
@@ -178,7 +177,6 @@ impl Device {
         }
         self.limit(now, from, 0, response.sender_index(), response.bytes)?;
 
-        let rekey_jitter = self.randomness.duration_below(REKEY_JITTER);
         let peer = self.peers.get_mut(id).expect("it has the index");
         let preshared_key = peer.config.preshared_key.clone();
         let (pending, _) =
@@ -202,7 +200,6 @@ impl Device {
             suite,
             send_lanes: self.send_lanes,
             receive_lanes: parameters.lanes,
-            rekey_jitter,
         };
         let session = Arc::new(Session::new(now, &keys, &parameters, peer.traffic.clone()));
         let precedence = self.precedence(id);

@@ -29,6 +29,7 @@ impl Device {
             Timer::PassiveKeepalive => self.on_passive_keepalive(now, id),
             Timer::Unanswered => self.on_unanswered(now, id),
             Timer::PersistentKeepalive => self.on_persistent_keepalive(now, id),
+            Timer::Rekey => self.initiate(now, id),
             Timer::Expiry => self.on_expiry(now, id),
         }
     }

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::*;
 use crate::packet::message::{Message, TRANSPORT_OVERHEAD};
 
@@ -16,7 +18,6 @@ fn pair(now: Instant, suite: Suite, lanes: u8) -> [Session; 2] {
             suite,
             send_lanes: lanes,
             receive_lanes: lanes,
-            rekey_jitter: Duration::ZERO,
         };
         Session::new(now, &SessionKeys { send, receive }, &parameters, Arc::new(Traffic::new(now)))
     })
@@ -125,7 +126,7 @@ fn a_session_asks_for_its_successor_and_ends_by_bytes_all_lanes_together() {
 fn only_the_initiator_rekeys_by_time() {
     let now = start();
     let [one, two] = pair(now, Suite::Aes256Gcm, 1);
-    let later = now + REKEY_AFTER_TIME;
+    let later = now + (REKEY_AFTER_TIME - REKEY_JITTER);
     assert_eq!(one.seal(later - Duration::from_secs(1), 0, &mut [0; TRANSPORT_OVERHEAD]), Ok(false));
     assert_eq!(one.seal(later, 0, &mut [0; TRANSPORT_OVERHEAD]), Ok(true));
     assert_eq!(two.seal(later, 0, &mut [0; TRANSPORT_OVERHEAD]), Ok(false));
@@ -191,7 +192,6 @@ fn session_of(now: Instant, suite: Suite, handshake: &serde_json::Value, is_init
         suite,
         send_lanes: lanes(local),
         receive_lanes: lanes(remote),
-        rekey_jitter: Duration::ZERO,
     };
     Session::new(now, &SessionKeys { send, receive }, &parameters, Arc::new(Traffic::new(now)))
 }
