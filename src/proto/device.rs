@@ -405,11 +405,17 @@ impl Device {
     fn on_goodbye(&mut self, id: PeerId, session: u32) {
         self.end_sessions(id, |peer| peer.sessions.end_up_to(session));
         let Some(peer) = self.peers.get_mut(id) else { return };
-        if peer.sessions.is_empty() {
-            peer.is_gone = true;
-            peer.timers.stop(Timer::PassiveKeepalive);
-            peer.timers.stop(Timer::Unanswered);
-            self.events.push_back(Event::Goodbye { peer: peer.name() });
+        // A session that waits for the peer's first data says nothing: it may have been agreed before the peer went.
+        if peer.sessions.current().is_some() {
+            return;
+        }
+        peer.is_gone = true;
+        peer.timers.stop(Timer::PassiveKeepalive);
+        peer.timers.stop(Timer::Unanswered);
+        self.events.push_back(Event::Goodbye { peer: peer.name() });
+        // It was called for the successor of a session that nobody needs any more.
+        if peer.config.persistent_keepalive.is_none() {
+            self.end_attempt(id);
         }
     }
 

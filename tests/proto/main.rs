@@ -6,6 +6,7 @@ mod clock_jump;
 mod cookie;
 mod cryptokey_routing;
 mod expiry;
+mod goodbye;
 mod handshake;
 mod keepalive;
 mod key_change;
