@@ -35,7 +35,7 @@ pub struct PeerConfig {
     pub endpoint: Option<Endpoint>,
     /// Prefixes it may use.
     pub allowed_ips: Vec<IpNet>,
-    /// Send something at least this often, and keep a session.
+    /// Send something at least this often, and keep a session. Zero is none.
     pub persistent_keepalive: Option<Duration>,
     /// What to propose to it, if not the device's suite.
     pub suite: Option<Suite>,
@@ -130,7 +130,8 @@ impl Peer {
         if config.endpoint != self.config.endpoint && config.endpoint.is_some() {
             self.endpoint = config.endpoint;
         }
-        self.config = config;
+        let persistent_keepalive = config.persistent_keepalive.filter(|interval| !interval.is_zero());
+        self.config = PeerConfig { persistent_keepalive, ..config };
     }
 
     /// Nobody answers: lets the kernel choose the local address, which may have lost its way to the peer.

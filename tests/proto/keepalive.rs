@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use underpass::proto::constants::{KEEPALIVE_TIMEOUT, UNANSWERED_TIMEOUT};
 use underpass::proto::stats::PeerState;
 
@@ -121,4 +123,12 @@ fn no_persistent_keepalive_while_data_flows() {
         pair.advance(seconds(1));
     }
     assert_eq!(pair.transports(Side::One).len(), 100);
+}
+
+#[test]
+fn a_persistent_keepalive_of_zero_is_none() {
+    let mut pair = Pair::with(|two| two.persistent_keepalive = Some(Duration::ZERO), |_| ());
+    pair.advance(seconds(100));
+    assert!(pair.sent.is_empty());
+    assert!(pair.one.poll_timeout().is_none(), "nothing to wake up for");
 }
