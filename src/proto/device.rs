@@ -119,25 +119,31 @@ impl Device {
 
     // Commands.
 
-    /// Changes who we are. Sessions go on; handshakes under way begin again with the new key.
+    /// Changes who we are. Sessions go on; handshakes under way begin again with the new key. A peer that has one of the
+    /// keys is removed: it would be ourselves.
     pub fn set_private_key(&mut self, now: Instant, private_key: PrivateKey, previous: Option<PrivateKey>) {
         self.local_keys = local_keys(private_key, previous);
+        let ours: Vec<PublicKey> = self.local_keys.iter().map(|local| local.public).collect();
+        ours.iter().for_each(|key| self.remove_peer(key));
         let attempting: Vec<PeerId> =
             self.peers.iter().filter(|(_, peer)| peer.attempt.is_some()).map(|(id, _)| id).collect();
         for id in attempting {
             self.end_attempt(id);
             self.initiate(now, id);
+            self.update_timers(id);
         }
     }
 
-    /// Adds a peer, or changes the one with this key while its session goes on. A peer with our own key is not added.
+    /// Adds a peer, or changes the one with this key while its session goes on. A peer with our own key is not added. A key
+    /// that another peer had is this one's from here on; a peer without any other is removed.
     pub fn upsert_peer(&mut self, now: Instant, config: PeerConfig) -> Option<PeerId> {
-        let keys = || std::iter::once(config.public_key).chain(config.next_public_key);
-        if keys().any(|key| self.local_keys.iter().any(|local| local.public == key)) {
+        let keys: Vec<PublicKey> = std::iter::once(config.public_key).chain(config.next_public_key).collect();
+        if keys.iter().any(|key| self.local_keys.iter().any(|local| local.public == *key)) {
             return None;
         }
-        let known = keys().find_map(|key| self.peers.by_key(&key));
+        let known = self.known_peer(&config);
         let id = known.unwrap_or_else(|| self.peers.insert(Peer::new(now, config.clone())));
+        keys.iter().for_each(|key| self.take_key_from_others(id, key));
         let allowed_ips = Arc::make_mut(&mut self.allowed_ips);
         if known.is_some() {
             allowed_ips.remove_peer(id);
@@ -147,17 +153,36 @@ impl Device {
         let peer = self.peers.get_mut(id).expect("a peer that is known or was just added");
         let old_keys: Vec<PublicKey> = peer.remotes.iter().map(|remote| remote.key).collect();
         peer.configure(config);
-        let new_keys: Vec<PublicKey> = peer.remotes.iter().map(|remote| remote.key).collect();
         match peer.config.persistent_keepalive {
             // At once: such a peer is to be connected before there is anything to say.
             Some(_) => peer.timers.set(Timer::PersistentKeepalive, now),
             None => peer.timers.stop(Timer::PersistentKeepalive),
         }
         old_keys.iter().for_each(|key| self.peers.release_key(key));
-        new_keys.iter().for_each(|key| self.peers.add_key(*key, id));
+        keys.iter().for_each(|key| self.peers.add_key(*key, id));
         self.router_is_stale = true;
         self.update_timers(id);
         Some(id)
+    }
+
+    /// The peer that `config` is meant for: it has that key, or had only the one that it is to have next.
+    fn known_peer(&self, config: &PeerConfig) -> Option<PeerId> {
+        let is_called = |id: &PeerId, key| self.peers.get(*id).is_some_and(|peer| peer.name() == key);
+        let by_next_key =
+            || config.next_public_key.and_then(|key| self.peers.by_key(&key).filter(|id| is_called(id, key)));
+        self.peers.by_key(&config.public_key).or_else(by_next_key)
+    }
+
+    /// A key leads to one peer.
+    fn take_key_from_others(&mut self, id: PeerId, key: &PublicKey) {
+        let Some(other) = self.peers.by_key(key).filter(|other| *other != id) else { return };
+        let peer = self.peers.get_mut(other).expect("keys lead to peers that exist");
+        let left = std::iter::once(peer.config.public_key).chain(peer.config.next_public_key).find(|left| left != key);
+        let Some(public_key) = left else { return self.remove_peer(key) };
+        peer.configure(PeerConfig { public_key, next_public_key: None, ..peer.config.clone() });
+        self.peers.release_key(key);
+        self.end_attempt(other);
+        self.update_timers(other);
     }
 
     /// Removes a peer with its sessions, without a word to it.

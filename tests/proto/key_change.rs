@@ -1,7 +1,10 @@
-use underpass::keys::{PresharedKey, PrivateKey};
+use underpass::keys::{PresharedKey, PrivateKey, PublicKey};
+use underpass::proto::constants::{RETRY_INTERVALS, RETRY_JITTER};
+use underpass::proto::event::Event;
+use underpass::proto::peer::PeerConfig;
 use underpass::proto::stats::PeerState;
 
-use crate::pair::{Pair, Side, peer_config, seconds};
+use crate::pair::{Pair, Side, peer_config, seconds, start};
 
 #[test]
 fn a_changed_preshared_key_is_used_by_the_next_handshake_and_does_not_end_the_session() {
@@ -96,4 +99,71 @@ fn a_handshake_under_way_begins_again_with_the_new_key() {
     pair.advance(seconds(3));
     assert_eq!(pair.payloads(Side::Two), [b"x"]);
     assert_eq!(pair.status(Side::One).state, PeerState::Up);
+}
+
+#[test]
+fn the_retries_with_a_new_key_begin_with_the_first_wait() {
+    let mut pair = Pair::new();
+    pair.lose = Box::new(|_, _| true);
+    pair.send(Side::One, b"x");
+    pair.advance(seconds(30));
+    let now = pair.now;
+    pair.sent.clear();
+    pair.one.set_private_key(now, PrivateKey::from_bytes([42; 32]).unwrap(), None);
+    pair.advance(seconds(10));
+    let initiations = pair.initiations(Side::One);
+    for (sent, wait) in initiations.windows(2).zip(RETRY_INTERVALS) {
+        assert!((wait..=wait + RETRY_JITTER).contains(&(sent[1] - sent[0])), "{:?} for {wait:?}", sent[1] - sent[0]);
+    }
+    assert!(initiations.len() > 3);
+}
+
+#[test]
+fn a_peer_whose_key_becomes_our_own_is_removed() {
+    let (ours, theirs) = (PrivateKey::from_bytes([42; 32]).unwrap(), Side::Two.private_key());
+    for (current, previous) in [(theirs.clone(), None), (ours, Some(theirs))] {
+        let mut pair = Pair::new();
+        pair.connect(Side::One);
+        let now = pair.now;
+        pair.one.set_private_key(now, current, previous);
+        assert!(pair.one.status(now).peers.is_empty());
+        assert_eq!(pair.one.footprint().sessions, 0);
+    }
+}
+
+#[test]
+fn a_key_claimed_by_two_peers_belongs_to_the_last() {
+    let [a, b, shared] = [61, 62, 63].map(|byte| PrivateKey::from_bytes([byte; 32]).unwrap());
+    let known = |key: &PrivateKey, next: &PrivateKey| PeerConfig {
+        public_key: key.public_key(),
+        next_public_key: Some(next.public_key()),
+        ..peer_config(Side::Two)
+    };
+    let mut pair = Pair::without_peers(start());
+    let now = pair.now;
+    pair.one.upsert_peer(now, known(&a, &shared));
+    pair.one.upsert_peer(now, known(&b, &shared));
+    let names = |pair: &Pair| pair.one.status(now).peers.iter().map(|peer| peer.public_key).collect::<Vec<_>>();
+    let sorted = |keys: &[&PrivateKey]| {
+        let mut keys: Vec<PublicKey> = keys.iter().map(|key| key.public_key()).collect();
+        keys.sort();
+        keys
+    };
+    assert_eq!(names(&pair), sorted(&[&a, &b]));
+
+    pair.two.set_private_key(now, shared.clone(), None);
+    pair.two.upsert_peer(now, peer_config(Side::One));
+    pair.send(Side::Two, b"whose?");
+    pair.settle();
+    let established = |(side, event): &(Side, Event)| match event {
+        Event::SessionEstablished { peer, .. } if *side == Side::One => Some(*peer),
+        _ => None,
+    };
+    assert_eq!(pair.events.iter().filter_map(established).collect::<Vec<_>>(), [b.public_key()]);
+
+    pair.one.upsert_peer(now, known(&a, &b));
+    assert_eq!(names(&pair), sorted(&[&a, &shared]), "the other is known by the key that it has left");
+    pair.one.upsert_peer(now, known(&a, &shared));
+    assert_eq!(names(&pair), sorted(&[&a]), "and is no more without any");
+    assert_eq!(pair.one.footprint().sessions, 0);
 }
