@@ -17,6 +17,7 @@
 //! ```
 
 pub mod capture;
+pub mod certificates;
 pub mod frame;
 pub mod haproxy;
 pub mod http;
@@ -25,9 +26,13 @@ pub mod nginx;
 pub mod packet_socket;
 pub mod probe;
 pub mod process;
+pub mod quincy;
 pub mod random;
 pub mod relay;
+pub mod round_trip;
 pub mod spoofer;
+pub mod stunnel;
+pub mod udp_load;
 pub mod underpass;
 pub mod wait;
 pub mod websocket;

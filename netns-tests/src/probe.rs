@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use nix::sys::socket::sockopt::BindToDevice;
@@ -137,17 +137,11 @@ impl Ping {
         Ok(Pings { sent, answered: answered.len(), text })
     }
 
-    /// The kernel fills in identifier and checksum, and hands back only what answers this socket.
     fn socket(&self) -> io::Result<UdpSocket> {
-        let (family, protocol) = match self.target {
-            IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp),
-            IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6),
-        };
-        let socket = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?;
+        let socket = icmp_socket(self.target)?;
         if let Some(device) = &self.device {
             setsockopt(&socket, BindToDevice, &device.into())?;
         }
-        let socket = UdpSocket::from(socket);
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
         Ok(socket)
     }
@@ -158,6 +152,15 @@ impl Ping {
         let payload = (0..self.payload).map(|n| (n % 251) as u8);
         [kind, 0, 0, 0, 0, 0, high, low].into_iter().chain(payload).collect()
     }
+}
+
+/// A socket for pings: the kernel fills in identifier and checksum, and hands back only what answers this socket.
+pub(crate) fn icmp_socket(target: IpAddr) -> io::Result<UdpSocket> {
+    let (family, protocol) = match target {
+        IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp),
+        IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6),
+    };
+    Ok(UdpSocket::from(socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?))
 }
 
 impl Pings {
@@ -177,8 +180,12 @@ impl Pings {
 /// Where iperf3 measures: an address to send to.
 pub struct Iperf3 {
     host: Host,
-    address: String,
+    listen: String,
+    reached: SocketAddr,
 }
+
+/// Where its servers listen.
+pub const IPERF3_PORT: u16 = 5201;
 
 /// What an iperf3 run measured.
 #[derive(Clone, Copy, Debug)]
@@ -198,18 +205,25 @@ pub struct Flow {
 impl Iperf3 {
     /// A server at this address of `host` for every run.
     pub fn at(host: &Host, address: &str) -> Iperf3 {
-        Iperf3 { host: host.clone(), address: address.to_owned() }
+        let ip = address.parse().unwrap_or_else(|e| panic!("{address}: {e}"));
+        Iperf3 { host: host.clone(), listen: address.to_owned(), reached: SocketAddr::new(ip, IPERF3_PORT) }
+    }
+
+    /// A server at every address of `host` for every run, which clients reach at another address or port.
+    pub fn behind(host: &Host, reached: SocketAddr) -> Iperf3 {
+        Iperf3 { host: host.clone(), listen: "0.0.0.0".to_owned(), reached }
     }
 
     /// Sends from `host` to the server, with more of the program's options.
     #[track_caller]
     pub fn send(&self, host: &Host, options: &[&str]) -> Flow {
         // One server for each run: it is not ready for the next one as soon as the client has ended.
-        let server = self.host.command("iperf3").args(["-s", "-1", "--forceflush", "-B", &self.address]);
+        let server = self.host.command("iperf3").args(["-s", "-1", "--forceflush", "-B", &self.listen]);
         let server = server.start("iperf3-server");
         wait::until("iperf3 listens", || server.log().contains("listening on"));
-        let command =
-            host.command("iperf3").args(["-J", "-c", &self.address, "--connect-timeout", "5000"]).args(options);
+        let (address, port) = (self.reached.ip().to_string(), self.reached.port().to_string());
+        let command = host.command("iperf3").args(["-J", "-c", &address, "-p", &port, "--connect-timeout", "5000"]);
+        let command = command.args(options);
         let output = command.within(Duration::from_secs(120)).output();
         let report: Value = serde_json::from_str(&output.stdout).unwrap_or_default();
         let measured = output.status.success() && report["end"].is_object() && report["error"].is_null();

@@ -28,6 +28,7 @@ pub struct KeyPair {
 /// A configuration file in the making.
 #[derive(Clone)]
 pub struct Config {
+    program: Option<PathBuf>,
     role: Role,
     private_key: String,
     interface: Vec<(String, String)>,
@@ -53,6 +54,7 @@ pub struct Peer {
 
 /// A running daemon.
 pub struct Daemon {
+    program: PathBuf,
     process: Process,
     interface: String,
 }
@@ -114,7 +116,8 @@ impl Peer {
 impl Config {
     /// The least that is needed, without peers yet.
     pub fn new<'a>(role: Role, keys: &KeyPair, addresses: impl IntoIterator<Item = &'a str>) -> Config {
-        let config = Config { role, private_key: keys.private.clone(), interface: vec![], peers: vec![] };
+        let private_key = keys.private.clone();
+        let config = Config { program: None, role, private_key, interface: vec![], peers: vec![] };
         config.set("addresses", list(addresses))
     }
 
@@ -128,6 +131,12 @@ impl Config {
     pub fn interface(self, name: &str, port: u16) -> Config {
         let socket = format!("/run/underpass/{name}.sock");
         self.set("name", quote(name)).set("listen", port.to_string()).set("control_socket", quote(&socket))
+    }
+
+    /// Another build than [`program`]: to compare the two.
+    pub fn program(mut self, program: PathBuf) -> Config {
+        self.program = Some(program);
+        self
     }
 
     /// One more peer.
@@ -194,8 +203,9 @@ impl Daemon {
     pub fn launch(host: &Host, config: &Config) -> Daemon {
         let file = config.write(host);
         let interface = config.name().to_owned();
-        let command = command(host).args(["run", "--config"]).arg(file).env("RUST_BACKTRACE", "1");
-        Daemon { process: command.start(&interface), interface }
+        let program = config.program.clone().unwrap_or_else(program);
+        let command = host.command(&program).args(["run", "--config"]).arg(file).env("RUST_BACKTRACE", "1");
+        Daemon { program, process: command.start(&interface), interface }
     }
 
     /// The program.
@@ -217,7 +227,8 @@ impl Daemon {
     }
 
     fn try_status(&self) -> Option<Status> {
-        let output = command(self.process.host()).args(["status", "--json", "--interface", &self.interface]).output();
+        let command = self.process.host().command(&self.program);
+        let output = command.args(["status", "--json", "--interface", &self.interface]).output();
         output.status.success().then(|| Status(serde_json::from_str(&output.stdout).expect("status --json is JSON")))
     }
 
@@ -231,6 +242,12 @@ impl Daemon {
     #[track_caller]
     pub fn drops(&self, reason: &str) -> u64 {
         self.status().drops(reason)
+    }
+}
+
+impl AsRef<Process> for Daemon {
+    fn as_ref(&self) -> &Process {
+        &self.process
     }
 }
 
@@ -328,11 +345,13 @@ pub fn run_to_the_end(host: &Host, config: &Config) -> Output {
     command(host).args(["run", "--config"]).arg(config.write(host)).within(wait::PATIENCE).output()
 }
 
-/// The program that was built with these tests: it lies where they do, in the same profile's directory.
+/// The program that was built with these tests: it lies where they do, in the same profile's directory. The benchmark has a
+/// profile of its own and is about the release.
 #[track_caller]
 pub fn program() -> PathBuf {
     let test = std::env::current_exe().expect("Linux tells a program where it lies");
-    let directories = test.ancestors().skip(1).take(2);
+    let here = test.parent().expect("a program lies in a directory");
+    let directories = here.ancestors().take(2).map(PathBuf::from).chain([here.with_file_name("release")]);
     let found = directories.map(|directory| directory.join("underpass")).find(|program| program.is_file());
     found
         .unwrap_or_else(|| panic!("no underpass beside {}: build it first (cargo build, or make test)", test.display()))

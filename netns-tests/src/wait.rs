@@ -1,7 +1,7 @@
 //! Waiting for a condition with a deadline: the only place of the laboratory that reads the clock or lets time pass.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long a condition may take when nothing says otherwise: far more than it needs on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -12,6 +12,17 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 #[expect(clippy::disallowed_methods, reason = "the laboratory watches real programs, which live in real time")]
 pub fn now() -> Instant {
     Instant::now()
+}
+
+/// The wall clock, since 1970: what the kernel's stamps are compared with.
+#[expect(clippy::disallowed_methods, reason = "the laboratory watches real programs, which live in real time")]
+pub fn unix_time() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("it is later than 1970")
+}
+
+/// Lets time pass in which something is measured.
+pub fn pass(duration: Duration) {
+    thread::sleep(duration);
 }
 
 /// Waits until `condition` holds, and fails the test when it does not within [`PATIENCE`].

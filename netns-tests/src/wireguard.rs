@@ -1,14 +1,15 @@
-//! Debian's wireguard-go: another tunnel to compare with, and to run inside or around ours.
+//! WireGuard in userspace, Debian's wireguard-go or another: a tunnel to compare with, and to run inside or around ours.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 
 use crate::host::Host;
 use crate::process::Process;
 use crate::wait;
 
-/// A running wireguard-go.
-pub struct WireguardGo {
-    _process: Process,
+/// A running implementation of WireGuard.
+pub struct Wireguard {
+    process: Process,
 }
 
 /// One end of a WireGuard link.
@@ -24,18 +25,39 @@ pub struct End<'a> {
     pub endpoint: SocketAddr,
 }
 
-/// Starts both ends of a link.
-#[track_caller]
-pub fn connect(ends: [End; 2]) -> [WireguardGo; 2] {
-    let keys = [0, 1].map(|n: usize| ends[n].host.command("wg").arg("genkey").run());
-    [(0, 1), (1, 0)].map(|(ours, theirs)| start(&ends[ours], &keys[ours], &ends[theirs], &keys[theirs]))
+impl AsRef<Process> for Wireguard {
+    fn as_ref(&self) -> &Process {
+        &self.process
+    }
 }
 
-fn start(ours: &End, key: &str, theirs: &End, their_key: &str) -> WireguardGo {
+/// Starts wireguard-go at both ends of a link.
+#[track_caller]
+pub fn connect(ends: [End; 2]) -> [Wireguard; 2] {
+    connect_with("wireguard-go".as_ref(), &[], ends)
+}
+
+/// Starts a program with wireguard-go's command line, and more options, at both ends of a link.
+#[track_caller]
+pub fn connect_with(program: &OsStr, options: &[&str], ends: [End; 2]) -> [Wireguard; 2] {
+    let keys = [0, 1].map(|n: usize| ends[n].host.command("wg").arg("genkey").run());
+    [(0, 1), (1, 0)].map(|(ours, theirs)| {
+        let process = launch(program, options, &ends[ours]);
+        configure(&ends[ours], &keys[ours], &ends[theirs], &keys[theirs]);
+        Wireguard { process }
+    })
+}
+
+fn launch(program: &OsStr, options: &[&str], end: &End) -> Process {
+    let End { host, interface, .. } = end;
+    let command = host.command(program).args(options).args(["-f", interface]);
+    let process = command.env("WG_PROCESS_FOREGROUND", "1").start(interface);
+    wait::until("a WireGuard has made its interface", || host.has_interface(interface));
+    process
+}
+
+fn configure(ours: &End, key: &str, theirs: &End, their_key: &str) {
     let End { host, interface, address, endpoint } = ours;
-    let command = host.command("wireguard-go").args(["-f", interface]);
-    let process = command.env("WG_PROCESS_FOREGROUND", "1").start("wireguard-go");
-    wait::until("wireguard-go has made its interface", || host.has_interface(interface));
     let public = host.command("wg").arg("pubkey").stdin(their_key).run();
     let allowed = theirs.address.split('/').next().unwrap_or_default();
     let config = format!(
@@ -44,11 +66,10 @@ fn start(ours: &End, key: &str, theirs: &End, their_key: &str) -> WireguardGo {
         theirs.endpoint
     );
     let file = host.write_file(&format!("{interface}.conf"), config);
-    wait::until("wireguard-go takes its config", || {
+    wait::until("a WireGuard takes its config", || {
         let command = host.command("wg").args(["setconf", interface]).arg(&file);
         command.output().status.success()
     });
     host.ip(&format!("address add {address} dev {interface}"));
     host.ip(&format!("link set {interface} mtu 1420 up"));
-    WireguardGo { _process: process }
 }

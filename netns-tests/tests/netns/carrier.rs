@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use netns_tests::underpass::{Config, Daemon, KeyPair, Peer, Role, quote};
-use netns_tests::wireguard::{self, WireguardGo};
+use netns_tests::wireguard::{self, Wireguard};
 use netns_tests::{Host, Lab};
 
 /// What carries the traffic between the load balancer and the apps.
@@ -40,7 +40,7 @@ pub(crate) struct Site {
     pub(crate) addresses: [IpAddr; 2],
     /// The proxy's first, then the backends'; empty where another carrier is used.
     pub(crate) daemons: Vec<Daemon>,
-    _wireguard: Vec<WireguardGo>,
+    _wireguard: Vec<Wireguard>,
 }
 
 impl Site {

@@ -1,0 +1,88 @@
+//! What one measurement gives.
+
+use std::time::Duration;
+
+use crate::meter::Usage;
+use crate::statistics::percentile;
+
+/// One contender's result of one test in one round.
+#[derive(Clone, Debug)]
+pub(crate) struct Measurement {
+    /// What the test is about, in the test's unit.
+    pub(crate) value: f64,
+    /// What else was seen.
+    pub(crate) figures: Vec<(Figure, f64)>,
+}
+
+/// What else is seen in a measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Figure {
+    /// Seconds of the daemons' processor time per 10⁹ bytes.
+    CpuPerGigabyte,
+    /// Microseconds of the daemons' processor time per request.
+    CpuPerRequest,
+    /// Microseconds of the machine's processor time per request, with load balancer, server and client.
+    MachinePerRequest,
+    /// TCP segments sent again, per second.
+    Retransmits,
+    /// The 99th percentile of what the test is about.
+    P99,
+    /// What passed meanwhile, in gigabits per second.
+    Gigabits,
+    /// What the sender got rid of, in the test's unit.
+    Sent,
+    /// Connections refused, broken off, or silent for two seconds.
+    Errors,
+    /// Of a hundred, how many were lost.
+    LostPercent,
+    /// The most memory that one of the daemons had resident, in MiB.
+    PeakMebibytes,
+}
+
+impl Figure {
+    /// The head of its column.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Figure::CpuPerGigabyte => "CPU s/GB",
+            Figure::CpuPerRequest => "CPU µs/req",
+            Figure::MachinePerRequest => "machine µs/req",
+            Figure::Retransmits => "retrans/s",
+            Figure::P99 => "p99",
+            Figure::Gigabits => "Gb/s",
+            Figure::Sent => "sent",
+            Figure::Errors => "errors",
+            Figure::LostPercent => "lost %",
+            Figure::PeakMebibytes => "peak MiB",
+        }
+    }
+}
+
+impl Measurement {
+    pub(crate) fn new(value: f64) -> Measurement {
+        Measurement { value, figures: vec![] }
+    }
+
+    /// The median of some times, in microseconds, with their 99th percentile.
+    pub(crate) fn of_times(times: &[Duration]) -> Measurement {
+        let times: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1e6).collect();
+        Measurement::new(percentile(&times, 50.0)).with(Figure::P99, percentile(&times, 99.0))
+    }
+
+    pub(crate) fn with(mut self, figure: Figure, value: f64) -> Measurement {
+        self.figures.push((figure, value));
+        self
+    }
+
+    pub(crate) fn with_usage_per_gigabyte(self, usage: Usage, bytes: f64) -> Measurement {
+        self.with(Figure::CpuPerGigabyte, usage.daemons / bytes * 1e9).with_memory(usage)
+    }
+
+    pub(crate) fn with_usage_per_request(self, usage: Usage, requests: f64) -> Measurement {
+        let daemons = self.with(Figure::CpuPerRequest, usage.daemons / requests * 1e6);
+        daemons.with(Figure::MachinePerRequest, usage.machine / requests * 1e6).with_memory(usage)
+    }
+
+    pub(crate) fn with_memory(self, usage: Usage) -> Measurement {
+        self.with(Figure::PeakMebibytes, usage.peak_mebibytes)
+    }
+}

@@ -1,0 +1,82 @@
+//! All that was measured, and the rows of the tables that follow from it. Knows neither tests nor contenders in person.
+
+use std::collections::BTreeMap;
+
+use crate::contender::Kind;
+use crate::measurement::{Figure, Measurement};
+use crate::statistics::{median, median_ratio};
+
+/// What a contender's result of one test in one round was, or why there is none.
+pub(crate) type Outcome = Result<Measurement, String>;
+
+/// One test's outcomes.
+#[derive(Default)]
+pub(crate) struct TestResults {
+    /// In the order of the table.
+    pub(crate) series: Vec<Series>,
+}
+
+/// One contender's outcomes of one test.
+pub(crate) struct Series {
+    pub(crate) contender: &'static str,
+    pub(crate) kind: Kind,
+    /// One for each round.
+    pub(crate) rounds: Vec<Outcome>,
+}
+
+impl TestResults {
+    pub(crate) fn series_of(&mut self, contender: &'static str, kind: Kind) -> &mut Series {
+        let found = self.series.iter().position(|series| series.contender == contender);
+        let index = found.unwrap_or_else(|| {
+            self.series.push(Series { contender, kind, rounds: vec![] });
+            self.series.len() - 1
+        });
+        &mut self.series[index]
+    }
+
+    pub(crate) fn named(&self, contender: &str) -> Option<&Series> {
+        self.series.iter().find(|series| series.contender == contender)
+    }
+
+    /// The peer for which `rank` says the most.
+    pub(crate) fn best_peer(&self, rank: impl Fn(&Series) -> f64) -> Option<&Series> {
+        let peers = self.series.iter().filter(|series| series.kind == Kind::Peer);
+        let ranked = peers.map(|series| (rank(series), series)).filter(|(rank, _)| !rank.is_nan());
+        ranked.max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, series)| series)
+    }
+}
+
+impl Series {
+    pub(crate) fn values(&self) -> Vec<Option<f64>> {
+        self.rounds.iter().map(|outcome| outcome.as_ref().ok().map(|measurement| measurement.value)).collect()
+    }
+
+    /// Not a number if no round succeeded.
+    pub(crate) fn median(&self) -> f64 {
+        median(&self.values().into_iter().flatten().collect::<Vec<_>>())
+    }
+
+    /// The median of the ratios within each round.
+    pub(crate) fn ratio_to(&self, other: &Series) -> Option<f64> {
+        median_ratio(&self.values(), &other.values())
+    }
+
+    /// What else was seen: medians over the rounds, but the highest of the peaks of memory.
+    pub(crate) fn figures(&self) -> BTreeMap<Figure, f64> {
+        let mut seen = BTreeMap::<Figure, Vec<f64>>::new();
+        let measured = self.rounds.iter().filter_map(|outcome| outcome.as_ref().ok());
+        for (figure, value) in measured.flat_map(|measurement| &measurement.figures) {
+            seen.entry(*figure).or_default().push(*value);
+        }
+        let summary = |(figure, values): (Figure, Vec<f64>)| match figure {
+            Figure::PeakMebibytes => (figure, values.into_iter().fold(0.0, f64::max)),
+            _ => (figure, median(&values)),
+        };
+        seen.into_iter().map(summary).collect()
+    }
+
+    /// Why rounds failed.
+    pub(crate) fn failures(&self) -> impl Iterator<Item = &String> {
+        self.rounds.iter().filter_map(|outcome| outcome.as_ref().err())
+    }
+}

@@ -1,0 +1,147 @@
+//! Starting each contender.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use netns_tests::probe::Ping;
+use netns_tests::stunnel;
+use netns_tests::underpass::{Config, Daemon, KeyPair, Peer, Role, quote};
+use netns_tests::wireguard::{self, End};
+use netns_tests::{Process, quincy, wait};
+
+use crate::contender::{BACKEND, Contender, Kind, PROXY, Reach, Service};
+use crate::field::{Field, NAME, tunnel_addresses};
+
+/// All there are, in the order of the tables.
+pub(crate) const NAMES: [&str; 11] = [
+    "plain",
+    "underpass",
+    "underpass-chacha",
+    "underpass-against",
+    "wireguard-go",
+    "boringtun",
+    "gotatun",
+    "quincy",
+    "haproxy-tls",
+    "haproxy-tls-full",
+    "stunnel",
+];
+
+/// Where programs lie that are no part of the system.
+pub(crate) struct Programs {
+    /// Another build of underpass.
+    pub(crate) against: Option<PathBuf>,
+    /// What `cargo install` has put there.
+    pub(crate) peers: PathBuf,
+}
+
+/// Starts a contender and waits until it carries something.
+pub(crate) fn start(field: &Field, programs: &Programs, name: &'static str) -> Contender {
+    let number = NAMES.iter().position(|candidate| *candidate == name).expect("one of the names") as u8;
+    let near = Near { field, number };
+    let peer = |program: &str| programs.peers.join(program);
+    let (kind, reach, daemons) = match name {
+        "plain" => (Kind::Plain, Reach::Packets(BACKEND), vec![]),
+        "underpass" => near.underpass("aes-256-gcm", None),
+        "underpass-chacha" => near.underpass("chacha20-poly1305", None),
+        "underpass-against" => near.underpass("aes-256-gcm", programs.against.as_deref()),
+        "wireguard-go" => near.wireguard("wireguard-go".as_ref(), &[]),
+        "boringtun" => near.wireguard(&peer("boringtun-cli"), &["--disable-drop-privileges"]),
+        "gotatun" => near.wireguard(&peer("gotatun"), &["--disable-drop-privileges"]),
+        "quincy" => near.quincy(&programs.peers),
+        "haproxy-tls" => (Kind::Tls, Reach::Tls { resumed: true }, vec![]),
+        "haproxy-tls-full" => (Kind::Tls, Reach::Tls { resumed: false }, vec![]),
+        "stunnel" => near.stunnel(),
+        _ => unreachable!("one of the names"),
+    };
+    let contender = Contender { name, kind, reach, daemons };
+    if let Some(address) = contender.address() {
+        let carries = || Ping::to(&address.to_string()).patience(wait::PATIENCE / 20).send(&field.proxy).answered == 1;
+        wait::until(&format!("{name} carries a ping"), carries);
+    }
+    contender
+}
+
+type Started = (Kind, Reach, Vec<Box<dyn AsRef<Process>>>);
+
+/// A contender with a number of its own, from which its addresses, ports and interface names follow.
+struct Near<'a> {
+    field: &'a Field,
+    number: u8,
+}
+
+impl Near<'_> {
+    fn port(&self) -> u16 {
+        51_900 + u16::from(self.number)
+    }
+
+    fn interface(&self) -> String {
+        format!("tun{}", self.number)
+    }
+
+    fn packets(&self) -> Reach {
+        Reach::Packets(tunnel_addresses(self.number)[1])
+    }
+
+    fn underpass(&self, suite: &str, program: Option<&Path>) -> Started {
+        let Field { proxy, backend, .. } = self.field;
+        let [near, far] = [(); 2].map(|()| KeyPair::generate(proxy));
+        let [near_address, far_address] = tunnel_addresses(self.number).map(|address| address.to_string());
+        let config = |role, keys, address: &str| {
+            let config = Config::new(role, keys, [format!("{address}/24").as_str()]);
+            let config = config.interface(&self.interface(), self.port()).set("suite", quote(suite));
+            program.iter().fold(config, |config, program| config.program(program.to_path_buf()))
+        };
+        let called = Peer::new("backend", &far.public, [far_address.as_str()]);
+        let called = called.endpoint(&SocketAddr::from((BACKEND, self.port())).to_string());
+        let caller = Peer::new("proxy", &near.public, [near_address.as_str()]);
+        let daemons = [
+            Daemon::start(backend, &config(Role::Backend, &far, &far_address).peer(caller)),
+            Daemon::start(proxy, &config(Role::Proxy, &near, &near_address).peer(called)),
+        ];
+        (Kind::Underpass, self.packets(), boxed(daemons))
+    }
+
+    fn wireguard(&self, program: &Path, options: &[&str]) -> Started {
+        let Field { proxy, backend, .. } = self.field;
+        let interface = self.interface();
+        let addresses = tunnel_addresses(self.number).map(|address| format!("{address}/24"));
+        let end = |host, address, outer| End {
+            host,
+            interface: &interface,
+            address,
+            endpoint: SocketAddr::from((outer, self.port())),
+        };
+        let ends = [end(proxy, &addresses[0], PROXY), end(backend, &addresses[1], BACKEND)];
+        (Kind::Peer, self.packets(), boxed(wireguard::connect_with(program.as_os_str(), options, ends)))
+    }
+
+    fn quincy(&self, programs: &Path) -> Started {
+        let [servers, _clients] = tunnel_addresses(self.number);
+        let daemons = quincy::connect(
+            programs,
+            quincy::Ends {
+                client: &self.field.proxy,
+                server: &self.field.backend,
+                endpoint: SocketAddr::from((BACKEND, self.port())),
+                address: &format!("{servers}/24"),
+                interface: &self.interface(),
+            },
+        );
+        (Kind::Peer, Reach::Packets(servers), boxed(daemons))
+    }
+
+    fn stunnel(&self) -> Started {
+        let Field { proxy, backend, certificate, .. } = self.field;
+        let services = Service::ALL.map(|service| stunnel::Service {
+            near: service.near(),
+            far: SocketAddr::from((BACKEND, service.port() + 20_000)),
+            server: SocketAddr::from((BACKEND, service.port())),
+        });
+        (Kind::Tls, Reach::Connections, boxed(stunnel::connect(proxy, backend, &services, NAME, certificate)))
+    }
+}
+
+fn boxed<T: AsRef<Process> + 'static>(daemons: [T; 2]) -> Vec<Box<dyn AsRef<Process>>> {
+    daemons.into_iter().map(|daemon| Box::new(daemon) as Box<dyn AsRef<Process>>).collect()
+}
