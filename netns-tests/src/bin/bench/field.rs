@@ -34,6 +34,10 @@ pub(crate) enum Wire {
     Segmented,
 }
 
+/// Linux's usual TCP congestion control, whatever this machine's default is: a namespace can't have another default, but its
+/// routes can.
+const CUBIC: &str = "congctl cubic";
+
 /// The backend's name in its certificate.
 pub(crate) const NAME: &str = "backend";
 
@@ -43,15 +47,21 @@ impl Field {
         let (proxy, router, backend) = (lab.host("proxy"), lab.router("router"), lab.host("backend"));
         lab.link(proxy.port("wan", ["10.1.0.2/24"]), router.port("proxy", ["10.1.0.1/24"]));
         lab.link(backend.port("wan", ["10.2.0.2/24"]), router.port("backend", ["10.2.0.1/24"]));
-        proxy.ip("route add default via 10.1.0.1");
-        backend.ip("route add default via 10.2.0.1");
+        proxy.ip(&format!("route add default via 10.1.0.1 {CUBIC}"));
+        backend.ip(&format!("route add default via 10.2.0.1 {CUBIC}"));
         for host in [&proxy, &backend] {
-            host.set_sysctl("ipv4/tcp_congestion_control", "cubic");
+            host.ip(&format!("route replace local 127.0.0.1 dev lo table local src 127.0.0.1 {CUBIC}"));
             // A new connection for each request needs many ports.
             host.set_sysctl("ipv4/ip_local_port_range", "20000 65535");
         }
         let certificate = Certificate::generate(&backend, NAME);
         Field { proxy, router, backend, certificate, wire: Cell::new(Wire::Whole), _lab: lab }
+    }
+
+    /// Has TCP use the same congestion control through a tunnel as without one.
+    pub(crate) fn finish_tunnel(&self, interface: &str, [near, far]: [Ipv4Addr; 2]) {
+        self.proxy.ip(&format!("route replace {far}/32 dev {interface} {CUBIC}"));
+        self.backend.ip(&format!("route replace {near}/32 dev {interface} {CUBIC}"));
     }
 
     /// Changes the cables, if they are not so already, and checks what they pass.

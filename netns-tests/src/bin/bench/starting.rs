@@ -1,6 +1,6 @@
 //! Starting each contender.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use netns_tests::probe::Ping;
@@ -56,6 +56,9 @@ pub(crate) fn start(field: &Field, programs: &Programs, name: &'static str) -> C
     };
     let contender = Contender { name, kind, reach, daemons };
     if let Some(address) = contender.address() {
+        if kind != Kind::Plain {
+            near.finish(address);
+        }
         let carries = || Ping::to(&address.to_string()).patience(wait::PATIENCE / 20).send(&field.proxy).answered == 1;
         wait::until(&format!("{name} carries a ping"), carries);
     }
@@ -81,6 +84,12 @@ impl Near<'_> {
 
     fn packets(&self) -> Reach {
         Reach::Packets(tunnel_addresses(self.number)[1])
+    }
+
+    fn finish(&self, address: Ipv4Addr) {
+        let [one, other] = tunnel_addresses(self.number);
+        let proxys = if address == one { other } else { one };
+        self.field.finish_tunnel(&self.interface(), [proxys, address]);
     }
 
     fn underpass(&self, suite: &str, program: Option<&Path>) -> Started {
