@@ -44,6 +44,8 @@ pub struct Flood {
     pub bytes: f64,
     /// Datagrams that the sender got rid of from first to last.
     pub total_sent: u64,
+    /// Bytes of payload that arrived from first to last.
+    pub total_bytes: u64,
 }
 
 /// What both threads do until they are stopped.
@@ -75,7 +77,8 @@ pub fn flood(from: &Host, to: &Host, target: SocketAddr, shape: Shape, during: D
         thread.join().expect("no panic there").unwrap_or_else(|e| panic!("UDP to {target}: {e}"));
     }
     let per_second = |n: usize| (after[n] - before[n]) as f64 / elapsed.as_secs_f64();
-    Flood { sent: per_second(0), received: per_second(1), bytes: per_second(2), total_sent: counts.read()[0] }
+    let [total_sent, _, total_bytes] = counts.read();
+    Flood { sent: per_second(0), received: per_second(1), bytes: per_second(2), total_sent, total_bytes }
 }
 
 impl Counts {

@@ -1,5 +1,7 @@
 //! What is measured: each test with its name, its unit and what it needs.
 
+use netns_tests::udp_load::Shape;
+
 use crate::contender::{Contender, Reach};
 use crate::field::Wire;
 use crate::measurement::Measurement;
@@ -53,37 +55,101 @@ pub(crate) const TESTS: &[Test] = &[
         name: "tcp-1",
         title: "TCP, one flow, proxy to backend, Gb/s",
         measure: |bench, contender| bulk::tcp(bench, contender, &[]),
-        ..BULK
+        ..CONNECTIONS
+    },
+    Test {
+        name: "tcp-1-reverse",
+        title: "TCP, one flow, backend to proxy, Gb/s",
+        measure: |bench, contender| bulk::tcp(bench, contender, &["-R"]),
+        ..CONNECTIONS
+    },
+    Test {
+        name: "tcp-8",
+        title: "TCP, 8 flows, proxy to backend, Gb/s",
+        measure: |bench, contender| bulk::tcp(bench, contender, &["-P", "8"]),
+        ..CONNECTIONS
+    },
+    Test {
+        name: "tcp-64",
+        title: "TCP, 64 flows, proxy to backend, Gb/s",
+        measure: |bench, contender| bulk::tcp(bench, contender, &["-P", "64"]),
+        ..CONNECTIONS
+    },
+    Test {
+        name: "tcp-segmented",
+        title: "TCP, one flow over a wire that passes packets one by one, Gb/s",
+        wire: Wire::Segmented,
+        measure: |bench, contender| bulk::tcp(bench, contender, &[]),
+        ..CONNECTIONS
+    },
+    Test {
+        name: "udp-1200",
+        title: "UDP, 1200 bytes each, received from a sender that never waits, Gb/s",
+        measure: |bench, contender| bulk::udp_gigabits(bench, contender, Shape::Single(1200)),
+        ..PACKETS
+    },
+    Test {
+        name: "udp-64",
+        title: "UDP, 64 bytes each, received from a sender that never waits, thousand datagrams/s",
+        measure: bulk::udp_packets,
+        ..PACKETS
+    },
+    Test {
+        name: "udp-gso",
+        title: "UDP like QUIC, 40 datagrams of 1200 bytes in each send and GRO at the receiver, received, Gb/s",
+        measure: |bench, contender| bulk::udp_gigabits(bench, contender, Shape::Segmented(1200, 40)),
+        ..PACKETS
     },
     Test {
         name: "ping",
-        title: "Ping, idle, median, µs",
+        title: "Ping, nothing else to carry, a hundred a second, median, µs",
         better: Better::Less,
-        needs: Needs::Packets,
         measure: latency::ping_idle,
-        ..BULK
+        ..PACKETS
+    },
+    Test {
+        name: "ping-load",
+        title: "Ping under one bulk TCP flow, a hundred a second, median, µs",
+        better: Better::Less,
+        measure: latency::ping_under_load,
+        ..PACKETS
+    },
+    Test {
+        name: "tcp-rr",
+        title: "TCP, one byte there and back, median, µs",
+        better: Better::Less,
+        measure: latency::request_response,
+        ..CONNECTIONS
     },
     Test {
         name: "http-kept",
-        title: "HTTP, 1 KB, 64 connections, kept, requests/s",
-        needs: Needs::Http,
+        title: "HTTP, 1 KB, 64 clients over kept backend connections, requests/s",
         measure: |bench, contender| http::requests(bench, contender, Connections::Kept),
-        ..BULK
+        ..HTTP
     },
     Test {
         name: "http-new",
         title: "HTTP, 1 KB, 64 clients, a new backend connection for each request, requests/s",
         needs: Needs::NewHttp,
         measure: |bench, contender| http::requests(bench, contender, Connections::New),
-        ..BULK
+        ..HTTP
+    },
+    Test { name: "http-1m", title: "HTTP, 1 MiB, 16 clients over kept backend connections, Gb/s", ..HTTP },
+    Test {
+        name: "http-mixed",
+        title: "HTTP, 1 KB (80 %), 16 KB (18 %) and 256 KB (2 %), 64 clients over kept backend connections, requests/s",
+        measure: http::mixed,
+        ..HTTP
     },
 ];
 
-const BULK: Test = Test {
+const CONNECTIONS: Test = Test { needs: Needs::Connections, ..HTTP };
+const PACKETS: Test = Test { needs: Needs::Packets, ..HTTP };
+const HTTP: Test = Test {
     name: "",
     title: "",
     better: Better::More,
     wire: Wire::Whole,
-    needs: Needs::Connections,
-    measure: |bench, contender| bulk::tcp(bench, contender, &[]),
+    needs: Needs::Http,
+    measure: http::large_bodies,
 };

@@ -12,20 +12,45 @@ use crate::site::Connections;
 
 /// Requests for one small file from 64 clients at once.
 pub(crate) fn requests(bench: &Bench, contender: &Contender, connections: Connections) -> Measurement {
-    let (load, usage) = run_wrk(bench, contender, connections, 64, "1k");
+    let url = url(bench, contender, connections, "1k");
+    let (load, usage) = run_wrk(bench, contender, 64, &[&url]);
     load.measurement(load.per_second, usage)
 }
 
-fn run_wrk(
-    bench: &Bench,
-    contender: &Contender,
-    connections: Connections,
-    clients: u32,
-    file: &str,
-) -> (Load, Usage) {
-    let url = format!("http://{}/{file}", bench.site.frontend(contender, connections));
+/// Requests for a large file from 16 clients at once, as gigabits of bodies per second.
+pub(crate) fn large_bodies(bench: &Bench, contender: &Contender) -> Measurement {
+    let url = url(bench, contender, Connections::Kept, "1m");
+    let (load, usage) = run_wrk(bench, contender, 16, &[&url]);
+    let body = f64::from(1 << 20);
+    let measurement = load.measurement(load.per_second * body * 8.0 / 1e9, usage);
+    measurement.with(Figure::CpuPerGigabyte, usage.daemons / (load.requests * body) * 1e9)
+}
+
+/// Requests for files of several lengths from 64 clients at once.
+pub(crate) fn mixed(bench: &Bench, contender: &Contender) -> Measurement {
+    let script = bench.field.proxy.write_file("mixed.lua", MIX);
+    let url = url(bench, contender, Connections::Kept, "");
+    let (load, usage) = run_wrk(bench, contender, 64, &["-s", &script.display().to_string(), &url]);
+    load.measurement(load.per_second, usage)
+}
+
+/// The same order for everyone: wrk's generator is seeded.
+const MIX: &str = r#"
+math.randomseed(1)
+request = function()
+   local n = math.random(100)
+   local file = n <= 80 and "/1k" or n <= 98 and "/16k" or "/256k"
+   return wrk.format("GET", file)
+end
+"#;
+
+fn url(bench: &Bench, contender: &Contender, connections: Connections, file: &str) -> String {
+    format!("http://{}/{file}", bench.site.frontend(contender, connections))
+}
+
+fn run_wrk(bench: &Bench, contender: &Contender, clients: u32, what: &[&str]) -> (Load, Usage) {
     let (clients, duration) = (format!("-c{clients}"), format!("-d{}s", bench.seconds));
-    let command = bench.field.proxy.command("wrk").args(["-t1", &clients, &duration, "--latency", &url]);
+    let command = bench.field.proxy.command("wrk").args(["-t1", &clients, &duration, "--latency"]).args(what);
     let meter = Meter::start(contender);
     let text = command.within(bench.during() + Duration::from_secs(20)).run();
     let usage = meter.read();

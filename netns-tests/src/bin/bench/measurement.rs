@@ -29,8 +29,6 @@ pub(crate) enum Figure {
     P99,
     /// What passed meanwhile, in gigabits per second.
     Gigabits,
-    /// What the sender got rid of, in the test's unit.
-    Sent,
     /// Connections refused, broken off, or silent for two seconds.
     Errors,
     /// Of a hundred, how many were lost.
@@ -49,7 +47,6 @@ impl Figure {
             Figure::Retransmits => "retrans/s",
             Figure::P99 => "p99",
             Figure::Gigabits => "Gb/s",
-            Figure::Sent => "sent",
             Figure::Errors => "errors",
             Figure::LostPercent => "lost %",
             Figure::PeakMebibytes => "peak MiB",
