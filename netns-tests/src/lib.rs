@@ -32,6 +32,7 @@ pub mod relay;
 pub mod round_trip;
 pub mod spoofer;
 pub mod stunnel;
+pub mod tcp_load;
 pub mod udp_load;
 pub mod underpass;
 pub mod wait;

@@ -64,10 +64,8 @@ pub fn flood(from: &Host, to: &Host, target: SocketAddr, shape: Shape, during: D
     let receiver = to.run(|| receiver(target.port(), shape)).expect("a free UDP port");
     let sender = from.run(|| sender(target)).expect("a route to the target");
     let (theirs, ours) = (counts.clone(), counts.clone());
-    let threads = [
-        to.spawn(move || receive(&receiver, shape, &theirs)),
-        from.spawn(move || send(&sender, shape, &ours)),
-    ];
+    let threads =
+        [to.spawn(move || receive(&receiver, shape, &theirs)), from.spawn(move || send(&sender, shape, &ours))];
     wait::pass(Duration::from_millis(200));
     let (start, before) = (wait::now(), counts.read());
     wait::pass(during);

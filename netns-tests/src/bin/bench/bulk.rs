@@ -12,7 +12,7 @@ use crate::meter::Meter;
 
 /// TCP flows for a while, with iperf3's options for number and direction.
 pub(crate) fn tcp(bench: &Bench, contender: &Contender, options: &[&str]) -> Measurement {
-    let meter = Meter::start(contender);
+    let meter = Meter::start(contender.processes());
     let seconds = bench.seconds.to_string();
     let flow = iperf3(bench, contender).send(&bench.field.proxy, &[&["-t", &seconds], options].concat());
     let usage = meter.read();
@@ -37,7 +37,7 @@ pub(crate) fn udp_packets(bench: &Bench, contender: &Contender) -> Measurement {
 
 fn udp(bench: &Bench, contender: &Contender, shape: Shape, value: fn(&Flood) -> f64) -> Measurement {
     let target = SocketAddr::from((contender.address().expect("it carries packets"), UDP_PORT));
-    let meter = Meter::start(contender);
+    let meter = Meter::start(contender.processes());
     let flood = udp_load::flood(&bench.field.proxy, &bench.field.backend, target, shape, bench.during());
     let usage = meter.read();
     assert!(flood.received > 0.0, "nothing arrived of {} datagrams", flood.total_sent);

@@ -5,6 +5,7 @@ use netns_tests::udp_load::Shape;
 use crate::contender::{Contender, Reach};
 use crate::field::Wire;
 use crate::measurement::Measurement;
+use crate::results::Better;
 use crate::site::Connections;
 use crate::{Bench, bulk, http, latency};
 
@@ -18,13 +19,6 @@ pub(crate) struct Test {
     pub(crate) wire: Wire,
     pub(crate) needs: Needs,
     pub(crate) measure: fn(&Bench, &Contender) -> Measurement,
-}
-
-/// Which values are better.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Better {
-    More,
-    Less,
 }
 
 /// What a contender must carry to take part.

@@ -12,6 +12,10 @@ use serde_json::{Value, json};
 use crate::bars::verdict;
 use crate::meter::mebibytes;
 
+/// What these are called on the command line.
+pub(crate) const IDLE: &str = "idle";
+pub(crate) const CROWD: &str = "crowd";
+
 /// What a daemon costs that has nothing to do.
 pub(crate) struct Idle {
     resident_mebibytes: f64,

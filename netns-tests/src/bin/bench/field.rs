@@ -36,7 +36,7 @@ pub(crate) enum Wire {
 
 /// Linux's usual TCP congestion control, whatever this machine's default is: a namespace can't have another default, but its
 /// routes can.
-const CUBIC: &str = "congctl cubic";
+pub(crate) const CUBIC: &str = "congctl cubic";
 
 /// The backend's name in its certificate.
 pub(crate) const NAME: &str = "backend";
@@ -76,7 +76,11 @@ impl Field {
             host.command("ethtool").args(["-K", interface]).args(features).args(["gro", "off"]).run();
         }
         let datagrams = self.datagrams_per_packet_on_the_wire();
-        assert_eq!(datagrams > 1.5, wire == Wire::Whole, "{wire:?}: {datagrams:.1} datagrams in one packet on the wire");
+        assert_eq!(
+            datagrams > 1.5,
+            wire == Wire::Whole,
+            "{wire:?}: {datagrams:.1} datagrams in one packet on the wire"
+        );
     }
 
     fn datagrams_per_packet_on_the_wire(&self) -> f64 {

@@ -1,8 +1,10 @@
 //! Requests through a real load balancer, by wrk on the proxy.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use netns_tests::{Host, Process};
 
 use crate::Bench;
 use crate::contender::Contender;
@@ -45,16 +47,27 @@ end
 "#;
 
 fn url(bench: &Bench, contender: &Contender, connections: Connections, file: &str) -> String {
-    format!("http://{}/{file}", bench.site.frontend(contender, connections))
+    format!("http://{}/{file}", bench.site.frontend(contender.name, connections))
 }
 
 fn run_wrk(bench: &Bench, contender: &Contender, clients: u32, what: &[&str]) -> (Load, Usage) {
-    let (clients, duration) = (format!("-c{clients}"), format!("-d{}s", bench.seconds));
-    let command = bench.field.proxy.command("wrk").args(["-t1", &clients, &duration, "--latency"]).args(what);
-    let meter = Meter::start(contender);
-    let text = command.within(bench.during() + Duration::from_secs(20)).run();
-    let usage = meter.read();
-    (Load::parse(&text).unwrap_or_else(|error| panic!("wrk: {error:#}:\n{text}")), usage)
+    let meter = Meter::start(contender.processes());
+    let load = wrk(&bench.field.proxy, clients, bench.seconds, what);
+    (load, meter.read())
+}
+
+fn wrk(host: &Host, clients: u32, seconds: u32, what: &[&str]) -> Load {
+    let (clients, duration) = (format!("-c{clients}"), format!("-d{seconds}s"));
+    let command = host.command("wrk").args(["-t1", &clients, &duration, "--latency"]).args(what);
+    let text = command.within(Duration::from_secs(u64::from(seconds) + 20)).run();
+    Load::parse(&text).unwrap_or_else(|error| panic!("wrk: {error:#}:\n{text}"))
+}
+
+/// Requests for one small file from 64 clients at once, where no contender of the bench is measured.
+pub(crate) fn requests_at(host: &Host, frontend: SocketAddr, seconds: u32, daemon: Option<&Process>) -> Measurement {
+    let meter = Meter::start(daemon);
+    let load = wrk(host, 64, seconds, &[&format!("http://{frontend}/1k")]);
+    load.measurement(load.per_second, meter.read())
 }
 
 /// What wrk says.

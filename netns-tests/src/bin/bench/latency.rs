@@ -17,14 +17,14 @@ const PING_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Pings with nothing else to carry.
 pub(crate) fn ping_idle(bench: &Bench, contender: &Contender) -> Measurement {
-    let meter = Meter::start(contender);
+    let meter = Meter::start(contender.processes());
     let trips = ping(bench, contender, bench.during());
     measurement(&trips).with_memory(meter.read())
 }
 
 /// Pings while one TCP flow takes all it gets.
 pub(crate) fn ping_under_load(bench: &Bench, contender: &Contender) -> Measurement {
-    let meter = Meter::start(contender);
+    let meter = Meter::start(contender.processes());
     let (server, proxy, seconds) = (bulk::iperf3(bench, contender), bench.field.proxy.clone(), bench.seconds + 1);
     let flow = thread::spawn(move || server.send(&proxy, &["-t", &seconds.to_string()]));
     // The flow has then found its pace.
@@ -39,7 +39,7 @@ pub(crate) fn ping_under_load(bench: &Bench, contender: &Contender) -> Measureme
 /// One byte there, one byte back, the next one: nothing is ever waiting.
 pub(crate) fn request_response(bench: &Bench, contender: &Contender) -> Measurement {
     let server = round_trip::echo_once(&bench.field.backend, Service::Echo.port());
-    let meter = Meter::start(contender);
+    let meter = Meter::start(contender.processes());
     let target = contender.tcp(Service::Echo).expect("it carries TCP");
     let trips = round_trip::request_response(&bench.field.proxy, target, bench.during());
     let usage = meter.read();

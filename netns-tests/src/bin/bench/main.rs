@@ -13,6 +13,7 @@ mod http;
 mod latency;
 mod measurement;
 mod meter;
+mod peers;
 mod report;
 mod results;
 mod site;
@@ -24,12 +25,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use netns_tests::Process;
 use serde_json::json;
 
+use crate::bars::Verdict;
 use crate::catalogue::{TESTS, Test};
 use crate::contender::Contender;
+use crate::costs::{Crowd, Idle};
 use crate::field::Field;
-use crate::results::TestResults;
+use crate::results::Table;
 use crate::site::Site;
 use crate::starting::{NAMES, Programs};
 
@@ -63,6 +67,7 @@ struct Arguments {
 pub(crate) struct Bench {
     field: Field,
     site: Site,
+    _nginx: Process,
     seconds: u32,
 }
 
@@ -74,41 +79,49 @@ impl Bench {
 
 fn main() {
     let arguments = Arguments::parse();
-    let tests = select(TESTS.iter().map(|test| (test.name, test)), &arguments.tests);
-    let names = select(NAMES.iter().map(|name| (*name, *name)), &arguments.contenders);
-    let (results, absent) = run(&arguments, &tests, &names);
-    let idle = costs::measure_idle();
-    let crowd = costs::measure_crowd();
+    let chosen = select(&all_tests(), &arguments.tests);
+    let names = select(&NAMES, &arguments.contenders);
+    let tests: Vec<&Test> = TESTS.iter().filter(|test| chosen.contains(&test.name)).collect();
+    let (mut tables, absent) = if tests.is_empty() { (vec![], vec![]) } else { run(&arguments, &tests, &names) };
+    tables.extend(peers::measure(&arguments, &chosen));
+    let idle = chosen.contains(&costs::IDLE).then(costs::measure_idle);
+    let crowd = chosen.contains(&costs::CROWD).then(costs::measure_crowd);
+    let verdicts = bars::judge(&tables);
     let everything = json!({
         "schema_version": 2,
         "rounds": arguments.rounds,
         "seconds": arguments.seconds,
         "absent": absent,
-        "tests": report::json(&results),
-        "idle_daemon": idle.report(),
-        "thousand_peers": crowd.report(),
+        "tests": report::json(&tables),
+        "bars": verdicts.iter().map(Verdict::json).collect::<Vec<_>>(),
+        "idle_daemon": idle.as_ref().map(Idle::report),
+        "thousand_peers": crowd.as_ref().map(Crowd::report),
     });
     if let Some(None) = arguments.json {
         println!("{everything:#}");
         return;
     }
-    results.iter().for_each(|(test, results)| report::print(test, results));
-    println!();
-    idle.print();
-    crowd.print();
+    tables.iter().for_each(report::print);
+    absent.iter().for_each(|(name, reason)| println!("\n{name} was not measured: {reason}"));
+    report::print_bars(&verdicts);
+    idle.iter().for_each(Idle::print);
+    crowd.iter().for_each(Crowd::print);
     if let Some(Some(file)) = arguments.json {
         std::fs::write(&file, format!("{everything:#}\n")).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
     }
 }
 
-type Results = Vec<(&'static Test, TestResults)>;
+fn all_tests() -> Vec<&'static str> {
+    let of_contenders = TESTS.iter().map(|test| test.name);
+    of_contenders.chain(peers::TESTS).chain([costs::IDLE, costs::CROWD]).collect()
+}
+
 /// Who could not be started, and why.
 type Absent = Vec<(&'static str, String)>;
 
-fn run(arguments: &Arguments, tests: &[&'static Test], names: &[&'static str]) -> (Results, Absent) {
+fn run(arguments: &Arguments, tests: &[&'static Test], names: &[&'static str]) -> (Vec<Table>, Absent) {
     let (field, programs) = (Field::build(), programs(arguments));
-    let mut absent = vec![];
-    let mut contenders = vec![];
+    let (mut contenders, mut absent) = (vec![], vec![]);
     for name in names {
         if *name == "underpass-against" && programs.against.is_none() {
             continue;
@@ -119,29 +132,30 @@ fn run(arguments: &Arguments, tests: &[&'static Test], names: &[&'static str]) -
             Err(reason) => absent.push((*name, reason)),
         }
     }
-    let site = Site::start(&field, &contenders);
-    let bench = Bench { field, site, seconds: arguments.seconds };
-    let mut results: Results = tests.iter().map(|test| (*test, TestResults::default())).collect();
+    let nginx = site::start_nginx(&field.backend, Some(&field.certificate));
+    let routes: Vec<_> = contenders.iter().map(|contender| site::route(contender, &field.certificate)).collect();
+    let site = Site::start(&field.proxy, &routes);
+    let bench = Bench { field, site, _nginx: nginx, seconds: arguments.seconds };
+    let table = |test: &&Test| Table::new(test.name, test.title, test.better);
+    let mut tables: Vec<Table> = tests.iter().map(table).collect();
     for round in 0..arguments.rounds {
-        for (test, results) in &mut results {
+        for (test, table) in tests.iter().zip(&mut tables) {
             bench.field.set_wire(test.wire);
-            measure_all(&bench, test, &contenders, round, results);
+            measure_all(&bench, test, &contenders, round, table);
         }
     }
-    (results, absent)
+    (tables, absent)
 }
 
 /// Each contender once, in an order that another one begins in each round.
-fn measure_all(bench: &Bench, test: &Test, contenders: &[Contender], round: usize, results: &mut TestResults) {
+fn measure_all(bench: &Bench, test: &Test, contenders: &[Contender], round: usize, table: &mut Table) {
     let able: Vec<_> = contenders.iter().filter(|contender| test.needs.are_met_by(contender.reach)).collect();
-    // The series begin in the order of the tables, whoever is first in this round.
-    able.iter().for_each(|contender| _ = results.series_of(contender.name, contender.kind));
+    // The rows are in the order of the contenders, whoever is first in this round.
+    able.iter().for_each(|contender| _ = table.series_of(contender.name, contender.kind));
     let first = round % able.len().max(1);
     for contender in able[first..].iter().chain(&able[..first]) {
         let outcome = caught(|| (test.measure)(bench, contender));
-        let text = outcome.as_ref().map_or_else(|_| "failed".to_owned(), |measurement| format!("{:.2}", measurement.value));
-        eprintln!("round {}: {:16} {:17} {text}", round + 1, test.name, contender.name);
-        results.series_of(contender.name, contender.kind).rounds.push(outcome);
+        table.add(round, contender.name, contender.kind, outcome);
     }
 }
 
@@ -160,17 +174,33 @@ fn programs(arguments: &Arguments) -> Programs {
     Programs { against: arguments.against.clone(), peers }
 }
 
-/// What some words name, exactly or by what stands before a hyphen; everything if there are none.
-fn select<T: Copy>(all: impl Iterator<Item = (&'static str, T)> + Clone, words: &[String]) -> Vec<T> {
+/// Which of all names some words mean, exactly or by what stands before a hyphen; everything if there are none.
+fn select(all: &[&'static str], words: &[String]) -> Vec<&'static str> {
+    let means = |word: &String, name: &str| {
+        name == word || !all.contains(&word.as_str()) && name.starts_with(&format!("{word}-"))
+    };
     for word in words {
-        let known = all.clone().map(|(name, _)| name).collect::<Vec<_>>();
-        assert!(known.iter().any(|name| matches(name, word, &known)), "{word} is none of {known:?}");
+        if !all.iter().any(|name| means(word, name)) {
+            eprintln!("{word} is none of {}", all.join(", "));
+            std::process::exit(2);
+        }
     }
-    let known = all.clone().map(|(name, _)| name).collect::<Vec<_>>();
-    let chosen = |name: &str| words.is_empty() || words.iter().any(|word| matches(name, word, &known));
-    all.filter(|(name, _)| chosen(name)).map(|(_, item)| item).collect()
+    all.iter().filter(|name| words.is_empty() || words.iter().any(|word| means(word, name))).copied().collect()
 }
 
-fn matches(name: &str, word: &str, known: &[&str]) -> bool {
-    name == word || !known.contains(&word) && name.starts_with(&format!("{word}-"))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn selected(words: &[&str]) -> Vec<&'static str> {
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        select(&["tcp-1", "tcp-1-reverse", "tcp-8", "ping", "ping-load"], &words)
+    }
+
+    #[test]
+    fn a_word_means_the_name_that_it_is_or_all_that_it_begins() {
+        assert_eq!(selected(&["tcp-1"]), ["tcp-1"]);
+        assert_eq!(selected(&["tcp", "ping"]), ["tcp-1", "tcp-1-reverse", "tcp-8", "ping"]);
+        assert_eq!(selected(&[]).len(), 5);
+    }
 }

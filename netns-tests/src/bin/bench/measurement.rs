@@ -33,6 +33,8 @@ pub(crate) enum Figure {
     Errors,
     /// Of a hundred, how many were lost.
     LostPercent,
+    /// What it is of the same without a tunnel in the same round.
+    OfPlain,
     /// The most memory that one of the daemons had resident, in MiB.
     PeakMebibytes,
 }
@@ -49,6 +51,7 @@ impl Figure {
             Figure::Gigabits => "Gb/s",
             Figure::Errors => "errors",
             Figure::LostPercent => "lost %",
+            Figure::OfPlain => "of the same plain",
             Figure::PeakMebibytes => "peak MiB",
         }
     }

@@ -1,51 +1,50 @@
-//! What a measurement costs: processor time and memory of a contender's programs.
+//! What a measurement costs: processor time and memory of daemons.
 
 use std::fs;
 use std::time::Duration;
 
 use netns_tests::Process;
 
-use crate::contender::Contender;
-
 /// Reads of the meters before a measurement.
 pub(crate) struct Meter<'a> {
-    contender: &'a Contender,
-    daemons: Duration,
-    machine: Duration,
+    daemons: Vec<&'a Process>,
+    daemons_time: Duration,
+    machine_time: Duration,
 }
 
 /// What was used between start and end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usage {
-    /// Seconds of all the contender's programs.
+    /// Seconds of all the daemons.
     pub(crate) daemons: f64,
     /// Seconds of everything on this machine, the programs that measure included.
     pub(crate) machine: f64,
-    /// The most memory that one of the contender's programs had resident, in MiB.
+    /// The most memory that one of the daemons had resident, in MiB.
     pub(crate) peak_mebibytes: f64,
 }
 
 impl<'a> Meter<'a> {
-    pub(crate) fn start(contender: &'a Contender) -> Meter<'a> {
-        for daemon in contender.processes() {
+    pub(crate) fn start(daemons: impl IntoIterator<Item = &'a Process>) -> Meter<'a> {
+        let daemons: Vec<_> = daemons.into_iter().collect();
+        for daemon in &daemons {
             // 5: forget the peak of resident memory. Who is gone has none.
             let _ = fs::write(format!("/proc/{}/clear_refs", daemon.pid()), "5");
         }
-        Meter { contender, daemons: daemons_time(contender), machine: machine_time() }
+        Meter { daemons_time: cpu_time(&daemons), daemons, machine_time: machine_time() }
     }
 
     pub(crate) fn read(&self) -> Usage {
-        let peaks = self.contender.processes().map(Process::peak_resident_bytes);
+        let peaks = self.daemons.iter().map(|daemon| daemon.peak_resident_bytes());
         Usage {
-            daemons: (daemons_time(self.contender) - self.daemons).as_secs_f64(),
-            machine: (machine_time() - self.machine).as_secs_f64(),
+            daemons: (cpu_time(&self.daemons) - self.daemons_time).as_secs_f64(),
+            machine: (machine_time() - self.machine_time).as_secs_f64(),
             peak_mebibytes: mebibytes(peaks.max().unwrap_or(0)),
         }
     }
 }
 
-fn daemons_time(contender: &Contender) -> Duration {
-    contender.processes().map(Process::cpu_time).sum()
+fn cpu_time(daemons: &[&Process]) -> Duration {
+    daemons.iter().map(|daemon| daemon.cpu_time()).sum()
 }
 
 /// The processor time that this machine has been busy with anything.

@@ -4,37 +4,38 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use crate::catalogue::{Better, Test};
+use crate::bars::Verdict;
 use crate::measurement::Figure;
-use crate::results::{Series, TestResults};
+use crate::results::{Better, Series, Table};
 
 /// Prints one test's table.
-pub(crate) fn print(test: &Test, results: &TestResults) {
-    println!("\n{} ({})", test.title, test.name);
-    let figures: BTreeSet<Figure> = results.series.iter().flat_map(|series| series.figures().into_keys()).collect();
+pub(crate) fn print(table: &Table) {
+    println!("\n{} ({})\n", table.title, table.name);
+    let figures: BTreeSet<Figure> = table.series.iter().flat_map(|series| series.figures().into_keys()).collect();
     let heads = ["contender", "median", "of plain", "of best peer"].into_iter().map(str::to_owned);
     let mut rows = vec![heads.chain(figures.iter().map(|figure| figure.title().to_owned())).collect::<Vec<_>>()];
-    for series in &results.series {
-        let [of_plain, of_peer] = ratios(test, results, series);
+    for series in &table.series {
+        let [of_plain, of_peer] = ratios(table, series);
         let seen = series.figures();
         let numbers = [Some(series.median()), of_plain, of_peer].into_iter();
         let numbers = numbers.chain(figures.iter().map(|figure| seen.get(figure).copied()));
         rows.push([series.contender.to_owned()].into_iter().chain(numbers.map(number)).collect());
     }
     print_rows(&rows);
-    for series in &results.series {
+    for series in &table.series {
         series.failures().for_each(|reason| println!("  {} FAILED: {}", series.contender, first_lines(reason)));
     }
 }
 
 /// Of no tunnel, and of the best other tunnel.
-fn ratios(test: &Test, results: &TestResults, series: &Series) -> [Option<f64>; 2] {
-    let rank = |series: &Series| if test.better == Better::More { series.median() } else { -series.median() };
-    [results.named("plain"), results.best_peer(rank)].map(|other| series.ratio_to(other?))
+fn ratios(table: &Table, series: &Series) -> [Option<f64>; 2] {
+    let rank = |series: &Series| if table.better == Better::More { series.median() } else { -series.median() };
+    [table.named("plain"), table.best_peer(rank)].map(|other| series.ratio_to(other?))
 }
 
-fn print_rows(rows: &[Vec<String>]) {
-    let columns = rows.first().map_or(0, Vec::len);
+fn print_rows<R: AsRef<[String]>>(rows: &[R]) {
+    let rows: Vec<&[String]> = rows.iter().map(AsRef::as_ref).collect();
+    let columns = rows.first().map_or(0, |row| row.len());
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
     for (n, row) in rows.iter().enumerate() {
@@ -69,14 +70,21 @@ fn first_lines(reason: &str) -> String {
     reason.lines().take(3).collect::<Vec<_>>().join(" / ")
 }
 
-/// All tests, by name.
-pub(crate) fn json(results: &[(&'static Test, TestResults)]) -> Value {
-    results.iter().map(|(test, results)| (test.name.to_owned(), test_json(test, results))).collect::<Map<_, _>>().into()
+/// Prints the bars.
+pub(crate) fn print_bars(verdicts: &[Verdict]) {
+    let heads = ["bar", "at", "measured", "against", "verdict"].map(str::to_owned);
+    println!("\nBars (medians of the ratios within each round)\n");
+    print_rows(&[vec![heads], verdicts.iter().map(Verdict::row).collect()].concat());
 }
 
-fn test_json(test: &Test, results: &TestResults) -> Value {
-    let contenders = results.series.iter().map(|series| {
-        let [of_plain, of_peer] = ratios(test, results, series);
+/// All tests, by name.
+pub(crate) fn json(tables: &[Table]) -> Value {
+    tables.iter().map(|table| (table.name.to_owned(), table_json(table))).collect::<Map<_, _>>().into()
+}
+
+fn table_json(table: &Table) -> Value {
+    let contenders = table.series.iter().map(|series| {
+        let [of_plain, of_peer] = ratios(table, series);
         let figures: Map<String, Value> =
             series.figures().iter().map(|(figure, value)| (figure.title().to_owned(), json!(value))).collect();
         let failures: Vec<_> = series.failures().collect();
@@ -86,6 +94,5 @@ fn test_json(test: &Test, results: &TestResults) -> Value {
         });
         (series.contender.to_owned(), contender)
     });
-    json!({ "title": test.title, "contenders": contenders.collect::<Map<_, _>>() })
+    json!({ "title": table.title, "contenders": contenders.collect::<Map<_, _>>() })
 }
-

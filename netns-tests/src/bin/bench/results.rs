@@ -1,4 +1,4 @@
-//! All that was measured, and the rows of the tables that follow from it. Knows neither tests nor contenders in person.
+//! All that was measured, and the rows of the tables that follow from it. Knows no test in person.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,21 @@ use crate::statistics::{median, median_ratio};
 pub(crate) type Outcome = Result<Measurement, String>;
 
 /// One test's outcomes.
-#[derive(Default)]
-pub(crate) struct TestResults {
-    /// In the order of the table.
+pub(crate) struct Table {
+    /// The test's name on the command line.
+    pub(crate) name: &'static str,
+    /// What it is, with its unit.
+    pub(crate) title: &'static str,
+    pub(crate) better: Better,
+    /// In the order of the rows.
     pub(crate) series: Vec<Series>,
+}
+
+/// Which values are better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Better {
+    More,
+    Less,
 }
 
 /// One contender's outcomes of one test.
@@ -24,7 +35,18 @@ pub(crate) struct Series {
     pub(crate) rounds: Vec<Outcome>,
 }
 
-impl TestResults {
+impl Table {
+    pub(crate) fn new(name: &'static str, title: &'static str, better: Better) -> Table {
+        Table { name, title, better, series: vec![] }
+    }
+
+    /// Adds a round's outcome, and says so.
+    pub(crate) fn add(&mut self, round: usize, contender: &'static str, kind: Kind, outcome: Outcome) {
+        let text = outcome.as_ref().map_or_else(|_| "failed".to_owned(), |measured| format!("{:.2}", measured.value));
+        eprintln!("round {}: {:16} {contender:17} {text}", round + 1, self.name);
+        self.series_of(contender, kind).rounds.push(outcome);
+    }
+
     pub(crate) fn series_of(&mut self, contender: &'static str, kind: Kind) -> &mut Series {
         let found = self.series.iter().position(|series| series.contender == contender);
         let index = found.unwrap_or_else(|| {
@@ -49,6 +71,13 @@ impl TestResults {
 impl Series {
     pub(crate) fn values(&self) -> Vec<Option<f64>> {
         self.rounds.iter().map(|outcome| outcome.as_ref().ok().map(|measurement| measurement.value)).collect()
+    }
+
+    /// What else was seen in each round.
+    pub(crate) fn seen(&self, figure: Figure) -> Vec<Option<f64>> {
+        let of =
+            |measurement: &Measurement| measurement.figures.iter().find(|(seen, _)| *seen == figure).map(|(_, v)| *v);
+        self.rounds.iter().map(|outcome| outcome.as_ref().ok().and_then(of)).collect()
     }
 
     /// Not a number if no round succeeded.

@@ -2,19 +2,26 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 
-use netns_tests::Process;
 use netns_tests::certificates::Certificate;
+use netns_tests::{Host, Process};
 
 use crate::contender::{BACKEND, Contender, Reach, Service};
-use crate::field::{Field, NAME};
+use crate::field::NAME;
 
-/// HAProxy and nginx, running.
+/// HAProxy, running.
 pub(crate) struct Site {
-    /// The contenders' names, in the order of their frontends.
+    /// The routes' names, in the order of their frontends.
     names: Vec<&'static str>,
     _haproxy: Process,
-    _nginx: Process,
+}
+
+/// A way for requests: to each of some servers in turn.
+pub(crate) struct Route {
+    pub(crate) name: &'static str,
+    /// As HAProxy's `server` lines have them after the name: address, and options.
+    pub(crate) servers: Vec<String>,
 }
 
 /// What HAProxy does with its connections to the backend.
@@ -33,19 +40,17 @@ const TLS_PORT: u16 = 8443;
 const FIRST_FRONTEND: u16 = 9000;
 
 impl Site {
-    pub(crate) fn start(field: &Field, contenders: &[Contender]) -> Site {
-        let nginx = start_nginx(field);
-        let file = field.proxy.write_file("haproxy.cfg", haproxy_config(contenders, &field.certificate));
-        let haproxy = field.proxy.command("haproxy").args(["-db", "-f"]).arg(file).start("haproxy");
-        let names: Vec<_> = contenders.iter().map(|contender| contender.name).collect();
-        (0..names.len()).for_each(|n| field.proxy.wait_for_tcp_listener(frontend(n, Connections::New).port()));
-        Site { names, _haproxy: haproxy, _nginx: nginx }
+    pub(crate) fn start(proxy: &Host, routes: &[Route]) -> Site {
+        let file = proxy.write_file("haproxy.cfg", config(routes));
+        let haproxy = proxy.command("haproxy").args(["-db", "-f"]).arg(file).start("haproxy");
+        (0..routes.len()).for_each(|n| proxy.wait_for_tcp_listener(frontend(n, Connections::New).port()));
+        Site { names: routes.iter().map(|route| route.name).collect(), _haproxy: haproxy }
     }
 
-    /// Where HAProxy takes requests that a contender shall carry.
-    pub(crate) fn frontend(&self, contender: &Contender, connections: Connections) -> SocketAddr {
-        let number = self.names.iter().position(|name| *name == contender.name);
-        frontend(number.expect("HAProxy knows every contender"), connections)
+    /// Where HAProxy takes requests for a route.
+    pub(crate) fn frontend(&self, name: &str, connections: Connections) -> SocketAddr {
+        let number = self.names.iter().position(|known| *known == name);
+        frontend(number.expect("HAProxy knows every route"), connections)
     }
 }
 
@@ -54,8 +59,25 @@ fn frontend(number: usize, connections: Connections) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
+/// The way through a contender.
+pub(crate) fn route(contender: &Contender, certificate: &Certificate) -> Route {
+    let server = match contender.reach {
+        Reach::Tls { resumed } => tls_server(resumed, certificate),
+        _ => contender.tcp(Service::Http).expect("all others carry TCP").to_string(),
+    };
+    Route { name: contender.name, servers: vec![server] }
+}
+
+fn tls_server(resumed: bool, certificate: &Certificate) -> String {
+    let again = if resumed { "" } else { " no-ssl-reuse" };
+    let authority = certificate.certificate.display();
+    format!(
+        "{BACKEND}:{TLS_PORT} ssl ssl-min-ver TLSv1.3 verify required ca-file {authority} verifyhost {NAME} sni str({NAME}){again}"
+    )
+}
+
 /// One thread per core, no logs, no health checks; the same for all but for TLS.
-fn haproxy_config(contenders: &[Contender], certificate: &Certificate) -> String {
+fn config(routes: &[Route]) -> String {
     let mut config = "global
   maxconn 4000
 defaults
@@ -65,38 +87,32 @@ defaults
   timeout server 60s
 "
     .to_owned();
-    for (number, contender) in contenders.iter().enumerate() {
-        let server = server(contender, certificate);
-        for (connections, options) in [
-            (Connections::Kept, "option http-keep-alive\n  http-reuse always"),
-            (
-                Connections::New,
-                "option http-server-close\n  http-reuse never\n  http-request set-header Connection close",
-            ),
-        ] {
-            let (name, bind) = (format!("{}-{connections:?}", contender.name), frontend(number, connections));
-            config += &format!(
-                "frontend {name}\n  bind {bind}\n  default_backend {name}\nbackend {name}\n  {options}\n  server s {server}\n"
-            );
+    for (number, route) in routes.iter().enumerate() {
+        let lines = route.servers.iter().enumerate().map(|(n, server)| format!("  server s{n} {server}\n"));
+        let servers: String = lines.collect();
+        for connections in [Connections::Kept, Connections::New] {
+            let (name, bind) = (format!("{}-{connections:?}", route.name), frontend(number, connections));
+            let options = connections.options();
+            config += &format!("frontend {name}\n  bind {bind}\n  default_backend {name}\n");
+            config += &format!("backend {name}\n  balance roundrobin\n  {options}\n{servers}");
         }
     }
     config
 }
 
-fn server(contender: &Contender, certificate: &Certificate) -> String {
-    let Reach::Tls { resumed } = contender.reach else {
-        return contender.tcp(Service::Http).expect("all others carry TCP").to_string();
-    };
-    let again = if resumed { "" } else { " no-ssl-reuse" };
-    let authority = certificate.certificate.display();
-    format!(
-        "{BACKEND}:{TLS_PORT} ssl ssl-min-ver TLSv1.3 verify required ca-file {authority} verifyhost {NAME} sni str({NAME}){again}"
-    )
+impl Connections {
+    fn options(self) -> &'static str {
+        match self {
+            Connections::Kept => "option http-keep-alive\n  http-reuse always",
+            Connections::New => {
+                "option http-server-close\n  http-reuse never\n  http-request set-header Connection close"
+            }
+        }
+    }
 }
 
 /// One process, as HAProxy's two threads leave room for no more on two cores.
-fn start_nginx(field: &Field) -> Process {
-    let host = &field.backend;
+pub(crate) fn start_nginx(host: &Host, certificate: Option<&Certificate>) -> Process {
     let directory = host.directory().join("nginx");
     fs::create_dir(&directory).expect("a new directory");
     for (name, length) in FILES {
@@ -110,21 +126,31 @@ events {{ worker_connections 4096; }}
 http {{
   access_log off; sendfile on; tcp_nopush on; open_file_cache max=16;
   keepalive_requests 100000000; keepalive_timeout 600;
-{temporary}  ssl_certificate {certificate}; ssl_certificate_key {key}; ssl_protocols TLSv1.3;
-  ssl_session_cache shared:tls:10m; ssl_session_tickets on;
-  server {{
-    listen {port} backlog=4096; listen {TLS_PORT} ssl backlog=4096;
-    root {directory};
-  }}
+{temporary}{tls}
+  server {{ listen {port} backlog=4096; root {directory}; }}
 }}
 ",
+        tls = certificate.map_or_else(String::new, |certificate| tls_listener(certificate, &directory)),
         directory = directory.display(),
-        certificate = field.certificate.certificate.display(),
-        key = field.certificate.key.display(),
         port = Service::Http.port(),
     );
     let file = host.write_file("nginx.conf", config);
     let process = host.command("nginx").arg("-c").arg(file).args(["-e", "stderr"]).start("nginx");
-    host.wait_for_tcp_listener(TLS_PORT);
+    host.wait_for_tcp_listener(Service::Http.port());
     process
+}
+
+/// The same files for whom speaks TLS; `/resumed` says whether its session was resumed (`r`) or not (`.`).
+fn tls_listener(certificate: &Certificate, directory: &Path) -> String {
+    format!(
+        "  ssl_certificate {}; ssl_certificate_key {}; ssl_protocols TLSv1.3;
+  ssl_session_cache shared:tls:10m; ssl_session_tickets on;
+  server {{
+    listen {TLS_PORT} ssl backlog=4096; root {};
+    location = /resumed {{ return 200 $ssl_session_reused; }}
+  }}",
+        certificate.certificate.display(),
+        certificate.key.display(),
+        directory.display()
+    )
 }
