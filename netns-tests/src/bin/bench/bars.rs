@@ -54,12 +54,18 @@ const THROUGHPUT: Against = BestPeerOrQuincyTimes(1.9);
 /// Its processor time per byte by quincy's.
 const CPU: Against = BestPeerOrQuincyTimes(7.4 / 14.4);
 
+const ONE_PEER: Against = Named("underpass-1");
+
 const fn bar(test: &'static str, demand: &'static str, against: Against, bound: Bound) -> Bar {
     Bar { test, demand, ours: "underpass", quantity: Quantity::Value, against, bound }
 }
 
 const fn seen(figure: Figure, bar: Bar) -> Bar {
     Bar { quantity: Quantity::Seen(figure), ..bar }
+}
+
+const fn of(ours: &'static str, bar: Bar) -> Bar {
+    Bar { ours, ..bar }
 }
 
 const BARS: &[Bar] = &[
@@ -81,18 +87,9 @@ const BARS: &[Bar] = &[
     bar("http-1m", "HTTP, 1 MiB, of the best tunnel", BestPeer, AtLeast(3.5)),
     bar("http-1m", "HTTP, 1 MiB, of HAProxy's TLS", Named("haproxy-tls"), AtLeast(0.8)),
     seen(Figure::CpuPerRequest, bar("http-kept", "CPU per request, of the best tunnel", BestPeer, AtMost(0.5))),
-    Bar { ours: "underpass-200", ..bar("peers-bulk", "200 peers, bulk, of 1", Named("underpass-1"), AtLeast(0.95)) },
-    seen(
-        Figure::OfPlain,
-        Bar {
-            ours: "underpass-200",
-            ..bar("peers-http", "200 peers, HTTP, of 1", Named("underpass-1"), AtLeast(0.95))
-        },
-    ),
-    Bar {
-        ours: "underpass-chacha",
-        ..bar("tcp-1", "ChaCha20, one flow, of the best tunnel", THROUGHPUT, AtLeast(2.0))
-    },
+    of("underpass-200", bar("peers-bulk", "200 peers in turn, bulk, of 1", ONE_PEER, AtLeast(0.95))),
+    of("underpass-1-of-200", bar("peers-http", "1 of 200 peers, HTTP, of 1", ONE_PEER, AtLeast(0.95))),
+    of("underpass-chacha", bar("tcp-1", "ChaCha20, one flow, of the best tunnel", THROUGHPUT, AtLeast(2.0))),
     seen(Figure::PeakMebibytes, bar("", "Memory of a daemon under load, MiB", Itself, AtMost(32.0))),
 ];
 

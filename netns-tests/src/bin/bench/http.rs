@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use netns_tests::http::Client;
 use netns_tests::{Host, Process};
 
 use crate::Bench;
-use crate::contender::Contender;
+use crate::contender::{Contender, Reach};
 use crate::measurement::{Figure, Measurement};
 use crate::meter::{Meter, Usage};
 use crate::site::Connections;
@@ -26,6 +27,17 @@ pub(crate) fn large_bodies(bench: &Bench, contender: &Contender) -> Measurement 
     let body = f64::from(1 << 20);
     let measurement = load.measurement(load.per_second * body * 8.0 / 1e9, usage);
     measurement.with(Figure::CpuPerGigabyte, usage.daemons / (load.requests * body) * 1e9)
+}
+
+/// Fails unless HAProxy's TLS sessions with the backend are resumed, or are not, as they should be.
+pub(crate) fn check_resumption(bench: &Bench, contender: &Contender) {
+    let Reach::Tls { resumed } = contender.reach else { return };
+    let frontend = bench.site.frontend(contender.name, Connections::New);
+    // nginx says `r` of a connection with a resumed session, and `.` of another. Each of HAProxy's threads has its own first.
+    let said = |_| Client::connect(&bench.field.proxy, frontend)?.get("/resumed").map(|response| response.text());
+    let said: anyhow::Result<Vec<String>> = (0..16).map(said).collect();
+    let said = said.unwrap_or_else(|error| panic!("{}: {error:#}", contender.name)).concat();
+    assert_eq!(said.ends_with("rrrr"), resumed, "{}: sessions resumed as in {said}", contender.name);
 }
 
 /// Requests for files of several lengths from 64 clients at once.

@@ -136,6 +136,13 @@ fn run(arguments: &Arguments, tests: &[&'static Test], names: &[&'static str]) -
     let routes: Vec<_> = contenders.iter().map(|contender| site::route(contender, &field.certificate)).collect();
     let site = Site::start(&field.proxy, &routes);
     let bench = Bench { field, site, _nginx: nginx, seconds: arguments.seconds };
+    contenders.retain(|contender| match caught(|| http::check_resumption(&bench, contender)) {
+        Ok(()) => true,
+        Err(reason) => {
+            absent.push((contender.name, reason));
+            false
+        }
+    });
     let table = |test: &&Test| Table::new(test.name, test.title, test.better);
     let mut tables: Vec<Table> = tests.iter().map(table).collect();
     for round in 0..arguments.rounds {

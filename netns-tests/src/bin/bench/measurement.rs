@@ -73,6 +73,12 @@ impl Measurement {
         self
     }
 
+    /// Beside what the same was without a tunnel.
+    pub(crate) fn of_plain(self, plain: f64) -> Measurement {
+        let ratio = self.value / plain;
+        self.with(Figure::OfPlain, ratio)
+    }
+
     pub(crate) fn with_usage_per_gigabyte(self, usage: Usage, bytes: f64) -> Measurement {
         self.with(Figure::CpuPerGigabyte, usage.daemons / bytes * 1e9).with_memory(usage)
     }

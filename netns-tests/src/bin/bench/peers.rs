@@ -10,6 +10,7 @@
 //! figure stands what it is of the same number of backends without a tunnel.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::rc::Rc;
 use std::time::Duration;
 
 use netns_tests::underpass::{Config, Daemon, KeyPair, Peer, Role};
@@ -18,7 +19,7 @@ use netns_tests::{Host, Lab, Process, probe, tcp_load};
 use crate::contender::{Kind, Service};
 use crate::field::CUBIC;
 use crate::http;
-use crate::measurement::{Figure, Measurement};
+use crate::measurement::Measurement;
 use crate::meter::Meter;
 use crate::results::{Better, Table};
 use crate::site::{Connections, Route, Site, start_nginx};
@@ -58,7 +59,7 @@ pub(crate) fn measure(arguments: &Arguments, chosen: &[&str]) -> Vec<Table> {
 /// The laboratory, standing.
 struct Crowd {
     proxy: Host,
-    ways: [Way; 4],
+    ways: [Way; 5],
     site: Site,
     _far_daemons: Vec<Daemon>,
     _nginx: Vec<Process>,
@@ -71,7 +72,7 @@ struct Way {
     kind: Kind,
     backends: Vec<Ipv4Addr>,
     /// The proxy's.
-    daemon: Option<Daemon>,
+    daemon: Option<Rc<Daemon>>,
 }
 
 /// One network that all are in: the cables', or that of one of the proxy's daemons.
@@ -136,11 +137,13 @@ impl Crowd {
         let (many, mut far_daemons) = MANY.start(&proxy, &backends);
         let (one, far_daemon) = ONE.start(&proxy, &backends[..1]);
         far_daemons.extend(far_daemon);
+        let many = Rc::new(many);
         let nginx = backends.iter().map(|backend| start_nginx(backend, None)).collect();
         backends.iter().for_each(|backend| tcp_load::sink(backend, SINK_PORT));
         let ways = [
             Way::new("plain-1", Kind::Plain, CABLES, 1, None),
-            Way::new("underpass-1", Kind::Underpass, ONE, 1, Some(one)),
+            Way::new("underpass-1", Kind::Underpass, ONE, 1, Some(Rc::new(one))),
+            Way::new("underpass-1-of-200", Kind::Underpass, MANY, 1, Some(many.clone())),
             Way::new("plain-200", Kind::Plain, CABLES, BACKENDS, None),
             Way::new("underpass-200", Kind::Underpass, MANY, BACKENDS, Some(many)),
         ];
@@ -152,15 +155,16 @@ impl Crowd {
     }
 
     fn measure_all(&self, round: usize, seconds: u32, table: &mut Table) {
-        let measure = |way| if table.name == BULK { self.bulk(way, seconds) } else { self.http(way, seconds) };
+        let name = table.name;
+        let measure = |way| if name == BULK { self.bulk(way, seconds) } else { self.http(way, seconds) };
         // Each number of backends without a tunnel first, then with one.
-        let outcomes = self.ways.each_ref().map(|way| caught(|| measure(way)));
-        let values = outcomes.each_ref().map(|outcome| outcome.as_ref().map_or(f64::NAN, |measured| measured.value));
-        for (n, (way, outcome)) in self.ways.iter().zip(outcomes).enumerate() {
-            let outcome = match way.kind {
-                Kind::Underpass => outcome.map(|measured| measured.with(Figure::OfPlain, values[n] / values[n - 1])),
-                _ => outcome,
-            };
+        let mut plain = f64::NAN;
+        for way in &self.ways {
+            let mut outcome = caught(|| measure(way));
+            match (way.kind, &outcome) {
+                (Kind::Plain, measured) => plain = measured.as_ref().map_or(f64::NAN, |measured| measured.value),
+                _ => outcome = outcome.map(|measured| measured.of_plain(plain)),
+            }
             table.add(round, way.name, way.kind, outcome);
         }
     }
@@ -192,12 +196,12 @@ fn plug_in(lab: &Lab) -> (Host, Vec<Host>) {
 }
 
 impl Way {
-    fn new(name: &'static str, kind: Kind, network: Network, count: usize, daemon: Option<Daemon>) -> Way {
+    fn new(name: &'static str, kind: Kind, network: Network, count: usize, daemon: Option<Rc<Daemon>>) -> Way {
         Way { name, kind, backends: (0..count).map(|n| network.backend(n)).collect(), daemon }
     }
 
     fn process(&self) -> Option<&Process> {
-        self.daemon.as_ref().map(AsRef::as_ref)
+        self.daemon.as_deref().map(AsRef::as_ref)
     }
 
     fn route(&self) -> Route {
