@@ -1,7 +1,7 @@
 # make demo    see what it is for: builds, then shows a load balancer and its apps with and without underpass
 # make test    everything: unit tests, the command line, the protocol, network namespaces with real load balancers
 # make lint    formatting, clippy, and that the core builds alone
-# make bench   speed beside wireguard-go and no tunnel, in the same run
+# make bench   speed beside no tunnel, other tunnels and TLS, in the same run; ARGS="--tests http --rounds 3" for a part
 # make fuzz     each fuzz target for SECONDS (60) more than the corpora that `make test` replays
 # make build   target/release/underpass
 # make deps    Debian packages that `make test` and `make bench` need; both call it themselves
@@ -9,7 +9,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: demo test lint bench fuzz build deps build-deps
+.PHONY: demo test lint bench peers fuzz build deps bench-deps build-deps
 
 CARGO ?= cargo
 # Namespaces are root's: anyone else is asked for a password there, and only there.
@@ -22,6 +22,10 @@ BUILD_PROGRAMS := gcc:gcc,libc6-dev
 TEST_PROGRAMS := $(BUILD_PROGRAMS) haproxy:haproxy nginx:nginx-light iperf3:iperf3 wrk:wrk tcpdump:tcpdump nft:nftables \
 	ip:iproute2 ping:iputils-ping arping:iputils-arping wireguard-go:wireguard-go wg:wireguard-tools curl:curl \
 	ethtool:ethtool python3:python3
+BENCH_PROGRAMS := stunnel:stunnel4 openssl:openssl
+# Tunnels to compare with, program:crate.
+PEERS := boringtun-cli:boringtun-cli gotatun:gotatun-cli quincy-client:quincy-client quincy-server:quincy-server \
+	quincy-identity:quincy-identity
 
 demo: build
 	$(AS_ROOT) target/release/underpass demo
@@ -36,9 +40,17 @@ lint: build-deps
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) check --locked --lib --no-default-features
 
-bench: deps
-	$(CARGO) build --locked --release --workspace --bins
-	$(AS_ROOT) target/release/bench $(ARGS)
+bench: deps bench-deps peers
+	$(CARGO) build --locked --release --bin underpass
+	$(CARGO) build --locked --profile lab --package netns-tests --bin bench
+	$(AS_ROOT) target/lab/bench $(ARGS)
+
+# One that can't be built is missing in the tables, which then say so.
+peers: build-deps
+	@for pair in $(PEERS); do
+		[ -x "target/peers/bin/$${pair%%:*}" ] || $(CARGO) install --locked --root target/peers "$${pair#*:}" ||
+			echo "$${pair#*:} could not be built" >&2
+	done
 
 # cargo-fuzz wants a nightly compiler; the variable lets the stable one do.
 fuzz: build-deps
@@ -52,6 +64,9 @@ build: build-deps
 
 deps:
 	@$(call install,$(TEST_PROGRAMS))
+
+bench-deps:
+	@$(call install,$(BENCH_PROGRAMS))
 
 build-deps:
 	@$(call install,$(BUILD_PROGRAMS))

@@ -77,6 +77,13 @@ pub(crate) const TESTS: &[Test] = &[
         ..CONNECTIONS
     },
     Test {
+        name: "tcp-merged",
+        title: "TCP, one flow over a wire that passes packets one by one, merged at each end (GRO), Gb/s",
+        wire: Wire::Merged,
+        measure: |bench, contender| bulk::tcp(bench, contender, &[]),
+        ..CONNECTIONS
+    },
+    Test {
         name: "udp-1200",
         title: "UDP, 1200 bytes each, received from a sender that never waits, Gb/s",
         measure: |bench, contender| bulk::udp_gigabits(bench, contender, Shape::Single(1200)),

@@ -30,8 +30,10 @@ pub(crate) struct Field {
 pub(crate) enum Wire {
     /// Superpackets whole, as veth pairs do: what the two machines cost without a network.
     Whole,
-    /// Packets one by one, as with network cards that don't segment nor merge.
+    /// Packets one by one, and nobody merges what comes in: the least that a network card can do.
     Segmented,
+    /// Packets one by one, which the kernel merges at each end (GRO), as the drivers of real network cards have it do.
+    Merged,
 }
 
 /// Linux's usual TCP congestion control, whatever this machine's default is: a namespace can't have another default, but its
@@ -69,11 +71,12 @@ impl Field {
         if self.wire.replace(wire) == wire {
             return;
         }
-        let state = if wire == Wire::Whole { "on" } else { "off" };
+        let on = |yes| if yes { "on" } else { "off" };
+        let (whole, merged) = (on(wire == Wire::Whole), on(wire == Wire::Merged));
         let ends = [(&self.proxy, "wan"), (&self.router, "proxy"), (&self.router, "backend"), (&self.backend, "wan")];
         for (host, interface) in ends {
-            let features = ["tso", "gso", "tx-udp-segmentation"].into_iter().flat_map(|feature| [feature, state]);
-            host.command("ethtool").args(["-K", interface]).args(features).args(["gro", "off"]).run();
+            let features = ["tso", "gso", "tx-udp-segmentation"].into_iter().flat_map(|feature| [feature, whole]);
+            host.command("ethtool").args(["-K", interface]).args(features).args(["gro", merged]).run();
         }
         let datagrams = self.datagrams_per_packet_on_the_wire();
         assert_eq!(
