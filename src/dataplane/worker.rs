@@ -1,7 +1,7 @@
 //! One thread of the fast path, for both directions: one TUN queue, one socket per listen address, one lane.
 //!
 //! ```text
-//! poll ─▶ UDP: up to 8 receives ─▶ open, admit ─▶ trains ─▶ TUN
+//! poll ─▶ UDP: up to 64 receives ─▶ open, admit ─▶ trains ─▶ TUN
 //!      └▶ TUN: up to 64 reads ─▶ route ─▶ pack, seal ─▶ UDP
 //! ```
 //!
@@ -41,7 +41,9 @@ use super::unreachable::{AnswerLimit, MAX_ANSWER_LEN, answer};
 use super::virtio::VirtioHeader;
 
 /// Receives per socket before the TUN gets its turn (measured, `docs/performance.md`).
-const MAX_RECEIVES: usize = 8;
+const MAX_RECEIVES: usize = 64;
+/// Bytes that are enough to be opened together: less than one receive gives where the wire or the kernel merges.
+const GATHER_LEN: usize = 60 << 10;
 /// TUN reads before the sockets get their turn (measured, `docs/performance.md`).
 const MAX_READS: usize = 64;
 /// Bytes of either before the other gets its turn: what waits there should not wait for a whole queue of superpackets.
@@ -75,6 +77,8 @@ pub(super) struct Worker {
     tun_queue: StandingQueue,
     socket_queues: Box<[StandingQueue]>,
     receive_buffer: Box<[u8]>,
+    /// What lies in the receive buffer, end to end.
+    received: Vec<Received>,
     read_buffer: Box<[u8]>,
 }
 
@@ -88,7 +92,8 @@ impl Worker {
             answers: AnswerLimit::new(clock::now()),
             tun_queue: StandingQueue::new(clock::now()),
             socket_queues: parts.sockets.iter().map(|_| StandingQueue::new(clock::now())).collect(),
-            receive_buffer: vec![0; RECEIVE_BUFFER_LEN].into(),
+            receive_buffer: vec![0; GATHER_LEN + RECEIVE_BUFFER_LEN].into(),
+            received: Vec::with_capacity(MAX_RECEIVES),
             read_buffer: vec![0; TUN_BUFFER_LEN].into(),
             parts,
         }
@@ -134,51 +139,67 @@ impl Worker {
 
     /// From one socket to the TUN.
     fn receive(&mut self, now: Instant, index: usize, socket: &UdpSocket) -> Result<(), Failure> {
-        let mut bytes = 0;
-        for _ in 0..MAX_RECEIVES {
-            match socket.receive(&mut self.receive_buffer) {
-                Ok(Some(received)) => {
-                    self.open(now, index, received)?;
-                    bytes += received.length;
-                }
-                Ok(None) => {
-                    self.socket_queues[index].on_empty(now);
-                    break;
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "receive failed");
-                    break;
-                }
-            }
-            if bytes >= MAX_TURN_BYTES {
-                break;
-            }
+        let (mut receives, mut bytes, mut is_empty) = (0, 0, false);
+        while !is_empty && receives < MAX_RECEIVES && bytes < MAX_TURN_BYTES {
+            (bytes, is_empty) = self.gather(bytes, socket);
+            receives += self.received.len();
+            self.open(now, index)?;
+        }
+        if is_empty {
+            self.socket_queues[index].on_empty(now);
         }
         Ok(())
     }
 
-    /// Opens the datagrams of one receive.
-    fn open(&mut self, now: Instant, index: usize, received: Received) -> Result<(), Failure> {
-        let parts = &self.parts;
-        if received.length == 0 {
-            parts.counters.count(DropReason::Malformed);
+    /// Receives until there is enough to open together, for packets of one superpacket that arrive datagram by datagram.
+    /// Returns `bytes` with what was added, and whether nothing is left.
+    fn gather(&mut self, mut bytes: usize, socket: &UdpSocket) -> (usize, bool) {
+        self.received.clear();
+        let mut end = 0;
+        while end < GATHER_LEN && self.received.len() < MAX_RECEIVES {
+            match socket.receive(&mut self.receive_buffer[end..end + RECEIVE_BUFFER_LEN]) {
+                Ok(Some(received)) => {
+                    end += received.length;
+                    bytes += received.length;
+                    self.received.push(received);
+                }
+                Ok(None) => return (bytes, true),
+                Err(error) => {
+                    tracing::debug!(%error, "receive failed");
+                    return (bytes, true);
+                }
+            }
         }
-        // Loaded after the receive: a session is published before the peer can use it, maybe since the last datagram.
+        (bytes, false)
+    }
+
+    /// Opens the datagrams that were gathered.
+    fn open(&mut self, now: Instant, index: usize) -> Result<(), Failure> {
+        let parts = &self.parts;
+        // Loaded after the receives: a session is published before the peer can use it, maybe since the last datagram.
         let router = parts.router.load();
         let mut inbound = Inbound::new(&router, &parts.tun, &parts.counters);
         if self.socket_queues[index].take_signal(now) {
             inbound.signal_congestion();
         }
-        for datagram in self.receive_buffer[..received.length].chunks_mut(received.stride) {
-            if is_handshake(datagram) {
-                parts.hand_over(Input::Datagram { from: received.endpoint, bytes: datagram.to_vec() });
-                continue;
+        let mut rest = &mut self.receive_buffer[..];
+        for received in &self.received {
+            let (datagrams, behind) = rest.split_at_mut(received.length);
+            rest = behind;
+            if datagrams.is_empty() {
+                parts.counters.count(DropReason::Malformed);
             }
-            match router.open(now, received.endpoint, datagram, &mut self.notices) {
-                Ok(opened) => inbound.take(&opened, &mut self.notices)?,
-                Err(Miss::Drop(reason)) => parts.counters.count(reason),
-                Err(miss @ (Miss::SlowPath | Miss::NoSession(_))) => {
-                    unreachable!("{miss:?}: only handshakes and outgoing packets are the slow path's")
+            for datagram in datagrams.chunks_mut(received.stride) {
+                if is_handshake(datagram) {
+                    parts.hand_over(Input::Datagram { from: received.endpoint, bytes: datagram.to_vec() });
+                    continue;
+                }
+                match router.open(now, received.endpoint, datagram, &mut self.notices) {
+                    Ok(opened) => inbound.take(&opened, &mut self.notices)?,
+                    Err(Miss::Drop(reason)) => parts.counters.count(reason),
+                    Err(miss @ (Miss::SlowPath | Miss::NoSession(_))) => {
+                        unreachable!("{miss:?}: only handshakes and outgoing packets are the slow path's")
+                    }
                 }
             }
         }
