@@ -33,10 +33,13 @@ pub fn connect(programs: &Path, ends: Ends) -> [Process; 2] {
     let public = keys.each_ref().map(|key| identity(["noise", "pubkey"], key));
     let server = start_server(programs, ends, &keys[0], &public[1]);
     let client = start_client(programs, ends, &keys[1], &public[0]);
-    [ends.client, ends.server].iter().for_each(|host| {
-        wait::until("quincy has made its interface", || host.has_interface(ends.interface));
-    });
-    [server, client]
+    [server, client].map(|mut process| {
+        wait::until("quincy has made its interface", || {
+            process.assert_running();
+            process.host().has_interface(ends.interface)
+        });
+        process
+    })
 }
 
 fn start_server(programs: &Path, ends: Ends, key: &str, clients_key: &str) -> Process {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, IoSliceMut, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
-use std::thread::JoinHandle;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::cmsg_space;
@@ -96,21 +96,24 @@ impl Pinger {
     }
 }
 
-/// Starts a server on a port of all of a machine's addresses that echoes each byte of one connection, until its other end
-/// closes it.
+/// Starts a server on a port of all of a machine's addresses that sends back each byte.
 #[track_caller]
-pub fn echo_once(host: &Host, port: u16) -> JoinHandle<io::Result<()>> {
+pub fn serve_echo(host: &Host, port: u16) {
     let listener = host.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)));
     let listener = listener.unwrap_or_else(|e| panic!("port {port} of {}: {e}", host.name()));
     host.spawn(move || {
-        let (mut stream, _) = listener.accept()?;
-        stream.set_nodelay(true)?;
-        let mut byte = [0];
-        while stream.read(&mut byte)? > 0 {
-            stream.write_all(&byte)?;
-        }
-        Ok(())
-    })
+        // A connection that breaks is its other end's to report.
+        listener.incoming().flatten().for_each(|stream| drop(thread::spawn(|| echo(stream))));
+    });
+}
+
+fn echo(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut byte = [0];
+    while stream.read(&mut byte)? > 0 {
+        stream.write_all(&byte)?;
+    }
+    Ok(())
 }
 
 /// Sends one byte after the other to such a server for a while, each when the one before has come back.

@@ -51,8 +51,11 @@ pub fn connect_with(program: &OsStr, options: &[&str], ends: [End; 2]) -> [Wireg
 fn launch(program: &OsStr, options: &[&str], end: &End) -> Process {
     let End { host, interface, .. } = end;
     let command = host.command(program).args(options).args(["-f", interface]);
-    let process = command.env("WG_PROCESS_FOREGROUND", "1").start(interface);
-    wait::until("a WireGuard has made its interface", || host.has_interface(interface));
+    let mut process = command.env("WG_PROCESS_FOREGROUND", "1").start(interface);
+    wait::until("a WireGuard has made its interface", || {
+        process.assert_running();
+        host.has_interface(interface)
+    });
     process
 }
 

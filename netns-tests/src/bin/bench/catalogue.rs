@@ -7,6 +7,7 @@ use crate::field::Wire;
 use crate::measurement::Measurement;
 use crate::results::Better;
 use crate::site::Connections;
+use crate::starting::CHACHA;
 use crate::{Bench, bulk, http, latency};
 
 /// One test.
@@ -18,7 +19,18 @@ pub(crate) struct Test {
     pub(crate) better: Better,
     pub(crate) wire: Wire,
     pub(crate) needs: Needs,
+    /// Which of underpass's suites take part.
+    pub(crate) suites: Suites,
     pub(crate) measure: fn(&Bench, &Contender) -> Measurement,
+}
+
+/// Which of underpass's suites take part in a test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Suites {
+    /// Bytes are many, so that the cipher matters.
+    Both,
+    /// Bytes are few: the other suite would only take time.
+    AesOnly,
 }
 
 /// What a contender must carry to take part.
@@ -32,8 +44,15 @@ pub(crate) enum Needs {
     NewHttp,
 }
 
+impl Test {
+    pub(crate) fn admits(&self, contender: &Contender) -> bool {
+        let suite = self.suites == Suites::Both || contender.name != CHACHA;
+        suite && self.needs.are_met_by(contender.reach)
+    }
+}
+
 impl Needs {
-    pub(crate) fn are_met_by(self, reach: Reach) -> bool {
+    fn are_met_by(self, reach: Reach) -> bool {
         match self {
             Needs::Packets => matches!(reach, Reach::Packets(_)),
             Needs::Connections => matches!(reach, Reach::Packets(_) | Reach::Connections),
@@ -65,6 +84,7 @@ pub(crate) const TESTS: &[Test] = &[
     },
     Test {
         name: "tcp-64",
+        suites: Suites::AesOnly,
         title: "TCP, 64 flows, proxy to backend, Gb/s",
         measure: |bench, contender| bulk::tcp(bench, contender, &["-P", "64"]),
         ..CONNECTIONS
@@ -91,6 +111,7 @@ pub(crate) const TESTS: &[Test] = &[
     },
     Test {
         name: "udp-64",
+        suites: Suites::AesOnly,
         title: "UDP, 64 bytes each, received from a sender that never waits, thousand datagrams/s",
         measure: bulk::udp_packets,
         ..PACKETS
@@ -103,6 +124,7 @@ pub(crate) const TESTS: &[Test] = &[
     },
     Test {
         name: "ping",
+        suites: Suites::AesOnly,
         title: "Ping, nothing else to carry, a hundred a second, median, µs",
         better: Better::Less,
         measure: latency::ping_idle,
@@ -110,6 +132,7 @@ pub(crate) const TESTS: &[Test] = &[
     },
     Test {
         name: "ping-load",
+        suites: Suites::AesOnly,
         title: "Ping under one bulk TCP flow, a hundred a second, median, µs",
         better: Better::Less,
         measure: latency::ping_under_load,
@@ -117,6 +140,7 @@ pub(crate) const TESTS: &[Test] = &[
     },
     Test {
         name: "tcp-rr",
+        suites: Suites::AesOnly,
         title: "TCP, one byte there and back, median, µs",
         better: Better::Less,
         measure: latency::request_response,
@@ -130,6 +154,7 @@ pub(crate) const TESTS: &[Test] = &[
     },
     Test {
         name: "http-new",
+        suites: Suites::AesOnly,
         title: "HTTP, 1 KB, 64 clients, a new backend connection for each request, requests/s",
         needs: Needs::NewHttp,
         measure: |bench, contender| http::requests(bench, contender, Connections::New),
@@ -138,6 +163,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "http-1m", title: "HTTP, 1 MiB, 16 clients over kept backend connections, Gb/s", ..HTTP },
     Test {
         name: "http-mixed",
+        suites: Suites::AesOnly,
         title: "HTTP, 1 KB (80 %), 16 KB (18 %) and 256 KB (2 %), 64 clients over kept backend connections, requests/s",
         measure: http::mixed,
         ..HTTP
@@ -152,5 +178,6 @@ const HTTP: Test = Test {
     better: Better::More,
     wire: Wire::Whole,
     needs: Needs::Http,
+    suites: Suites::Both,
     measure: http::large_bodies,
 };

@@ -6,65 +6,74 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use netns_tests::random::Random;
 use netns_tests::underpass::{Config, Daemon, KeyPair, Peer, Role};
-use netns_tests::{Host, Lab, probe, wait};
+use netns_tests::{Lab, probe, wait};
 use serde_json::{Value, json};
 
-use crate::bars::verdict;
 use crate::meter::mebibytes;
+use crate::{Note, caught};
 
 /// What these are called on the command line.
-pub(crate) const IDLE: &str = "idle";
-pub(crate) const CROWD: &str = "crowd";
+pub(crate) const TESTS: [&str; 2] = [IDLE, CROWD];
+const IDLE: &str = "idle";
+const CROWD: &str = "crowd";
 
-/// What a daemon costs that has nothing to do.
-pub(crate) struct Idle {
-    resident_mebibytes: f64,
-    cpu_percent: f64,
+/// One number, with the bar that it must stay below.
+pub(crate) struct Cost {
+    pub(crate) title: &'static str,
+    pub(crate) measured: f64,
+    pub(crate) below: f64,
 }
 
-const IDLE_WINDOW: Duration = Duration::from_secs(10);
+impl Cost {
+    pub(crate) fn is_met(&self) -> bool {
+        self.measured < self.below
+    }
 
-pub(crate) fn measure_idle() -> Idle {
+    pub(crate) fn json(&self) -> Value {
+        json!({ "what": self.title, "measured": self.measured, "below": self.below, "met": self.is_met() })
+    }
+}
+
+type Measure = fn() -> [Cost; 2];
+
+/// All of them, as far as they are chosen.
+pub(crate) fn measure(chosen: &[&str], note: Note) -> Vec<Cost> {
+    let tests: [(&str, Measure); 2] = [(IDLE, idle), (CROWD, crowd)];
+    let mut costs = vec![];
+    for (name, measure) in tests.into_iter().filter(|(name, _)| chosen.contains(name)) {
+        eprintln!("measuring {name}");
+        match caught(measure) {
+            Ok(measured) => costs.extend(measured),
+            Err(reason) => note(name, reason),
+        }
+    }
+    costs
+}
+
+/// A daemon with a session and nothing to do.
+fn idle() -> [Cost; 2] {
+    const WINDOW: Duration = Duration::from_secs(10);
     let lab = Lab::new("idle");
     let (proxy, backend) = (lab.host("proxy"), lab.host("backend"));
     lab.link(proxy.port("wan", ["10.2.0.1/24"]), backend.port("wan", ["10.2.0.2/24"]));
-    let [_called, mut caller] = start_underpass(&proxy, &backend);
+    let [near, far] = [(); 2].map(|()| KeyPair::generate(&proxy));
+    let called = Peer::new("backend", &far.public, ["10.77.0.2"]).endpoint("10.2.0.2:51900");
+    let caller = Peer::new("proxy", &near.public, ["10.77.0.1"]);
+    let answerer = Config::new(Role::Backend, &far, ["10.77.0.2/24"]).peer(caller);
+    let _answerer = Daemon::start(&backend, &answerer);
+    let mut daemon = Daemon::start(&proxy, &Config::new(Role::Proxy, &near, ["10.77.0.1/24"]).peer(called));
     probe::ping(&proxy, "10.77.0.2").assert_all_answered();
-    let (process, start) = (caller.process(), wait::now());
-    let before = process.cpu_time();
-    wait::until_within(IDLE_WINDOW * 2, "the daemon has been idle for a while", || start.elapsed() >= IDLE_WINDOW);
-    let busy = process.cpu_time() - before;
-    Idle {
-        resident_mebibytes: mebibytes(process.resident_bytes()),
-        cpu_percent: 100.0 * busy.as_secs_f64() / start.elapsed().as_secs_f64(),
-    }
+    let before = daemon.process().cpu_time();
+    wait::pass(WINDOW);
+    let busy = daemon.process().cpu_time() - before;
+    [
+        cost("Idle daemon, one link, resident MiB", mebibytes(daemon.process().resident_bytes()), 15.0),
+        cost("Idle daemon, one link, % of a core", 100.0 * busy.as_secs_f64() / WINDOW.as_secs_f64(), 0.5),
+    ]
 }
 
-impl Idle {
-    fn met(&self) -> bool {
-        self.resident_mebibytes < 15.0 && self.cpu_percent < 0.5
-    }
-
-    pub(crate) fn print(&self) {
-        let Idle { resident_mebibytes, cpu_percent } = self;
-        println!(
-            "Idle daemon with one link up: {resident_mebibytes:.1} MiB resident (bar: under 15), {cpu_percent:.2} % of a core"
-        );
-        println!("  {}", verdict(self.met()));
-    }
-
-    pub(crate) fn report(&self) -> Value {
-        json!({ "resident_mebibytes": self.resident_mebibytes, "cpu_percent": self.cpu_percent, "met": self.met() })
-    }
-}
-
-/// What a daemon with a thousand peers costs.
-pub(crate) struct Crowd {
-    start_seconds: f64,
-    resident_mebibytes: f64,
-}
-
-pub(crate) fn measure_crowd() -> Crowd {
+/// A daemon with a thousand peers that are not there.
+fn crowd() -> [Cost; 2] {
     const PEERS: usize = 1000;
     let lab = Lab::new("crowd");
     let proxy = lab.host("proxy");
@@ -79,33 +88,13 @@ pub(crate) fn measure_crowd() -> Crowd {
     }
     let start = wait::now();
     let mut daemon = Daemon::start(&proxy, &config);
-    let start_seconds = start.elapsed().as_secs_f64();
-    Crowd { start_seconds, resident_mebibytes: mebibytes(daemon.process().resident_bytes()) }
+    let seconds = start.elapsed().as_secs_f64();
+    [
+        cost("1,000 idle peers, seconds until up", seconds, 1.0),
+        cost("1,000 idle peers, resident MiB", mebibytes(daemon.process().resident_bytes()), 64.0),
+    ]
 }
 
-impl Crowd {
-    fn met(&self) -> bool {
-        self.start_seconds < 1.0 && self.resident_mebibytes < 64.0
-    }
-
-    pub(crate) fn print(&self) {
-        let Crowd { start_seconds, resident_mebibytes } = self;
-        println!(
-            "1,000 idle peers: up after {start_seconds:.2} s (bar: 1), {resident_mebibytes:.1} MiB resident (bar: under 64)"
-        );
-        println!("  {}", verdict(self.met()));
-    }
-
-    pub(crate) fn report(&self) -> Value {
-        json!({ "start_seconds": self.start_seconds, "resident_mebibytes": self.resident_mebibytes, "met": self.met() })
-    }
-}
-
-fn start_underpass(proxy: &Host, backend: &Host) -> [Daemon; 2] {
-    let [near, far] = [(); 2].map(|()| KeyPair::generate(proxy));
-    let caller = Config::new(Role::Proxy, &near, ["10.77.0.1/24"]);
-    let called = Peer::new("backend", &far.public, ["10.77.0.2"]).endpoint("10.2.0.2:51900");
-    let answerer = Config::new(Role::Backend, &far, ["10.77.0.2/24"]);
-    let answerer = answerer.peer(Peer::new("proxy", &near.public, ["10.77.0.1"]));
-    [Daemon::start(backend, &answerer), Daemon::start(proxy, &caller.peer(called))]
+fn cost(title: &'static str, measured: f64, below: f64) -> Cost {
+    Cost { title, measured, below }
 }

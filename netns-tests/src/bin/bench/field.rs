@@ -68,7 +68,7 @@ impl Field {
 
     /// Changes the cables, if they are not so already, and checks what they pass.
     pub(crate) fn set_wire(&self, wire: Wire) {
-        if self.wire.replace(wire) == wire {
+        if self.wire.get() == wire {
             return;
         }
         let on = |yes| if yes { "on" } else { "off" };
@@ -84,6 +84,7 @@ impl Field {
             wire == Wire::Whole,
             "{wire:?}: {datagrams:.1} datagrams in one packet on the wire"
         );
+        self.wire.set(wire);
     }
 
     fn datagrams_per_packet_on_the_wire(&self) -> f64 {

@@ -25,8 +25,8 @@ pub(crate) fn large_bodies(bench: &Bench, contender: &Contender) -> Measurement 
     let url = url(bench, contender, Connections::Kept, "1m");
     let (load, usage) = run_wrk(bench, contender, 16, &[&url]);
     let body = f64::from(1 << 20);
-    let measurement = load.measurement(load.per_second * body * 8.0 / 1e9, usage);
-    measurement.with(Figure::CpuPerGigabyte, usage.daemons / (load.requests * body) * 1e9)
+    let measurement = Measurement::new(load.per_second * body * 8.0 / 1e9).with(Figure::P99, load.p99_microseconds);
+    measurement.with(Figure::Errors, load.errors).with_usage_per_gigabyte(usage, load.requests * body)
 }
 
 /// Fails unless HAProxy's TLS sessions with the backend are resumed, or are not, as they should be.

@@ -38,12 +38,10 @@ pub(crate) fn ping_under_load(bench: &Bench, contender: &Contender) -> Measureme
 
 /// One byte there, one byte back, the next one: nothing is ever waiting.
 pub(crate) fn request_response(bench: &Bench, contender: &Contender) -> Measurement {
-    let server = round_trip::echo_once(&bench.field.backend, Service::Echo.port());
     let meter = Meter::start(contender.processes());
     let target = contender.tcp(Service::Echo).expect("it carries TCP");
     let trips = round_trip::request_response(&bench.field.proxy, target, bench.during());
     let usage = meter.read();
-    server.join().expect("no panic there").expect("a connection that the client closes");
     Measurement::of_times(&trips.times).with_usage_per_request(usage, trips.times.len() as f64)
 }
 

@@ -20,22 +20,22 @@ mod site;
 mod starting;
 mod statistics;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use netns_tests::Process;
+use netns_tests::{Process, round_trip};
 use serde_json::json;
 
 use crate::bars::Verdict;
 use crate::catalogue::{TESTS, Test};
-use crate::contender::Contender;
-use crate::costs::{Crowd, Idle};
+use crate::contender::{Contender, Service};
+use crate::costs::Cost;
 use crate::field::Field;
 use crate::results::Table;
 use crate::site::Site;
-use crate::starting::{NAMES, Programs};
+use crate::starting::{AGAINST, NAMES, Programs};
 
 /// Measures underpass, no tunnel, other tunnels and TLS in network namespaces. Needs root.
 #[derive(Parser)]
@@ -80,32 +80,34 @@ impl Bench {
 fn main() {
     let arguments = Arguments::parse();
     let chosen = select(&all_tests(), &arguments.tests);
-    let names = select(&NAMES, &arguments.contenders);
-    let tests: Vec<&Test> = TESTS.iter().filter(|test| chosen.contains(&test.name)).collect();
-    let (mut tables, absent) = if tests.is_empty() { (vec![], vec![]) } else { run(&arguments, &tests, &names) };
-    tables.extend(peers::measure(&arguments, &chosen));
-    let idle = chosen.contains(&costs::IDLE).then(costs::measure_idle);
-    let crowd = chosen.contains(&costs::CROWD).then(costs::measure_crowd);
+    let mut names = select(&NAMES, &arguments.contenders);
+    names.retain(|name| *name != AGAINST);
+    // Whoever names another build wants it measured.
+    names.extend(arguments.against.as_ref().map(|_| AGAINST));
+    // What is caught is told where it happens, without a trace of this program's innards.
+    set_hook(Box::new(|panic| eprintln!("failed: {panic}")));
+    let mut failures = vec![];
+    let mut note = |name: &str, reason| failures.push(json!({ "what": name, "reason": reason }));
+    let mut tables = run(&arguments, &chosen, &names, &mut note);
+    tables.extend(peers::measure(&arguments, &chosen, &mut note));
+    let costs = costs::measure(&chosen, &mut note);
     let verdicts = bars::judge(&tables);
     let everything = json!({
         "schema_version": 2,
         "rounds": arguments.rounds,
         "seconds": arguments.seconds,
-        "absent": absent,
         "tests": report::json(&tables),
         "bars": verdicts.iter().map(Verdict::json).collect::<Vec<_>>(),
-        "idle_daemon": idle.as_ref().map(Idle::report),
-        "thousand_peers": crowd.as_ref().map(Crowd::report),
+        "costs": costs.iter().map(Cost::json).collect::<Vec<_>>(),
+        "failures": failures,
     });
     if let Some(None) = arguments.json {
         println!("{everything:#}");
         return;
     }
     tables.iter().for_each(report::print);
-    absent.iter().for_each(|(name, reason)| println!("\n{name} was not measured: {reason}"));
-    report::print_bars(&verdicts);
-    idle.iter().for_each(Idle::print);
-    crowd.iter().for_each(Crowd::print);
+    report::print_bars(&verdicts, &costs);
+    failures.iter().for_each(|failure| println!("\nnot measured: {failure}"));
     if let Some(Some(file)) = arguments.json {
         std::fs::write(&file, format!("{everything:#}\n")).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
     }
@@ -113,55 +115,56 @@ fn main() {
 
 fn all_tests() -> Vec<&'static str> {
     let of_contenders = TESTS.iter().map(|test| test.name);
-    of_contenders.chain(peers::TESTS).chain([costs::IDLE, costs::CROWD]).collect()
+    of_contenders.chain(peers::TESTS).chain(costs::TESTS).collect()
 }
 
-/// Who could not be started, and why.
-type Absent = Vec<(&'static str, String)>;
+/// Takes what could not be measured, and why.
+pub(crate) type Note<'a> = &'a mut dyn FnMut(&str, String);
 
-fn run(arguments: &Arguments, tests: &[&'static Test], names: &[&'static str]) -> (Vec<Table>, Absent) {
+fn run(arguments: &Arguments, chosen: &[&str], names: &[&'static str], note: Note) -> Vec<Table> {
+    let tests: Vec<&Test> = TESTS.iter().filter(|test| chosen.contains(&test.name)).collect();
+    if tests.is_empty() {
+        return vec![];
+    }
     let (field, programs) = (Field::build(), programs(arguments));
-    let (mut contenders, mut absent) = (vec![], vec![]);
+    let mut contenders = vec![];
     for name in names {
-        if *name == "underpass-against" && programs.against.is_none() {
-            continue;
-        }
         eprintln!("starting {name}");
         match caught(|| starting::start(&field, &programs, name)) {
             Ok(contender) => contenders.push(contender),
-            Err(reason) => absent.push((*name, reason)),
+            Err(reason) => note(name, reason),
         }
     }
+    round_trip::serve_echo(&field.backend, Service::Echo.port());
     let nginx = site::start_nginx(&field.backend, Some(&field.certificate));
     let routes: Vec<_> = contenders.iter().map(|contender| site::route(contender, &field.certificate)).collect();
     let site = Site::start(&field.proxy, &routes);
     let bench = Bench { field, site, _nginx: nginx, seconds: arguments.seconds };
-    contenders.retain(|contender| match caught(|| http::check_resumption(&bench, contender)) {
-        Ok(()) => true,
-        Err(reason) => {
-            absent.push((contender.name, reason));
-            false
-        }
+    contenders.retain(|contender| {
+        let checked = caught(|| http::check_resumption(&bench, contender));
+        checked.map_err(|reason| note(contender.name, reason)).is_ok()
     });
     let table = |test: &&Test| Table::new(test.name, test.title, test.better);
     let mut tables: Vec<Table> = tests.iter().map(table).collect();
     for round in 0..arguments.rounds {
         for (test, table) in tests.iter().zip(&mut tables) {
-            bench.field.set_wire(test.wire);
             measure_all(&bench, test, &contenders, round, table);
         }
     }
-    (tables, absent)
+    tables
 }
 
 /// Each contender once, in an order that another one begins in each round.
 fn measure_all(bench: &Bench, test: &Test, contenders: &[Contender], round: usize, table: &mut Table) {
-    let able: Vec<_> = contenders.iter().filter(|contender| test.needs.are_met_by(contender.reach)).collect();
+    let able: Vec<_> = contenders.iter().filter(|contender| test.admits(contender)).collect();
     // The rows are in the order of the contenders, whoever is first in this round.
     able.iter().for_each(|contender| _ = table.series_of(contender.name, contender.kind));
     let first = round % able.len().max(1);
     for contender in able[first..].iter().chain(&able[..first]) {
-        let outcome = caught(|| (test.measure)(bench, contender));
+        let outcome = caught(|| {
+            bench.field.set_wire(test.wire);
+            (test.measure)(bench, contender)
+        });
         table.add(round, contender.name, contender.kind, outcome);
     }
 }

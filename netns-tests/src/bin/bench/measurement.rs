@@ -25,7 +25,7 @@ pub(crate) enum Figure {
     MachinePerRequest,
     /// TCP segments sent again, per second.
     Retransmits,
-    /// The 99th percentile of what the test is about.
+    /// The 99th percentile of the times, in microseconds.
     P99,
     /// What passed meanwhile, in gigabits per second.
     Gigabits,
@@ -47,7 +47,7 @@ impl Figure {
             Figure::CpuPerRequest => "CPU µs/req",
             Figure::MachinePerRequest => "machine µs/req",
             Figure::Retransmits => "retrans/s",
-            Figure::P99 => "p99",
+            Figure::P99 => "p99 µs",
             Figure::Gigabits => "Gb/s",
             Figure::Errors => "errors",
             Figure::LostPercent => "lost %",
@@ -80,15 +80,25 @@ impl Measurement {
     }
 
     pub(crate) fn with_usage_per_gigabyte(self, usage: Usage, bytes: f64) -> Measurement {
-        self.with(Figure::CpuPerGigabyte, usage.daemons / bytes * 1e9).with_memory(usage)
+        let seconds = usage.daemons.map(|seconds| seconds / bytes * 1e9);
+        self.with_some(Figure::CpuPerGigabyte, seconds).with_memory(usage)
     }
 
     pub(crate) fn with_usage_per_request(self, usage: Usage, requests: f64) -> Measurement {
-        let daemons = self.with(Figure::CpuPerRequest, usage.daemons / requests * 1e6);
-        daemons.with(Figure::MachinePerRequest, usage.machine / requests * 1e6).with_memory(usage)
+        let microseconds = |seconds: f64| seconds / requests * 1e6;
+        self.with_some(Figure::CpuPerRequest, usage.daemons.map(microseconds))
+            .with(Figure::MachinePerRequest, microseconds(usage.machine))
+            .with_memory(usage)
     }
 
     pub(crate) fn with_memory(self, usage: Usage) -> Measurement {
-        self.with(Figure::PeakMebibytes, usage.peak_mebibytes)
+        self.with_some(Figure::PeakMebibytes, usage.peak_mebibytes)
+    }
+
+    fn with_some(self, figure: Figure, value: Option<f64>) -> Measurement {
+        match value {
+            Some(value) => self.with(figure, value),
+            None => self,
+        }
     }
 }

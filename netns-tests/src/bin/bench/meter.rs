@@ -15,12 +15,12 @@ pub(crate) struct Meter<'a> {
 /// What was used between start and end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usage {
-    /// Seconds of all the daemons.
-    pub(crate) daemons: f64,
+    /// Seconds of all the daemons; nothing if there is none.
+    pub(crate) daemons: Option<f64>,
     /// Seconds of everything on this machine, the programs that measure included.
     pub(crate) machine: f64,
     /// The most memory that one of the daemons had resident, in MiB.
-    pub(crate) peak_mebibytes: f64,
+    pub(crate) peak_mebibytes: Option<f64>,
 }
 
 impl<'a> Meter<'a> {
@@ -35,10 +35,11 @@ impl<'a> Meter<'a> {
 
     pub(crate) fn read(&self) -> Usage {
         let peaks = self.daemons.iter().map(|daemon| daemon.peak_resident_bytes());
+        let used = (cpu_time(&self.daemons) - self.daemons_time).as_secs_f64();
         Usage {
-            daemons: (cpu_time(&self.daemons) - self.daemons_time).as_secs_f64(),
+            daemons: (!self.daemons.is_empty()).then_some(used),
             machine: (machine_time() - self.machine_time).as_secs_f64(),
-            peak_mebibytes: mebibytes(peaks.max().unwrap_or(0)),
+            peak_mebibytes: peaks.max().map(mebibytes),
         }
     }
 }

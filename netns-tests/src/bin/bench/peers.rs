@@ -23,7 +23,7 @@ use crate::measurement::Measurement;
 use crate::meter::Meter;
 use crate::results::{Better, Table};
 use crate::site::{Connections, Route, Site, start_nginx};
-use crate::{Arguments, caught};
+use crate::{Arguments, Note, caught};
 
 /// What these are called on the command line.
 pub(crate) const TESTS: [&str; 2] = [BULK, HTTP];
@@ -36,7 +36,7 @@ const TRANSFER: usize = 4 << 20;
 const SINK_PORT: u16 = 7002;
 
 /// Both tests, as far as they are chosen.
-pub(crate) fn measure(arguments: &Arguments, chosen: &[&str]) -> Vec<Table> {
+pub(crate) fn measure(arguments: &Arguments, chosen: &[&str], note: Note) -> Vec<Table> {
     let tables = [
         Table::new(BULK, "TCP, 4 MiB to each backend in turn, a new connection for each, Gb/s", Better::More),
         Table::new(
@@ -46,12 +46,15 @@ pub(crate) fn measure(arguments: &Arguments, chosen: &[&str]) -> Vec<Table> {
         ),
     ];
     let mut tables: Vec<_> = tables.into_iter().filter(|table| chosen.contains(&table.name)).collect();
-    if !tables.is_empty() {
-        eprintln!("starting {BACKENDS} backends");
-        let crowd = Crowd::start();
-        for round in 0..arguments.rounds {
+    if tables.is_empty() {
+        return tables;
+    }
+    eprintln!("starting {BACKENDS} backends");
+    match caught(Crowd::start) {
+        Ok(crowd) => (0..arguments.rounds).for_each(|round| {
             tables.iter_mut().for_each(|table| crowd.measure_all(round, arguments.seconds, table));
-        }
+        }),
+        Err(reason) => note("peers", reason),
     }
     tables
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use crate::bars::Verdict;
+use crate::bars::{Verdict, verdict};
+use crate::costs::Cost;
 use crate::measurement::Figure;
 use crate::results::{Better, Series, Table};
 
@@ -12,16 +13,18 @@ use crate::results::{Better, Series, Table};
 pub(crate) fn print(table: &Table) {
     println!("\n{} ({})\n", table.title, table.name);
     let figures: BTreeSet<Figure> = table.series.iter().flat_map(|series| series.figures().into_keys()).collect();
-    let heads = ["contender", "median", "of plain", "of best peer"].into_iter().map(str::to_owned);
-    let mut rows = vec![heads.chain(figures.iter().map(|figure| figure.title().to_owned())).collect::<Vec<_>>()];
+    let heads = ["contender", "median", "least", "most", "of plain", "of best peer"].into_iter();
+    let heads = heads.chain(figures.iter().map(|figure| figure.title()));
+    let mut rows = vec![heads.map(str::to_owned).collect::<Vec<_>>()];
     for series in &table.series {
         let [of_plain, of_peer] = ratios(table, series);
+        let [least, most] = series.extremes();
         let seen = series.figures();
-        let numbers = [Some(series.median()), of_plain, of_peer].into_iter();
+        let numbers = [Some(series.median()), least, most, of_plain, of_peer].into_iter();
         let numbers = numbers.chain(figures.iter().map(|figure| seen.get(figure).copied()));
         rows.push([series.contender.to_owned()].into_iter().chain(numbers.map(number)).collect());
     }
-    print_rows(&rows);
+    print_rows(rows);
     for series in &table.series {
         series.failures().for_each(|reason| println!("  {} FAILED: {}", series.contender, first_lines(reason)));
     }
@@ -33,25 +36,30 @@ fn ratios(table: &Table, series: &Series) -> [Option<f64>; 2] {
     [table.named("plain"), table.best_peer(rank)].map(|other| series.ratio_to(other?))
 }
 
-fn print_rows<R: AsRef<[String]>>(rows: &[R]) {
-    let rows: Vec<&[String]> = rows.iter().map(AsRef::as_ref).collect();
-    let columns = rows.first().map_or(0, |row| row.len());
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    for (n, row) in rows.iter().enumerate() {
-        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, width))| match column {
-            0 => format!("{cell:width$}"),
-            _ => format!("{cell:>width$}"),
-        });
-        println!("| {} |", cells.collect::<Vec<_>>().join(" | "));
-        if n == 0 {
-            let lines = widths.iter().enumerate().map(|(column, width)| match column {
-                0 => "-".repeat(*width),
-                _ => format!("{}:", "-".repeat(width - 1)),
-            });
-            println!("| {} |", lines.collect::<Vec<_>>().join(" | "));
-        }
+/// As a table in Markdown, without the columns that have only a head.
+fn print_rows(mut rows: Vec<Vec<String>>) {
+    let heads = rows.remove(0);
+    let used: Vec<usize> = (0..heads.len()).filter(|column| rows.iter().any(|row| !row[*column].is_empty())).collect();
+    let width =
+        |column: &usize| [&heads].into_iter().chain(&rows).map(|row| row[*column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = used.iter().map(width).collect();
+    print_row(&used.iter().map(|column| heads[*column].clone()).collect::<Vec<_>>(), &widths);
+    let rule = widths.iter().enumerate().map(|(n, width)| match n {
+        0 => "-".repeat(*width),
+        _ => format!("{}:", "-".repeat(width - 1)),
+    });
+    print_row(&rule.collect::<Vec<_>>(), &widths);
+    for row in rows {
+        print_row(&used.iter().map(|column| row[*column].clone()).collect::<Vec<_>>(), &widths);
     }
+}
+
+fn print_row(cells: &[String], widths: &[usize]) {
+    let cells = cells.iter().zip(widths).enumerate().map(|(n, (cell, width))| match n {
+        0 => format!("{cell:width$}"),
+        _ => format!("{cell:>width$}"),
+    });
+    println!("| {} |", cells.collect::<Vec<_>>().join(" | "));
 }
 
 /// With about three digits that mean something.
@@ -71,10 +79,15 @@ fn first_lines(reason: &str) -> String {
 }
 
 /// Prints the bars.
-pub(crate) fn print_bars(verdicts: &[Verdict]) {
-    let heads = ["bar", "at", "measured", "against", "verdict"].map(str::to_owned);
+pub(crate) fn print_bars(verdicts: &[Verdict], costs: &[Cost]) {
     println!("\nBars (medians of the ratios within each round)\n");
-    print_rows(&[vec![heads], verdicts.iter().map(Verdict::row).collect()].concat());
+    let heads = ["bar", "at", "measured", "against", "verdict"].map(str::to_owned).to_vec();
+    let costs = costs.iter().map(|cost| {
+        let (bar, measured) = (format!("< {}", cost.below), format!("{:.2}", cost.measured));
+        [cost.title.to_owned(), bar, measured, String::new(), verdict(cost.is_met()).to_owned()]
+    });
+    let rows = verdicts.iter().map(Verdict::row).chain(costs).map(Vec::from);
+    print_rows([heads].into_iter().chain(rows).collect());
 }
 
 /// All tests, by name.

@@ -85,6 +85,12 @@ impl Series {
         median(&self.values().into_iter().flatten().collect::<Vec<_>>())
     }
 
+    /// The least and the most of all rounds.
+    pub(crate) fn extremes(&self) -> [Option<f64>; 2] {
+        let values: Vec<f64> = self.values().into_iter().flatten().collect();
+        [values.iter().copied().reduce(f64::min), values.into_iter().reduce(f64::max)]
+    }
+
     /// The median of the ratios within each round.
     pub(crate) fn ratio_to(&self, other: &Series) -> Option<f64> {
         median_ratio(&self.values(), &other.values())

@@ -16,8 +16,8 @@ use crate::field::{Field, NAME, tunnel_addresses};
 pub(crate) const NAMES: [&str; 11] = [
     "plain",
     "underpass",
-    "underpass-chacha",
-    "underpass-against",
+    CHACHA,
+    AGAINST,
     "wireguard-go",
     "boringtun",
     "gotatun",
@@ -27,9 +27,15 @@ pub(crate) const NAMES: [&str; 11] = [
     "stunnel",
 ];
 
+/// underpass with the suite that it does not choose by itself on a processor that has AES.
+pub(crate) const CHACHA: &str = "underpass-chacha";
+
+/// Another build of underpass.
+pub(crate) const AGAINST: &str = "underpass-against";
+
 /// Where programs lie that are no part of the system.
 pub(crate) struct Programs {
-    /// Another build of underpass.
+    /// For [`AGAINST`].
     pub(crate) against: Option<PathBuf>,
     /// What `cargo install` has put there.
     pub(crate) peers: PathBuf,
@@ -39,16 +45,16 @@ pub(crate) struct Programs {
 pub(crate) fn start(field: &Field, programs: &Programs, name: &'static str) -> Contender {
     let number = NAMES.iter().position(|candidate| *candidate == name).expect("one of the names") as u8;
     let near = Near { field, number };
-    let peer = |program: &str| programs.peers.join(program);
+    let peer = |program: &str| installed(programs.peers.join(program));
     let (kind, reach, daemons) = match name {
         "plain" => (Kind::Plain, Reach::Packets(BACKEND), vec![]),
         "underpass" => near.underpass("aes-256-gcm", None),
-        "underpass-chacha" => near.underpass("chacha20-poly1305", None),
-        "underpass-against" => near.underpass("aes-256-gcm", programs.against.as_deref()),
+        CHACHA => near.underpass("chacha20-poly1305", None),
+        AGAINST => near.underpass("aes-256-gcm", programs.against.as_deref()),
         "wireguard-go" => near.wireguard("wireguard-go".as_ref(), &[]),
         "boringtun" => near.wireguard(&peer("boringtun-cli"), &["--disable-drop-privileges"]),
         "gotatun" => near.wireguard(&peer("gotatun"), &["--disable-drop-privileges"]),
-        "quincy" => near.quincy(&programs.peers),
+        "quincy" => near.quincy(peer("quincy-server").parent().expect("it lies in a directory")),
         "haproxy-tls" => (Kind::Tls, Reach::Tls { resumed: true }, vec![]),
         "haproxy-tls-full" => (Kind::Tls, Reach::Tls { resumed: false }, vec![]),
         "stunnel" => near.stunnel(),
@@ -63,6 +69,11 @@ pub(crate) fn start(field: &Field, programs: &Programs, name: &'static str) -> C
         wait::until(&format!("{name} carries a ping"), carries);
     }
     contender
+}
+
+fn installed(program: PathBuf) -> PathBuf {
+    assert!(program.is_file(), "{} is missing: make peers builds it", program.display());
+    program
 }
 
 type Started = (Kind, Reach, Vec<Box<dyn AsRef<Process>>>);
