@@ -87,7 +87,7 @@ fn main() {
     // What is caught is told where it happens, without a trace of this program's innards.
     set_hook(Box::new(|panic| eprintln!("failed: {panic}")));
     let mut failures = vec![];
-    let mut note = |name: &str, reason| failures.push(json!({ "what": name, "reason": reason }));
+    let mut note = |name: &str, reason| failures.push((name.to_owned(), reason));
     let mut tables = run(&arguments, &chosen, &names, &mut note);
     tables.extend(peers::measure(&arguments, &chosen, &mut note));
     let costs = costs::measure(&chosen, &mut note);
@@ -99,7 +99,7 @@ fn main() {
         "tests": report::json(&tables),
         "bars": verdicts.iter().map(Verdict::json).collect::<Vec<_>>(),
         "costs": costs.iter().map(Cost::json).collect::<Vec<_>>(),
-        "failures": failures,
+        "failures": failures.iter().map(|(name, reason)| json!({ "what": name, "reason": reason })).collect::<Vec<_>>(),
     });
     if let Some(None) = arguments.json {
         println!("{everything:#}");
@@ -107,7 +107,7 @@ fn main() {
     }
     tables.iter().for_each(report::print);
     report::print_bars(&verdicts, &costs);
-    failures.iter().for_each(|failure| println!("\nnot measured: {failure}"));
+    failures.iter().for_each(|(name, reason)| println!("\n{name} was not measured: {reason}"));
     if let Some(Some(file)) = arguments.json {
         std::fs::write(&file, format!("{everything:#}\n")).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
     }

@@ -8,19 +8,19 @@ use crate::bars::{Verdict, verdict};
 use crate::costs::Cost;
 use crate::measurement::Figure;
 use crate::results::{Better, Series, Table};
+use crate::starting::AGAINST;
 
 /// Prints one test's table.
 pub(crate) fn print(table: &Table) {
     println!("\n{} ({})\n", table.title, table.name);
     let figures: BTreeSet<Figure> = table.series.iter().flat_map(|series| series.figures().into_keys()).collect();
-    let heads = ["contender", "median", "least", "most", "of plain", "of best peer"].into_iter();
+    let heads = ["contender", "median", "least", "most", "of plain", "of best peer", "of underpass"].into_iter();
     let heads = heads.chain(figures.iter().map(|figure| figure.title()));
     let mut rows = vec![heads.map(str::to_owned).collect::<Vec<_>>()];
     for series in &table.series {
-        let [of_plain, of_peer] = ratios(table, series);
         let [least, most] = series.extremes();
         let seen = series.figures();
-        let numbers = [Some(series.median()), least, most, of_plain, of_peer].into_iter();
+        let numbers = [Some(series.median()), least, most].into_iter().chain(ratios(table, series));
         let numbers = numbers.chain(figures.iter().map(|figure| seen.get(figure).copied()));
         rows.push([series.contender.to_owned()].into_iter().chain(numbers.map(number)).collect());
     }
@@ -30,10 +30,11 @@ pub(crate) fn print(table: &Table) {
     }
 }
 
-/// Of no tunnel, and of the best other tunnel.
-fn ratios(table: &Table, series: &Series) -> [Option<f64>; 2] {
+/// Of no tunnel, of the best other tunnel, and, for another build, of underpass itself.
+fn ratios(table: &Table, series: &Series) -> [Option<f64>; 3] {
     let rank = |series: &Series| if table.better == Better::More { series.median() } else { -series.median() };
-    [table.named("plain"), table.best_peer(rank)].map(|other| series.ratio_to(other?))
+    let itself = if series.contender == AGAINST { table.named("underpass") } else { None };
+    [table.named("plain"), table.best_peer(rank), itself].map(|other| series.ratio_to(other?))
 }
 
 /// As a table in Markdown, without the columns that have only a head.
@@ -97,13 +98,13 @@ pub(crate) fn json(tables: &[Table]) -> Value {
 
 fn table_json(table: &Table) -> Value {
     let contenders = table.series.iter().map(|series| {
-        let [of_plain, of_peer] = ratios(table, series);
+        let [of_plain, of_peer, of_underpass] = ratios(table, series);
         let figures: Map<String, Value> =
             series.figures().iter().map(|(figure, value)| (figure.title().to_owned(), json!(value))).collect();
         let failures: Vec<_> = series.failures().collect();
         let contender = json!({
             "median": series.median(), "rounds": series.values(), "of_plain": of_plain, "of_best_peer": of_peer,
-            "figures": figures, "failures": failures,
+            "of_underpass": of_underpass, "figures": figures, "failures": failures,
         });
         (series.contender.to_owned(), contender)
     });
