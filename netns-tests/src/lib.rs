@@ -23,6 +23,7 @@ pub mod haproxy;
 pub mod http;
 pub mod nat;
 pub mod nginx;
+pub mod numbered;
 pub mod packet_socket;
 pub mod probe;
 pub mod process;

@@ -11,5 +11,6 @@ mod laboratory;
 mod lifecycle;
 mod load_balancer;
 mod path;
+mod reordering;
 mod security;
 mod two_peers;
