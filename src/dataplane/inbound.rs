@@ -1,5 +1,7 @@
 //! From opened datagrams to the TUN: admits their packets and joins those that were cut from one superpacket.
 
+use std::net::IpAddr;
+
 use crate::packet::frame::{FLAG_CHECKSUM_PARTIAL, FLAG_CONTINUES, PacketFrame};
 use crate::packet::ip::IpPacket;
 use crate::proto::error::DropReason;
@@ -22,6 +24,8 @@ pub(super) struct Inbound<'a, 'b> {
     signals_congestion: bool,
     /// Who sealed the datagram before, if its last packet frame is the train's last packet.
     last: Option<Position>,
+    /// The peer and the source of the packet that was admitted last.
+    admitted: Option<(PeerId, IpAddr)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +37,15 @@ struct Position {
 
 impl<'a, 'b> Inbound<'a, 'b> {
     pub(super) fn new(router: &'a Router, tun: &'a TunQueue, counters: &'a Counters) -> Self {
-        Self { router, tun, counters, train: Train::new(tun.offload()), signals_congestion: false, last: None }
+        Self {
+            router,
+            tun,
+            counters,
+            train: Train::new(tun.offload()),
+            signals_congestion: false,
+            last: None,
+            admitted: None,
+        }
     }
 
     /// Has one bulk flow told, if there is one, that the queue of what was received stands.
@@ -74,7 +86,7 @@ impl<'a, 'b> Inbound<'a, 'b> {
                 return Ok(true);
             }
         }
-        let packet = match self.router.admit(peer, frame) {
+        let packet = match self.router.admit(peer, frame, &mut self.admitted) {
             Ok(packet) => packet,
             Err(reason) => {
                 self.counters.count(reason);

@@ -5,7 +5,7 @@
 
 use crate::packet::checksum;
 use crate::packet::frame::{FLAG_CHECKSUM_PARTIAL, FLAG_CONTINUES};
-use crate::packet::ip::{IpPacket, Malformed, TransportProtocol, set_congestion_experienced};
+use crate::packet::ip::{IPV6_HEADER_LEN, IpPacket, Malformed, TransportProtocol, set_congestion_experienced};
 
 use super::virtio::{Segmentation, VirtioHeader};
 
@@ -31,6 +31,8 @@ struct Cut {
     segment_size: usize,
     /// Sum over the pseudo-header, without the length, which differs per segment.
     pseudo_header_sum: u32,
+    /// [`fixed_header_sum`] of the IP header.
+    ip_header_sum: u32,
 }
 
 impl<'a> Segments<'a> {
@@ -66,6 +68,7 @@ impl<'a> Segments<'a> {
                         packet.protocol(),
                         0,
                     ),
+                    ip_header_sum: fixed_header_sum(&packet.bytes()[..transport.start]),
                 },
                 true,
             ),
@@ -97,6 +100,13 @@ impl<'a> Segments<'a> {
     /// Has every segment say that it met congestion (RFC 3168 §5); `false` if its flow would not understand.
     pub(super) fn mark_congestion(&mut self) -> bool {
         self.congestion_experienced = self.packet.is_ecn_capable();
+        if let Some(cut) = self.cut.as_mut().filter(|_| self.congestion_experienced) {
+            let mut ip = [0; MAX_IPV4_HEADER_LEN];
+            let ip = &mut ip[..cut.transport_start.min(MAX_IPV4_HEADER_LEN)];
+            ip.copy_from_slice(&self.packet.bytes()[..ip.len()]);
+            set_congestion_experienced(ip);
+            cut.ip_header_sum = fixed_header_sum(ip);
+        }
         self.congestion_experienced
     }
 
@@ -141,7 +151,7 @@ impl<'a> Segments<'a> {
         if self.congestion_experienced {
             set_congestion_experienced(ip);
         }
-        set_ip_length(ip, packet_len, index);
+        cut_ip_header(ip, packet_len, index, cut.ip_header_sum);
         let transport_len = packet_len - cut.transport_start;
         match cut.protocol {
             TransportProtocol::Tcp => self.cut_tcp_header(cut, index, transport),
@@ -205,6 +215,7 @@ impl Cut {
             headers_len: start + transport_header_len,
             segment_size: usize::from(header.segment_size),
             pseudo_header_sum: u32::from(sum) + u32::from(!length),
+            ip_header_sum: 0,
         })
     }
 }
@@ -213,22 +224,37 @@ pub(super) const TCP_FIN: u8 = 0x01;
 pub(super) const TCP_PSH: u8 = 0x08;
 pub(super) const TCP_CWR: u8 = 0x80;
 
+const MAX_IPV4_HEADER_LEN: usize = 60;
 const TCP_HEADER_LEN: usize = 20;
 const UDP_HEADER_LEN: usize = 8;
 
-/// Sets the length of an IP header in front of a packet of `packet_len` bytes, and for IPv4 advances the identification
-/// by `index` and computes the header's checksum.
-pub(super) fn set_ip_length(ip: &mut [u8], packet_len: usize, index: usize) {
+/// Sets the length of an IP header in front of a packet of `packet_len` bytes, and for IPv4 its checksum.
+pub(super) fn set_ip_length(ip: &mut [u8], packet_len: usize) {
+    cut_ip_header(ip, packet_len, 0, fixed_header_sum(ip));
+}
+
+/// The same for the packet at `index` of those that are cut from one. `fixed_sum` is [`fixed_header_sum`] of the header,
+/// computed once for all of them.
+fn cut_ip_header(ip: &mut [u8], packet_len: usize, index: usize, fixed_sum: u32) {
     if ip[0] >> 4 == 6 {
-        return ip[4..6].copy_from_slice(&length_field(packet_len - crate::packet::ip::IPV6_HEADER_LEN));
+        return ip[4..6].copy_from_slice(&length_field(packet_len - IPV6_HEADER_LEN));
     }
-    ip[2..4].copy_from_slice(&length_field(packet_len));
+    let length = length_field(packet_len);
     let index = u16::try_from(index).expect("a superpacket has fewer segments than bytes");
     let identification = u16::from_be_bytes([ip[4], ip[5]]).wrapping_add(index);
+    ip[2..4].copy_from_slice(&length);
     ip[4..6].copy_from_slice(&identification.to_be_bytes());
-    ip[10..12].fill(0);
-    let checksum = checksum::finish(0, ip);
-    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+    let sum = fixed_sum + u32::from(u16::from_be_bytes(length)) + u32::from(identification);
+    ip[10..12].copy_from_slice(&(!checksum::fold(sum)).to_be_bytes());
+}
+
+/// The sum over what cutting leaves as it is of an IPv4 header: all but the total length, the identification and the
+/// checksum. An IPv6 header has no checksum.
+fn fixed_header_sum(ip: &[u8]) -> u32 {
+    if ip[0] >> 4 == 6 {
+        return 0;
+    }
+    checksum::add(checksum::add(checksum::add(0, &ip[..2]), &ip[6..10]), &ip[12..])
 }
 
 /// A length that is known to be an IP packet's, as its header field.

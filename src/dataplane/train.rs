@@ -165,7 +165,7 @@ impl<'b> Train<'b> {
         if self.congestion_experienced {
             set_congestion_experienced(ip);
         }
-        set_ip_length(ip, transport.start + transport_len, 0);
+        set_ip_length(ip, transport.start + transport_len);
         match transport.protocol {
             TransportProtocol::Tcp => header[13] |= self.last_flags,
             TransportProtocol::Udp => header[4..6].copy_from_slice(&length_field(transport_len)),

@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "one crate gives its descriptor away as a bare number only")]
 
 use std::fs::File;
-use std::io::{self, IoSlice, Read as _, Write as _};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
 use std::sync::Arc;
 
@@ -165,7 +165,7 @@ fn classify(name: &str, source: io::Error) -> TunError {
 /// One queue of a TUN: non-blocking, read by one worker, written by several threads.
 #[derive(Debug)]
 pub(super) struct TunQueue {
-    file: File,
+    descriptor: OwnedFd,
     offload: Offload,
 }
 
@@ -181,7 +181,7 @@ pub(super) struct TunRead<'b> {
 impl TunQueue {
     fn new(descriptor: OwnedFd, offload: Offload) -> io::Result<Self> {
         fcntl(&descriptor, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))?;
-        Ok(Self { file: File::from(descriptor), offload })
+        Ok(Self { descriptor, offload })
     }
 
     /// A queue whose other end is `UnixDatagram` instead of the kernel: datagrams stand for packets.
@@ -198,11 +198,13 @@ impl TunQueue {
     /// Reads one packet or superpacket. `Ok(None)` when none is waiting; `Err` only when the device is gone.
     pub(super) fn read<'b>(&self, buffer: &'b mut [u8]) -> io::Result<Option<TunRead<'b>>> {
         let length = loop {
-            match (&self.file).read(buffer) {
+            match rustix::io::read(&self.descriptor, &mut *buffer) {
                 Ok(length) => break length,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if is_device_gone(&error) => return Err(error),
-                Err(_) => return Ok(None),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => {
+                    let error = io::Error::from(errno);
+                    return if is_device_gone(&error) { Err(error) } else { Ok(None) };
+                }
             }
         };
         let bytes = &mut buffer[..length];
@@ -216,10 +218,10 @@ impl TunQueue {
     /// [`is_device_gone`] means that this packet was refused: EIO while the link is down, EINVAL for a bad header.
     pub(super) fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
         loop {
-            match (&self.file).write_vectored(parts) {
+            match rustix::io::writev(&self.descriptor, parts) {
                 Ok(_) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
             }
         }
     }
@@ -227,7 +229,7 @@ impl TunQueue {
 
 impl AsFd for TunQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.descriptor.as_fd()
     }
 }
 

@@ -68,7 +68,7 @@ pub(super) fn answer(packet: &IpPacket<'_>, out: &mut [u8; MAX_ANSWER_LEN]) -> O
             let length = quote(packet, &header, DESTINATION_UNREACHABLE_V4, MAX_ANSWER_LEN_V4, out);
             let checksum = checksum::finish(0, &out[IPV4_HEADER_LEN..length]);
             out[IPV4_HEADER_LEN + 2..IPV4_HEADER_LEN + 4].copy_from_slice(&checksum.to_be_bytes());
-            set_ip_length(&mut out[..IPV4_HEADER_LEN], length, 0);
+            set_ip_length(&mut out[..IPV4_HEADER_LEN], length);
             length
         }
         (source, destination) => {
@@ -82,7 +82,7 @@ pub(super) fn answer(packet: &IpPacket<'_>, out: &mut [u8; MAX_ANSWER_LEN]) -> O
             let sum = checksum::pseudo_header(destination, source, PROTOCOL_ICMPV6, message_len);
             let checksum = checksum::finish(sum, &out[IPV6_HEADER_LEN..length]);
             out[IPV6_HEADER_LEN + 2..IPV6_HEADER_LEN + 4].copy_from_slice(&checksum.to_be_bytes());
-            set_ip_length(&mut out[..IPV6_HEADER_LEN], length, 0);
+            set_ip_length(&mut out[..IPV6_HEADER_LEN], length);
             length
         }
     })

@@ -8,6 +8,7 @@
 //! Run to completion: nothing is handed to another thread but what only the slow path can do, through a bounded queue.
 //! No packet costs an allocation or a lock. The worker knows no timers, handshakes or peers' configuration.
 
+use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Instant;
@@ -212,6 +213,7 @@ impl Worker {
         let router = parts.router.load();
         let mut drain = self.outbound.drain(now, &mut self.notices);
         let mut turn_bytes = 0;
+        let mut last_route = None;
         for _ in 0..MAX_READS {
             if turn_bytes >= MAX_TURN_BYTES {
                 break;
@@ -230,7 +232,7 @@ impl Worker {
                 parts.counters.count(DropReason::MalformedPacket);
                 continue;
             };
-            match parts.route(now, &router, segments.packet()) {
+            match parts.route(now, &router, segments.packet(), &mut last_route) {
                 Ok(route) => {
                     if segments.count() > 1 && self.tun_queue.take_signal(now) {
                         parts.signal_congestion(&mut segments);
@@ -261,11 +263,22 @@ impl Worker {
 }
 
 impl WorkerParts {
-    fn route<'r>(&self, now: Instant, router: &'r Router, packet: &IpPacket<'_>) -> Result<Route<'r>, Miss> {
+    /// `last` is the destination and the route of the packet before, which is mostly that of this one.
+    fn route<'r>(
+        &self,
+        now: Instant,
+        router: &'r Router,
+        packet: &IpPacket<'_>,
+        last: &mut Option<(IpAddr, Route<'r>)>,
+    ) -> Result<Route<'r>, Miss> {
         if own_datagram_destination(packet, &self.ports).is_some_and(|remote| router.has_endpoint(remote)) {
             return Err(DropReason::RoutingLoop.into());
         }
-        router.route(now, packet.destination())
+        let destination = packet.destination();
+        match *last {
+            Some((same, route)) if same == destination => Ok(route),
+            _ => Ok(last.insert((destination, router.route(now, destination)?)).1),
+        }
     }
 
     fn signal_congestion(&self, superpacket: &mut Segments<'_>) {

@@ -344,7 +344,7 @@ impl Device {
         for frame in opened.packets(&mut notices) {
             let admitted = frame
                 .map_err(|_| DropReason::MalformedFrame)
-                .and_then(|frame| Ok((frame.flags, router.admit(opened.peer, frame)?.bytes())));
+                .and_then(|frame| Ok((frame.flags, router.admit(opened.peer, frame, &mut None)?.bytes())));
             match admitted {
                 Ok((flags, bytes)) => self.events.push_back(Event::Packet {
                     peer,

@@ -215,12 +215,20 @@ impl Router {
     }
 
     /// Checks one packet frame of an opened datagram: a whole IP packet, from a source that its peer may use, with a
-    /// partial checksum only where there is one to complete.
-    pub fn admit<'b>(&self, peer: PeerId, frame: PacketFrame<'b>) -> Result<IpPacket<'b>, DropReason> {
+    /// partial checksum only where there is one to complete. `last` is the peer and the source of the packet that this
+    /// router admitted before, which are mostly those of this one.
+    pub fn admit<'b>(
+        &self,
+        peer: PeerId,
+        frame: PacketFrame<'b>,
+        last: &mut Option<(PeerId, IpAddr)>,
+    ) -> Result<IpPacket<'b>, DropReason> {
         let packet = IpPacket::parse(frame.bytes).map_err(|_| DropReason::MalformedPacket)?;
-        if self.allowed_ips.lookup(packet.source()) != Some(peer) {
+        let from = (peer, packet.source());
+        if *last != Some(from) && self.allowed_ips.lookup(packet.source()) != Some(peer) {
             return Err(DropReason::SourceNotAllowed);
         }
+        *last = Some(from);
         if frame.flags & FLAG_CHECKSUM_PARTIAL != 0 && packet.transport().is_none() {
             return Err(DropReason::MalformedPacket);
         }

@@ -246,7 +246,7 @@ impl Node {
         };
         let peer = snapshot.names[&opened.peer];
         for frame in opened.packets(&mut notices).flatten() {
-            let Ok(packet) = snapshot.router.admit(opened.peer, frame) else { continue };
+            let Ok(packet) = snapshot.router.admit(opened.peer, frame, &mut None) else { continue };
             self.deliveries.push(Delivery {
                 peer,
                 bytes: packet.bytes().to_vec(),

@@ -247,6 +247,16 @@ fn a_foreign_source_does_not_slip_in_with_a_train() {
 }
 
 #[test]
+fn a_foreign_source_does_not_slip_in_behind_an_admitted_packet() {
+    let link = Link::new();
+    let mut packets = cut(&Sample { segment_size: 0, ..Sample::tcp_v4(100, 0) });
+    packets.push(packets[0].clone());
+    packets[1].1[15] = 9;
+    assert_eq!(link.receive(vec![link.seal(0, &packets)]), [152]);
+    assert_eq!(link.drops(DropReason::SourceNotAllowed), 1);
+}
+
+#[test]
 fn garbage_in_a_train_is_dropped_and_counted() {
     let link = Link::new();
     let mut packets = cut(&Sample::tcp_v4(5000, 1000));
