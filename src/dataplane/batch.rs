@@ -20,7 +20,7 @@ use crate::proto::router::{Notice, Route};
 
 use super::counters::Counters;
 use super::segment::Segments;
-use super::sender::{MAX_SEND_LEN, MAX_SEND_SEGMENTS, Sender, Unsent};
+use super::sender::{MAX_SEND_LEN, MAX_SEND_SEGMENTS, SendRun, Unsent};
 
 /// Peers whose datagrams are collected at the same time; a further one makes another's leave early.
 const MAX_BATCHES: usize = 16;
@@ -33,7 +33,7 @@ pub(super) struct Outbound {
     lane: u8,
     /// The longest plaintext of a datagram: one packet of the interface's MTU in its frame.
     max_plaintext: usize,
-    sender: Sender,
+    sender: Box<dyn SendRun>,
     counters: Arc<Counters>,
     /// One per batch, end to end; pages that no batch has used are not resident.
     buffers: Box<[u8]>,
@@ -41,9 +41,10 @@ pub(super) struct Outbound {
 
 impl Outbound {
     /// For packets of up to `mtu` bytes.
-    pub(super) fn new(lane: u8, mtu: u16, sender: Sender, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(lane: u8, mtu: u16, sender: impl SendRun + 'static, counters: Arc<Counters>) -> Self {
         let max_plaintext = (usize::from(mtu) + FRAME_HEADER_LEN).min(MAX_SEND_LEN - TRANSPORT_OVERHEAD);
-        Self { lane, max_plaintext, sender, counters, buffers: vec![0; MAX_BATCHES * BUFFER_LEN].into() }
+        let buffers = vec![0; MAX_BATCHES * BUFFER_LEN].into();
+        Self { lane, max_plaintext, sender: Box::new(sender), counters, buffers }
     }
 
     /// Begins to collect what one drain sends.
@@ -119,7 +120,7 @@ struct Wire<'w> {
     now: Instant,
     lane: u8,
     max_plaintext: usize,
-    sender: &'w mut Sender,
+    sender: &'w mut dyn SendRun,
     counters: &'w Counters,
     notices: &'w mut Vec<Notice>,
     buffer: &'w mut [u8],
@@ -130,7 +131,7 @@ fn wire<'w>(now: Instant, outbound: &'w mut Outbound, notices: &'w mut Vec<Notic
         now,
         lane: outbound.lane,
         max_plaintext: outbound.max_plaintext,
-        sender: &mut outbound.sender,
+        sender: outbound.sender.as_mut(),
         counters: &outbound.counters,
         notices,
         buffer: &mut outbound.buffers[slot * BUFFER_LEN..(slot + 1) * BUFFER_LEN],
@@ -279,7 +280,7 @@ impl<'r> Batch<'r> {
     fn send(&mut self, wire: &mut Wire<'_>) {
         let run = &wire.buffer[self.start..self.end];
         if let Some(segment_size) = self.segment_size.take()
-            && let Err(Unsent(datagrams)) = wire.sender.send(wire.now, &self.route.endpoint(), run, segment_size)
+            && let Err(Unsent(datagrams)) = wire.sender.send_run(wire.now, &self.route.endpoint(), run, segment_size)
         {
             wire.counters.add(DropReason::SendFailed, datagrams);
         }

@@ -1,5 +1,6 @@
 //! The way out of one thread: picks the socket, and falls back to single datagrams where the kernel refuses many at once.
 
+use std::fmt::Debug;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +20,13 @@ pub(super) const MAX_SEND_SEGMENTS: usize = 64;
 const SEGMENTATION_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// How many such destinations are remembered; a further one replaces the oldest.
 const MAX_REFUSALS: usize = 64;
+
+/// Where the datagrams of a batch leave to: sockets, or in a test what stands for them.
+pub(super) trait SendRun: Debug + Send {
+    /// Sends `bytes` as datagrams of `segment_size`, the last maybe shorter; at most [`MAX_SEND_LEN`] bytes and
+    /// [`MAX_SEND_SEGMENTS`] datagrams.
+    fn send_run(&mut self, now: Instant, to: &Endpoint, bytes: &[u8], segment_size: usize) -> Result<(), Unsent>;
+}
 
 /// Sends over the right one of several sockets, and remembers which destinations refuse segmented sends. Each thread
 /// that sends has its own.
@@ -74,6 +82,12 @@ impl Sender {
             self.refusals.remove(0);
         }
         self.refusals.push((destination, now + SEGMENTATION_RETRY_AFTER));
+    }
+}
+
+impl SendRun for Sender {
+    fn send_run(&mut self, now: Instant, to: &Endpoint, bytes: &[u8], segment_size: usize) -> Result<(), Unsent> {
+        self.send(now, to, bytes, segment_size)
     }
 }
 

@@ -4,18 +4,23 @@
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
-use crate::packet::ip::{IpPacket, Malformed};
-use crate::proto::router::{Notice, Router};
+use crate::packet::ip::{IpPacket, Malformed, TransportProtocol};
+use crate::proto::endpoint::Endpoint;
+use crate::proto::error::{DropReason, Miss};
+use crate::proto::router::{Notice, Opened, Router};
+use crate::proto::stats::DropCounters;
 
 use super::batch::Outbound;
+use super::counters::Counters;
+use super::inbound::Inbound;
 pub use super::samples::{Sample, config, device, handshake};
 use super::segment::Segments;
-use super::sender::Sender;
+use super::sender::{SendRun, Sender, Unsent};
 use super::train::Train;
-use super::tun::{Offload, Tun, TunQueue};
+use super::tun::{Offload, TUN_BUFFER_LEN, Tun, TunQueue};
 use super::udp::{BindOptions, UdpSocket};
 use super::virtio::VirtioHeader;
 use super::{Dataplane, DataplaneConfig, StartError};
@@ -59,28 +64,142 @@ pub fn join<'b>(packets: impl IntoIterator<Item = IpPacket<'b>>, mut write: impl
     deliver(&mut train);
 }
 
-/// A worker's way out, with a socket on loopback.
+/// A worker's way out.
 #[derive(Debug)]
-pub struct Transmitter(Outbound);
+pub struct Transmitter {
+    outbound: Outbound,
+    counters: Arc<Counters>,
+}
+
+/// Datagrams that leave together.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// Where they go.
+    pub endpoint: Endpoint,
+    /// The datagrams, end to end.
+    pub bytes: Vec<u8>,
+    /// Length of each but the last, which may be shorter.
+    pub segment_size: usize,
+}
+
+#[derive(Debug)]
+struct Channel(mpsc::Sender<Run>);
+
+impl SendRun for Channel {
+    fn send_run(&mut self, _now: Instant, to: &Endpoint, bytes: &[u8], segment_size: usize) -> Result<(), Unsent> {
+        let run = Run { endpoint: *to, bytes: bytes.to_vec(), segment_size };
+        self.0.send(run).map_err(|_| Unsent(bytes.len().div_ceil(segment_size) as u64))
+    }
+}
 
 impl Transmitter {
-    /// For an interface of this MTU in bytes.
+    /// For an interface of this MTU in bytes, with a socket on loopback.
     pub fn new(mtu: u16) -> Self {
         let options = BindOptions { shared: false, fwmark: None };
         let socket = UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], 0)), options).expect("loopback has free ports");
-        Self(Outbound::new(0, mtu, Sender::new(Arc::new([socket])), Arc::default()))
+        Self::sending(0, mtu, Sender::new(Arc::new([socket])))
     }
 
-    /// Packs, seals and sends what one drain of a TUN with offload gave, for peers that have sessions.
-    pub fn drain(&mut self, now: Instant, router: &Router, reads: &mut [Vec<u8>], notices: &mut Vec<Notice>) {
-        let mut drain = self.0.drain(now, notices);
-        for read in reads {
-            let segments = segments(read).expect("a packet as the kernel gives it");
-            let route = router.route(now, segments.packet().destination()).expect("a peer with a session");
-            drain.push(route, &segments);
+    /// Without a socket: what it would send comes out of a channel.
+    pub fn into_channel(lane: u8, mtu: u16) -> (Self, mpsc::Receiver<Run>) {
+        let (sender, runs) = mpsc::channel();
+        (Self::sending(lane, mtu, Channel(sender)), runs)
+    }
+
+    fn sending(lane: u8, mtu: u16, sender: impl SendRun + 'static) -> Self {
+        let counters = Arc::new(Counters::default());
+        Self { outbound: Outbound::new(lane, mtu, sender, counters.clone()), counters }
+    }
+
+    /// Packs, seals and sends what one drain of a TUN with offload gave. Returns what is not to be sent, by its place in
+    /// `reads`, and why.
+    pub fn drain(
+        &mut self,
+        now: Instant,
+        router: &Router,
+        reads: &mut [Vec<u8>],
+        notices: &mut Vec<Notice>,
+    ) -> Vec<(usize, Miss)> {
+        let mut drain = self.outbound.drain(now, notices);
+        let mut missed = Vec::new();
+        for (index, read) in reads.iter_mut().enumerate() {
+            let pushed = segments(read).map_err(|_| DropReason::MalformedPacket.into()).and_then(|segments| {
+                drain.push(router.route(now, segments.packet().destination())?, &segments);
+                Ok(())
+            });
+            missed.extend(pushed.err().map(|miss| (index, miss)));
         }
         drain.finish();
+        missed
     }
+
+    /// What it dropped since it was made.
+    pub fn drops(&self) -> DropCounters {
+        total(&self.counters)
+    }
+}
+
+/// A worker's way in, from opened datagrams to a socket in the kernel's place behind its TUN queue.
+#[derive(Debug)]
+pub struct Receiver {
+    tun: TunQueue,
+    kernel: UnixDatagram,
+    counters: Counters,
+    buffer: Box<[u8]>,
+}
+
+impl Receiver {
+    /// With a TUN that takes superpackets of these protocols; of none, and it is a plain one.
+    pub fn new(superpackets: &[TransportProtocol]) -> Self {
+        let takes = |protocol| superpackets.contains(&protocol);
+        let offload = match (takes(TransportProtocol::Tcp), takes(TransportProtocol::Udp)) {
+            (_, true) => Offload::TcpAndUdp,
+            (true, false) => Offload::Tcp,
+            (false, false) => Offload::None,
+        };
+        let (queue, kernel) = UnixDatagram::pair().expect("sockets are to be had");
+        kernel.set_nonblocking(true).expect("a socket that is open can be made non-blocking");
+        let tun = TunQueue::of_socket(queue, offload);
+        Self { tun, kernel, counters: Counters::default(), buffer: vec![0; TUN_BUFFER_LEN].into() }
+    }
+
+    /// Takes the datagrams of one receive, from a socket whose queue stands or not. Returns what was written to the TUN.
+    pub fn receive(
+        &mut self,
+        router: &Router,
+        opened: &[Opened<'_>],
+        standing: bool,
+        notices: &mut Vec<Notice>,
+    ) -> Vec<Vec<u8>> {
+        let mut written = Vec::new();
+        let mut inbound = Inbound::new(router, &self.tun, &self.counters);
+        if standing {
+            inbound.signal_congestion();
+        }
+        for opened in opened {
+            inbound.take(opened, notices).expect("the kernel's end is open");
+            // The socket does not hold more than some datagrams' packets.
+            written.extend(drain(&self.kernel, &mut self.buffer));
+        }
+        inbound.deliver().expect("the kernel's end is open");
+        written.extend(drain(&self.kernel, &mut self.buffer));
+        written
+    }
+
+    /// What it dropped since it was made.
+    pub fn drops(&self) -> DropCounters {
+        total(&self.counters)
+    }
+}
+
+fn drain(socket: &UnixDatagram, buffer: &mut [u8]) -> impl Iterator<Item = Vec<u8>> {
+    std::iter::from_fn(|| socket.recv(buffer).ok().map(|length| buffer[..length].to_vec()))
+}
+
+fn total(counters: &Counters) -> DropCounters {
+    let mut drops = DropCounters::default();
+    counters.add_to(&mut drops);
+    drops
 }
 
 fn segments(read: &mut [u8]) -> Result<Segments<'_>, Malformed> {

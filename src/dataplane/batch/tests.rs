@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::super::clock;
 use super::super::samples::{Sample, config, device, handshake};
+use super::super::sender::Sender;
 use super::super::udp::{BindOptions, RECEIVE_BUFFER_LEN, UdpSocket};
 use super::super::virtio::VirtioHeader;
 use super::*;
