@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::packet::frame::{FRAME_HEADER_LEN, packet_header, pad};
+use crate::packet::frame::{FLAG_CONTINUES, FRAME_HEADER_LEN, packet_header, pad};
 use crate::packet::message::{TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD};
 use crate::proto::error::DropReason;
 use crate::proto::router::{Notice, Route};
@@ -177,14 +177,19 @@ impl<'r> Batch<'r> {
         if count > 1 {
             self.make_room(wire, segments.length(0), count);
         }
+        let mut neighbour_is_sent = false;
         for index in 0..count {
             let length = segments.length(index);
-            if let Some(room) = self.reserve(wire, length) {
-                let frame = &mut wire.buffer[room];
-                let frame_length = u16::try_from(length).expect("reserved, so within the MTU");
-                frame[..FRAME_HEADER_LEN].copy_from_slice(&packet_header(segments.flags(index), frame_length));
-                segments.write(index, &mut frame[FRAME_HEADER_LEN..]);
-            }
+            let Some(room) = self.reserve(wire, length) else {
+                neighbour_is_sent = false;
+                continue;
+            };
+            let frame = &mut wire.buffer[room];
+            let frame_length = u16::try_from(length).expect("reserved, so within the MTU");
+            let flags = segments.flags(index) & if neighbour_is_sent { !0 } else { !FLAG_CONTINUES };
+            frame[..FRAME_HEADER_LEN].copy_from_slice(&packet_header(flags, frame_length));
+            segments.write(index, &mut frame[FRAME_HEADER_LEN..]);
+            neighbour_is_sent = true;
         }
         // A large superpacket has filled the send: the peer can work on it while the next one is read.
         if count > 1 && self.end - self.start > MAX_SEND_LEN / 2 {

@@ -181,6 +181,15 @@ fn a_packet_beyond_the_mtu_is_counted_and_the_others_go() {
 }
 
 #[test]
+fn a_segment_does_not_continue_one_that_is_too_large() {
+    let mut links = Links::new(1);
+    links.send(&[small(10), Sample::tcp_v4(2 * 1369 + 100, 1369)]);
+    let packets: Vec<_> = links.receive(0).into_iter().flatten().flat_map(|(_, packets)| packets).collect();
+    assert_eq!(packets.iter().map(|(flags, packet)| (*flags, packet.len())).collect::<Vec<_>>(), [(1, 62), (1, 152)]);
+    assert_eq!(links.drops(DropReason::TooLarge), 2);
+}
+
+#[test]
 fn interleaved_peers_each_get_one_datagram() {
     let mut links = Links::new(3);
     send_to(&mut links, (0..12).map(|index| to_peer(1 + index % 2, 100 + usize::from(index))));
