@@ -1,0 +1,60 @@
+//! Us, with sessions to two peers. One of them owns a prefix, the other an address in it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use underpass::dataplane::testing::{config, device, handshake};
+use underpass::proto::endpoint::Endpoint;
+use underpass::proto::router::Router;
+
+/// Both ends of two links.
+pub(crate) struct Links {
+    pub now: Instant,
+    pub us: Arc<Router>,
+    /// They would take packets from any source of ours.
+    pub peers: [Arc<Router>; 2],
+}
+
+/// We have a number like a peer's.
+pub(crate) const US: usize = 9;
+const OWNED: [&[&str]; 2] = [&["10.77.0.0/24", "fd00::/120"], &["10.77.0.3/32", "fd00::3/128"]];
+
+/// Which peer an inner address belongs to, the slow way.
+pub(crate) fn owner(address: IpAddr) -> Option<usize> {
+    let last = match address {
+        IpAddr::V4(address) => address.octets().strip_prefix(&[10, 77, 0]).map(|last| last[0]),
+        IpAddr::V6(address) => {
+            address.octets().strip_prefix(&[0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).map(|last| last[0])
+        }
+    };
+    last.map(|last| usize::from(last == 3))
+}
+
+/// Where a peer is, or [`US`].
+pub(crate) fn endpoint(peer: usize) -> Endpoint {
+    Endpoint { local: Some([127, 0, 0, 1].into()), ..Endpoint::new(address(peer)) }
+}
+
+fn address(number: usize) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, number as u8 + 1], 51900))
+}
+
+impl Links {
+    pub(crate) fn new() -> Self {
+        #[expect(clippy::disallowed_methods, reason = "any instant will do as the origin of virtual time")]
+        let mut now = Instant::now();
+        let mut us = device(now, US as u8);
+        let peers = [0, 1].map(|number| {
+            // Slower than the limit on handshakes.
+            now += Duration::from_secs(1);
+            let mut peer = device(now, number as u8);
+            us.upsert_peer(now, config(number as u8, Some(address(number)), OWNED[number])).expect("another's key");
+            let everything = &["0.0.0.0/0", "::/0"];
+            peer.upsert_peer(now, config(US as u8, Some(address(US)), everything)).expect("another's key");
+            handshake(now, &mut peer, address(US), &mut us, address(number));
+            peer.router()
+        });
+        Self { now, us: us.router(), peers }
+    }
+}

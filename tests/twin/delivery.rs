@@ -1,0 +1,225 @@
+//! What is to come of opened datagrams: which of their packets are admitted, and whether TUN writes bring a host exactly
+//! those (`docs/protocol.md` §8).
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use underpass::packet::ip::TransportProtocol;
+use underpass::proto::error::DropReason;
+use underpass::proto::peer_table::PeerId;
+use underpass::proto::router::Opened;
+use underpass::proto::stats::DropCounters;
+
+use super::kernel;
+use super::packet::{addresses, completed, direct_transport, is_atomic, is_v4, is_whole, set_field};
+
+pub(crate) const PARTIAL: u8 = 1;
+pub(crate) const CONTINUES: u8 = 2;
+
+/// A number for each reason, without those that never were.
+pub(crate) type Drops = BTreeMap<DropReason, u64>;
+
+/// What was counted between two looks.
+pub(crate) fn counted(before: &DropCounters, after: &DropCounters) -> Drops {
+    let grown = after.iter().map(|(reason, number)| (reason, number - before.of(reason)));
+    grown.filter(|(_, number)| *number > 0).collect()
+}
+
+/// A packet frame that a receiver must not refuse.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    pub peer: PeerId,
+    pub flags: u8,
+    pub bytes: Vec<u8>,
+    /// Which admitted packet is the packet before it, as its sender counts.
+    pub before: Option<usize>,
+}
+
+impl Admitted {
+    fn is_partial(&self) -> bool {
+        self.flags & PARTIAL != 0
+    }
+
+    /// As a host is to see it.
+    pub(crate) fn completed(&self) -> Vec<u8> {
+        if self.is_partial() { completed(&self.bytes) } else { self.bytes.clone() }
+    }
+}
+
+/// What is to come of the datagrams of one receive.
+#[derive(Debug, Default)]
+pub(crate) struct Expectation {
+    /// In order.
+    pub admitted: Vec<Admitted>,
+    pub refused: Drops,
+    /// Where the datagram before stands, and which admitted packet its last packet frame is.
+    last: Option<((PeerId, u8, u64), Option<usize>)>,
+}
+
+impl Expectation {
+    /// Adds the next datagram. `is_allowed` says whether its peer may use a source.
+    pub(crate) fn add(&mut self, opened: &Opened<'_>, is_allowed: impl Fn(IpAddr) -> bool) {
+        let Opened { peer, lane, counter, .. } = *opened;
+        let follows = |((last_peer, last_lane, last_counter), _): &(_, _)| {
+            (*last_peer, *last_lane, *last_counter + 1) == (peer, lane, counter)
+        };
+        let mut before = self.last.filter(follows).and_then(|(_, packet)| packet);
+        let mut has_packets = false;
+        for frame in frames(opened.plaintext) {
+            match judge(frame, &is_allowed) {
+                Ok((flags, bytes)) => {
+                    self.admitted.push(Admitted { peer, flags, bytes: bytes.to_vec(), before });
+                    before = Some(self.admitted.len() - 1);
+                }
+                Err(reason) => {
+                    *self.refused.entry(reason).or_default() += 1;
+                    before = None;
+                }
+            }
+            has_packets = true;
+        }
+        self.last = Some(((peer, lane, counter), before.filter(|_| has_packets)));
+    }
+
+    /// Checks that TUN writes bring a host what was admitted, once each, in order and unchanged, and returns it with who
+    /// sent it. `superpackets` is what the TUN takes. From a queue that stands, one packet may have been `lost` for that,
+    /// and others be marked.
+    pub(crate) fn check(
+        &self,
+        writes: &[Vec<u8>],
+        superpackets: &[TransportProtocol],
+        standing: bool,
+        mut lost: u64,
+    ) -> Result<Vec<(PeerId, Vec<u8>)>, String> {
+        let (mut next, mut delivered) = (0, Vec::new());
+        for write in writes {
+            let packets = take(write, superpackets).map_err(|reason| format!("{reason}: {write:02x?}"))?;
+            let mut joined_to = None;
+            for packet in &packets {
+                let of = Joint { joined: packets.len() > 1, to: joined_to, standing };
+                while lost > 0 && !self.is_delivered(next, &of, packet) {
+                    (next, lost) = (next + 1, lost - 1);
+                }
+                if !self.is_delivered(next, &of, packet) {
+                    return Err(format!("{of:?} {packet:02x?} is not {:02x?}", self.admitted.get(next)));
+                }
+                delivered.push((self.admitted[next].peer, packet.clone()));
+                joined_to = Some(next);
+                next += 1;
+            }
+        }
+        let missing = self.admitted.len() - next;
+        if missing as u64 == lost { Ok(delivered) } else { Err(format!("{missing} packets are missing")) }
+    }
+
+    /// Whether `packet` is what has to become of the admitted packet `index`.
+    fn is_delivered(&self, index: usize, of: &Joint, packet: &[u8]) -> bool {
+        let Some(admitted) = self.admitted.get(index) else { return false };
+        let mut expected = admitted.completed();
+        if !of.joined {
+            return expected == packet;
+        }
+        let may_join = of.to.is_none_or(|to| {
+            let continues = admitted.flags & CONTINUES != 0 && admitted.before == Some(to);
+            self.admitted[to].is_partial() && (continues || is_atomic(&admitted.bytes))
+        });
+        let mut packet = packet.to_vec();
+        if of.standing && ecn(&expected) != 0 && ecn(&packet) == 3 {
+            mark(&mut expected);
+        }
+        if is_v4(&packet) {
+            for header in [&mut expected, &mut packet] {
+                // What a kernel computes anew.
+                set_field(header, 10, 0);
+                if of.to.is_some() {
+                    set_field(header, 4, 0);
+                }
+            }
+        }
+        admitted.is_partial() && may_join && expected == packet
+    }
+}
+
+/// How a packet stands in its write.
+#[derive(Debug)]
+struct Joint {
+    /// There are others.
+    joined: bool,
+    /// Which admitted packet is in front of it.
+    to: Option<usize>,
+    /// Its queue stands.
+    standing: bool,
+}
+
+/// The packets of a write to a TUN that takes these superpackets; a plain TUN takes packets without a virtio header.
+fn take(write: &[u8], superpackets: &[TransportProtocol]) -> Result<Vec<Vec<u8>>, &'static str> {
+    if superpackets.is_empty() {
+        return Ok(vec![write.to_vec()]);
+    }
+    let packets = kernel::take(write)?;
+    let packet = &write[kernel::HEADER_LEN..];
+    let has_header = |byte: &u8| *byte != 0;
+    if write[..kernel::HEADER_LEN].iter().any(has_header) {
+        let protocol = direct_transport(packet).ok_or("an open checksum without a transport header")?;
+        let field = |at: usize| usize::from(u16::from_ne_bytes([write[at], write[at + 1]]));
+        if (field(6), field(8)) != (protocol.start, protocol.checksum_offset()) {
+            return Err("an open checksum at the wrong place");
+        }
+    }
+    let is_superpacket = write[1] != 0;
+    let is_tcp = matches!(write[1] & 0x7f, 1 | 4);
+    let protocol = if is_tcp { TransportProtocol::Tcp } else { TransportProtocol::Udp };
+    if is_superpacket && !superpackets.contains(&protocol) {
+        return Err("a superpacket that the TUN does not take");
+    }
+    if is_superpacket != (packets.len() > 1) {
+        return Err("a superpacket of one packet");
+    }
+    Ok(packets)
+}
+
+fn ecn(packet: &[u8]) -> u8 {
+    if is_v4(packet) { packet[1] & 3 } else { packet[1] >> 4 & 3 }
+}
+
+fn mark(packet: &mut [u8]) {
+    packet[1] |= if is_v4(packet) { 3 } else { 0x30 };
+}
+
+/// A packet frame, or what is in the place of a frame.
+enum Frame<'a> {
+    Packet(u8, &'a [u8]),
+    Malformed,
+}
+
+/// The frames of a plaintext, without those that bring no packet.
+fn frames(plaintext: &[u8]) -> Vec<Frame<'_>> {
+    let (mut frames, mut rest) = (Vec::new(), plaintext);
+    while rest.len() >= 4 && rest[0] != 0 {
+        let (kind, flags, length) = (rest[0], rest[1], usize::from(u16::from_le_bytes([rest[2], rest[3]])));
+        let Some(body) = rest[4..].get(..length) else {
+            frames.push(Frame::Malformed);
+            break;
+        };
+        match kind {
+            1 if flags <= PARTIAL | CONTINUES => frames.push(Frame::Packet(flags, body)),
+            1 => frames.push(Frame::Malformed),
+            2 if body.is_empty() || (matches!(body[0], 1 | 2) && body.len() < 9) => frames.push(Frame::Malformed),
+            _ => {}
+        }
+        rest = &rest[4 + length..];
+    }
+    frames
+}
+
+fn judge<'a>(frame: Frame<'a>, is_allowed: &impl Fn(IpAddr) -> bool) -> Result<(u8, &'a [u8]), DropReason> {
+    match frame {
+        Frame::Malformed => Err(DropReason::MalformedFrame),
+        Frame::Packet(_, bytes) if !is_whole(bytes) => Err(DropReason::MalformedPacket),
+        Frame::Packet(_, bytes) if !is_allowed(addresses(bytes)[0]) => Err(DropReason::SourceNotAllowed),
+        Frame::Packet(flags, bytes) if flags & PARTIAL != 0 && direct_transport(bytes).is_none() => {
+            Err(DropReason::MalformedPacket)
+        }
+        Frame::Packet(flags, bytes) => Ok((flags, bytes)),
+    }
+}
