@@ -4,6 +4,7 @@
 //! peer changes. What the slow path must hear of a packet goes into `notices`.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -39,7 +40,7 @@ pub(super) struct ReceivingSession {
 }
 
 /// How to reach one peer.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(super) struct PeerRoute {
     pub(super) endpoint: Option<Endpoint>,
     /// The session to seal with: confirmed, not expired when the snapshot was made.
@@ -47,8 +48,30 @@ pub(super) struct PeerRoute {
     /// Where the peer has been seen since the snapshot was made. An answer is on its way before the slow path has heard of
     /// it, and nobody is left at the old endpoint to receive it.
     pub(super) moved: OnceLock<Endpoint>,
+    /// Set while the peer has been seen at `endpoint` since it was seen elsewhere: it only seemed to have moved, since
+    /// somebody forwarded a datagram of it.
+    pub(super) is_back: AtomicBool,
     /// What the peer has confirmed since the snapshot was made. If it has restarted, it can't open the old session's answers.
     pub(super) confirmed: OnceLock<Arc<Session>>,
+}
+
+impl PeerRoute {
+    /// Where datagrams go.
+    fn endpoint(&self) -> Option<Endpoint> {
+        let moved = self.moved.get().filter(|_| !self.is_back.load(Ordering::Relaxed));
+        moved.copied().or(self.endpoint)
+    }
+
+    /// Called for the newest datagram of a lane. Returns whether the slow path must hear where it came from.
+    fn on_seen(&self, from: Endpoint) -> bool {
+        if self.endpoint != Some(from) {
+            // This repeats until a new snapshot shows that it was heard, so that it is not lost for good in a full queue.
+            let is_where_it_moved = *self.moved.get_or_init(|| from) == from;
+            self.is_back.fetch_and(!is_where_it_moved, Ordering::Relaxed);
+            return true;
+        }
+        self.moved.get().is_some() && !self.is_back.swap(true, Ordering::Relaxed)
+    }
 }
 
 /// Something that the fast path saw and the slow path must act on.
@@ -155,13 +178,11 @@ impl Router {
     /// The way to `destination`.
     pub fn route(&self, now: Instant, destination: IpAddr) -> Result<Route<'_>, Miss> {
         let peer = self.allowed_ips.lookup(destination).ok_or(DropReason::NoPeerForDestination)?;
-        let PeerRoute { endpoint, session, moved, confirmed } = &self.peers[peer.index()];
+        let route = &self.peers[peer.index()];
         // Without a session, packets are waiting in the slow path: a later one must not overtake them.
-        let session = session.as_ref().map(|session| confirmed.get().unwrap_or(session));
-        match (session, moved.get().or(endpoint.as_ref())) {
-            (Some(session), Some(endpoint)) if !session.is_expired(now) => {
-                Ok(Route { peer, endpoint: *endpoint, session })
-            }
+        let session = route.session.as_ref().map(|session| route.confirmed.get().unwrap_or(session));
+        match (session, route.endpoint()) {
+            (Some(session), Some(endpoint)) if !session.is_expired(now) => Ok(Route { peer, endpoint, session }),
             _ => Err(Miss::NoSession(peer)),
         }
     }
@@ -188,12 +209,11 @@ impl Router {
         let receiving = &self.sessions[found.map_err(|_| DropReason::UnknownSession)?];
         let (session, peer) = (receiving.session.local_index, receiving.peer);
         let authentic = receiving.session.open(now, header, datagram)?;
-        // These repeat until a new snapshot shows that they were heard, so that none is lost for good in a full queue.
         let route = &self.peers[peer.index()];
-        if authentic.is_newest && route.endpoint != Some(from) {
+        if authentic.is_newest && route.on_seen(from) {
             notices.push(Notice::Roamed { session, endpoint: from });
-            route.moved.get_or_init(|| from);
         }
+        // These repeat until a new snapshot shows that they were heard, so that none is lost for good in a full queue.
         if receiving.awaits_confirmation {
             notices.push(Notice::Confirmed { session });
         }

@@ -129,7 +129,8 @@ fn answer_at_once(pair: &mut Pair, side: Side, mut datagram: InFlight) -> (Socke
     let now = pair.now;
     let router = pair.device(side).router();
     let mut notices = Vec::new();
-    router.open(now, Endpoint::new(datagram.from), &mut datagram.payload, &mut notices).unwrap();
+    let from = Endpoint { local: Some(datagram.to.address().ip()), ..Endpoint::new(datagram.from) };
+    router.open(now, from, &mut datagram.payload, &mut notices).unwrap();
     assert!(!notices.is_empty(), "nothing to hear of, so nothing to be tested");
     let route = router.route(now, IpAddr::from(side.other().inner())).unwrap();
     let mut answer = vec![0; TRANSPORT_HEADER_LEN + TAG_LEN];
@@ -146,6 +147,23 @@ fn an_answer_follows_a_peer_that_moved_before_the_slow_path_has_heard_of_it() {
     let datagram = pair.wire.pop_front().unwrap();
     let (endpoint, _) = answer_at_once(&mut pair, Side::Two, datagram);
     assert_eq!(endpoint, address);
+}
+
+#[test]
+fn a_peer_that_only_seemed_to_move_is_answered_where_it_is_before_the_slow_path_has_heard_of_it() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    let [forwarded, direct, again] = [b"1", b"2", b"3"].map(|payload| {
+        pair.send(Side::One, payload);
+        pair.wire.pop_front().unwrap()
+    });
+    let elsewhere = "203.0.113.66:66".parse().unwrap();
+    let (endpoint, _) = answer_at_once(&mut pair, Side::Two, InFlight { from: elsewhere, ..forwarded });
+    assert_eq!(endpoint, elsewhere);
+    let (endpoint, _) = answer_at_once(&mut pair, Side::Two, direct);
+    assert_eq!(endpoint, Side::One.address());
+    let (endpoint, _) = answer_at_once(&mut pair, Side::Two, InFlight { from: elsewhere, ..again });
+    assert_eq!(endpoint, elsewhere);
 }
 
 #[test]
