@@ -16,6 +16,13 @@ use super::packet::{addresses, completed, direct_transport, is_atomic, is_v4, is
 pub(crate) const PARTIAL: u8 = 1;
 pub(crate) const CONTINUES: u8 = 2;
 
+/// Where a datagram stands: its peer, lane and counter.
+pub(crate) type Position = (PeerId, u8, u64);
+
+pub(crate) fn position(opened: &Opened<'_>) -> Position {
+    (opened.peer, opened.lane, opened.counter)
+}
+
 /// A number for each reason, without those that never were.
 pub(crate) type Drops = BTreeMap<DropReason, u64>;
 
@@ -53,19 +60,19 @@ pub(crate) struct Expectation {
     pub admitted: Vec<Admitted>,
     pub refused: Drops,
     /// Where the datagram before stands, and which admitted packet its last packet frame is.
-    last: Option<((PeerId, u8, u64), Option<usize>)>,
+    last: Option<(Position, Option<usize>)>,
 }
 
 impl Expectation {
     /// Adds the next datagram. `is_allowed` says whether its peer may use a source.
-    pub(crate) fn add(&mut self, opened: &Opened<'_>, is_allowed: impl Fn(IpAddr) -> bool) {
-        let Opened { peer, lane, counter, .. } = *opened;
+    pub(crate) fn add(&mut self, position: Position, plaintext: &[u8], is_allowed: impl Fn(IpAddr) -> bool) {
+        let (peer, lane, counter) = position;
         let follows = |((last_peer, last_lane, last_counter), _): &(_, _)| {
             (*last_peer, *last_lane, *last_counter + 1) == (peer, lane, counter)
         };
         let mut before = self.last.filter(follows).and_then(|(_, packet)| packet);
         let mut has_packets = false;
-        for frame in frames(opened.plaintext) {
+        for frame in frames(plaintext) {
             match judge(frame, &is_allowed) {
                 Ok((flags, bytes)) => {
                     self.admitted.push(Admitted { peer, flags, bytes: bytes.to_vec(), before });
@@ -93,7 +100,7 @@ impl Expectation {
     ) -> Result<Vec<(PeerId, Vec<u8>)>, String> {
         let (mut next, mut delivered) = (0, Vec::new());
         for write in writes {
-            let packets = take(write, superpackets).map_err(|reason| format!("{reason}: {write:02x?}"))?;
+            let packets = take(write, superpackets).map_err(|reason| format!("{reason}: {}", shown(write)))?;
             let mut joined_to = None;
             for packet in &packets {
                 let of = Joint { joined: packets.len() > 1, to: joined_to, standing };
@@ -101,7 +108,8 @@ impl Expectation {
                     (next, lost) = (next + 1, lost - 1);
                 }
                 if !self.is_delivered(next, &of, packet) {
-                    return Err(format!("{of:?} {packet:02x?} is not {:02x?}", self.admitted.get(next)));
+                    let expected = self.admitted.get(next).map(|admitted| (admitted.flags, shown(&admitted.bytes)));
+                    return Err(format!("{of:?} {} is not {expected:?}", shown(packet)));
                 }
                 delivered.push((self.admitted[next].peer, packet.clone()));
                 joined_to = Some(next);
@@ -176,6 +184,11 @@ fn take(write: &[u8], superpackets: &[TransportProtocol]) -> Result<Vec<Vec<u8>>
         return Err("a superpacket of one packet");
     }
     Ok(packets)
+}
+
+/// The headers, and some payload.
+fn shown(bytes: &[u8]) -> String {
+    format!("{} bytes {:02x?}", bytes.len(), &bytes[..bytes.len().min(100)])
 }
 
 fn ecn(packet: &[u8]) -> u8 {

@@ -13,7 +13,7 @@ use underpass::proto::error::DropReason;
 
 use crate::choices::Choices;
 use crate::links::{Links, endpoint, owner};
-use crate::twin::delivery::{Drops, Expectation, counted};
+use crate::twin::delivery::{Drops, Expectation, counted, position};
 use crate::twin::packet::{is_v4, set_field};
 
 /// The packets of a TUN read, as an honest sender cuts them: [`Choices::read`].
@@ -255,7 +255,7 @@ impl<'w, 'd> Run<'w, 'd> {
         let mut opened = Vec::new();
         for (peer, datagram) in datagrams {
             let datagram = us.open(*now, endpoint(*peer), datagram, &mut notices).expect("a good datagram, once");
-            expectation.add(&datagram, |source| owner(source) == Some(*peer));
+            expectation.add(position(&datagram), datagram.plaintext, |source| owner(source) == Some(*peer));
             opened.push(datagram);
         }
         let (receiver, superpackets) = &mut receivers[self.tun];

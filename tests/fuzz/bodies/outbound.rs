@@ -13,7 +13,7 @@ use underpass::proto::error::{DropReason, Miss};
 
 use crate::choices::Choices;
 use crate::links::{Links, US, endpoint, owner};
-use crate::twin::delivery::{CONTINUES, Expectation, PARTIAL, counted};
+use crate::twin::delivery::{CONTINUES, Expectation, PARTIAL, counted, position};
 use crate::twin::kernel;
 use crate::twin::packet::{addresses, completed, direct_transport, is_whole, pseudo_header_sum, set_field};
 
@@ -157,7 +157,7 @@ impl World {
         for datagram in datagrams {
             let datagram = router.open(*now, endpoint(US), datagram, &mut notices).expect("a good datagram");
             assert_eq!(datagram.plaintext.first(), Some(&1), "a datagram does not begin with a packet");
-            expectation.add(&datagram, |_| true);
+            expectation.add(position(&datagram), datagram.plaintext, |_| true);
             opened.push(datagram);
         }
         assert!(expectation.refused.is_empty(), "{:?}", expectation.refused);

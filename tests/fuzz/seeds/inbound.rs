@@ -44,7 +44,7 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>, Outcome)> {
     let train = [packets(tcp), seal(1)].concat();
     let small = packets(Read::udp(40, 0));
     vec![
-        ("tcp-train", seed(ALL_OFFLOADS, &[train.clone()]), outcome(5, 1, 0)),
+        ("tcp-train", seed(ALL_OFFLOADS, std::slice::from_ref(&train)), outcome(5, 1, 0)),
         ("trains-of-every-kind", seed(ALL_OFFLOADS, &every_kind()), outcome(25, 5, 0)),
         ("trains-to-a-plain-tun", seed(PLAIN, &every_kind()), outcome(25, 25, 0)),
         ("trains-to-a-tun-with-tcp-only", seed(TCP_OFFLOAD, &every_kind()), outcome(25, 13, 0)),
