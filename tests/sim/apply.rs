@@ -21,6 +21,14 @@ impl Simulation {
                 let (from, to) = self.two(from, to);
                 self.send(from, to, count, length).map(drop)
             }
+            Transition::SendBursts { from, to, count, burst, is_tcp, single } => {
+                let (from, to) = self.two(from, to);
+                self.send_bursts(from, to, count, burst, is_tcp, single).map(drop)
+            }
+            Transition::SendHostile { from, to, kind } => {
+                let (from, to) = self.two(from, to);
+                self.send_hostile(from, to, kind)
+            }
             Transition::SendSpoofed { from, to, source } => {
                 let (from, to) = self.two(from, to);
                 self.send_from(from, to, source % (self.nodes.len() + 2), 1, 20).map(drop)
@@ -81,7 +89,7 @@ impl Simulation {
                 self.clock_back[node] += clock_back;
                 if goodbye {
                     self.nodes[node].device.shutdown(self.now);
-                    self.collect(node, None)?;
+                    self.collect(node)?;
                 }
                 self.restart(node)
             }
@@ -158,18 +166,6 @@ impl Simulation {
         (one % count, (one % count + 1 + two % (count - 1)) % count)
     }
 
-    fn stream(&mut self, from: usize, to: usize, both_ways: bool, interval: Duration, duration: Duration) -> Checked {
-        let end = self.now + duration;
-        while self.now < end {
-            self.send(from, to, 1, 20)?;
-            if both_ways {
-                self.send(to, from, 1, 20)?;
-            }
-            self.advance(interval)?;
-        }
-        Ok(())
-    }
-
     /// Tells a node where a peer is, as a resolved name would.
     pub(crate) fn resolve(&mut self, node: usize, peer: usize) -> Checked {
         let Some(known) = self.nodes[node].peers.get(&peer) else { return Ok(()) };
@@ -177,7 +173,7 @@ impl Simulation {
         if !self.network.is_natted(peer) {
             self.nodes[node].device.set_endpoint(self.now, &key, endpoint);
         }
-        self.collect(node, None)
+        self.collect(node)
     }
 
     fn remove_peer(&mut self, node: usize, peer: usize) -> Checked {
@@ -185,7 +181,7 @@ impl Simulation {
             self.removed.insert((node, peer), config);
             self.on_peer_removed(node, peer);
         }
-        self.collect(node, None)
+        self.collect(node)
     }
 
     /// Adds a peer again that was removed.
@@ -193,7 +189,7 @@ impl Simulation {
         if let Some(config) = self.removed.remove(&(node, peer)) {
             self.nodes[node].upsert_peer(self.now, peer, config);
         }
-        self.collect(node, None)
+        self.collect(node)
     }
 
     fn reconfigure(
@@ -207,7 +203,7 @@ impl Simulation {
             change(&mut config);
             self.nodes[node].upsert_peer(self.now, peer, config);
         }
-        self.collect(node, None)
+        self.collect(node)
     }
 
     fn prefixes(&self, peer: usize, kind: usize) -> Vec<IpNet> {
@@ -239,7 +235,7 @@ impl Simulation {
         let now = self.now;
         let current: PrivateKey = self.nodes[node].private_key.clone();
         self.nodes[node].set_private_key(now, next, keep_previous.then_some(current));
-        self.collect(node, None)
+        self.collect(node)
     }
 
     /// Every peer that was told of the node's present key keeps only that one.

@@ -14,12 +14,13 @@ use underpass::proto::peer::PeerConfig;
 use underpass::proto::staged::StagedPacket;
 
 use crate::checks::Untouched;
-use crate::inner_packet::inner_packet;
+use crate::inner_packet::{Burst, Flow};
 use crate::network::{ATTACKER, Datagram, Origin, Recorded};
 use crate::node::inner_addresses;
 use crate::reference::{Checked, ensure};
 use crate::simulation::Simulation;
 use crate::transition::TamperKind;
+use crate::twin::kernel::HEADER_LEN;
 
 impl Simulation {
     /// Sends a recorded datagram again.
@@ -93,7 +94,7 @@ impl Simulation {
             payload = self.signed(receiver, payload);
         }
         let from = if pick.is_multiple_of(2) { attacker() } else { self.network.public_address((receiver + 1) % 2) };
-        self.deliver(receiver, Datagram { from, to: attacker(), payload, origin: Origin::Altered })
+        self.deliver(receiver, Datagram { from, to: attacker(), payload, origin: Origin::Altered, sent: None })
     }
 
     /// Sends a stranger's initiations from many addresses: complete ones, or such that even mac1 is wrong.
@@ -107,8 +108,9 @@ impl Simulation {
         let from = |i: usize| Endpoint::new(SocketAddr::from(([198, 18, (i >> 8) as u8, i as u8], 1000)));
         let mut answered = 0;
         for i in 0..count {
-            let outcome = self.nodes[receiver].receive(self.now, from(i), &mut payload.clone(), &mut self.random);
-            ensure!(outcome.is_err(), "node {receiver} took a stranger's initiation");
+            let datagrams = &mut [(from(i), payload.clone())];
+            let outcomes = self.nodes[receiver].receive(self.now, datagrams, &mut self.random)?;
+            ensure!(outcomes[0].is_err(), "node {receiver} took a stranger's initiation");
             let outputs = self.nodes[receiver].poll(self.now, &mut self.random);
             answered += outputs.transmits.iter().map(|transmit| transmit.payload.len()).sum::<usize>();
         }
@@ -157,8 +159,9 @@ impl Simulation {
         let mut stranger = Device::new(self.now, self.unix_time(receiver), config, self.random.seed());
         let endpoint = Some(Endpoint::new(self.network.public_address(receiver)));
         stranger.upsert_peer(self.now, PeerConfig { endpoint, ..self.peer_config(receiver) });
-        let bytes = inner_packet(inner_addresses(99)[0], inner_addresses(receiver)[0], 0, 8);
-        let packet = StagedPacket { bytes, checksum_partial: false };
+        let [source, destination] = [99, receiver].map(|node| inner_addresses(node)[0]);
+        let read = Flow { source, destination, is_tcp: false, port: 1 }.read(0, Burst::single(8, false));
+        let packet = StagedPacket { bytes: read[HEADER_LEN..].to_vec(), checksum_partial: false };
         stranger.handle_packet(self.now, packet).expect("the stranger knows the endpoint");
         stranger.poll_transmit().expect("a packet without a session starts a handshake").payload
     }

@@ -6,17 +6,21 @@
 //! run again, `UNDERPASS_SIM_RUNS=n` does more runs than usual.
 //!
 //! ```text
-//!  transition ──▶ apply ──▶ simulation ──▶ node (Device, workers with Router snapshots)
-//!  (drawn by seed)  │           │    ▲
-//!              attacker         ▼    │
-//!              recovery     network (links, NATs) ──▶ reference (ledger), checks
+//!  transition ──▶ apply ──▶ simulation ──▶ node ──▶ Device
+//!  (drawn by seed)  │         │    ▲        └─────▶ worker: the data plane's stages on a Router snapshot, and their twins
+//!              traffic        ▼    │ arrival
+//!              attacker   network (links, NATs) ──▶ reference (ledger), checks
+//!              hostile
+//!              recovery
 //! ```
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod apply;
+mod arrival;
 mod attacker;
 mod checks;
+mod hostile;
 mod inner_packet;
 mod network;
 mod node;
@@ -26,7 +30,11 @@ mod reference;
 mod runner;
 mod scenarios;
 mod simulation;
+mod traffic;
 mod transition;
+#[path = "../twin/mod.rs"]
+mod twin;
+mod worker;
 
 use reference::Violation;
 use runner::{Tally, run_seed};
@@ -45,11 +53,7 @@ fn random_runs_keep_every_invariant() {
     let first = variable(SEED_VARIABLE);
     let runs = variable(RUNS_VARIABLE).unwrap_or(if first.is_some() { 1 } else { RUNS });
     let seeds = (first.unwrap_or(0)..).take(runs as usize);
-    let tally = seeds.map(run_seed).fold(Tally::default(), |sum, run| Tally {
-        transitions: sum.transitions + run.transitions,
-        packets: sum.packets + run.packets,
-        deliveries: sum.deliveries + run.deliveries,
-    });
+    let tally = seeds.map(run_seed).fold(Tally::default(), |sum, run| sum + run);
     println!("{tally:?}");
     assert!(tally.deliveries * 5 > tally.packets, "few packets arrive: {tally:?}");
 }

@@ -75,6 +75,8 @@ pub(crate) struct Datagram {
     pub to: SocketAddr,
     pub payload: Vec<u8>,
     pub origin: Origin,
+    /// Which node sent it, or what it was made from, and as the how manyth datagram; `None` for what no node did.
+    pub sent: Option<(usize, u64)>,
 }
 
 /// A datagram as the attacker saw it, with the nodes it went between.
@@ -97,7 +99,9 @@ pub(crate) struct Network {
     /// By sender and receiver: the attacker takes the next datagram and sends it from his address.
     diverted: BTreeSet<(usize, usize)>,
     recorded: VecDeque<Recorded>,
+    /// How many datagrams nodes have sent, and links have carried.
     sent: u64,
+    launched: u64,
     random: Random,
 }
 
@@ -131,6 +135,7 @@ impl Network {
             diverted: BTreeSet::new(),
             recorded: VecDeque::new(),
             sent: 0,
+            launched: 0,
             random,
         }
     }
@@ -195,7 +200,8 @@ impl Network {
     pub(crate) fn send(&mut self, now: Instant, sender: usize, to: SocketAddr, payload: Vec<u8>) {
         let from = self.translate(now, sender, to);
         let Some(receiver) = self.node_at(to) else { return };
-        let mut datagram = Datagram { from, to, payload, origin: Origin::Genuine };
+        self.sent += 1;
+        let mut datagram = Datagram { from, to, payload, origin: Origin::Genuine, sent: Some((sender, self.sent)) };
         self.record(Recorded { sender, receiver, datagram: datagram.clone() });
         if self.diverted.remove(&(sender, receiver)) {
             datagram.from = ATTACKER.parse().expect("an address");
@@ -257,8 +263,8 @@ impl Network {
 
     fn launch(&mut self, now: Instant, quality: Quality, datagram: Datagram) {
         let arrives_at = now + quality.delay + self.random.duration(quality.jitter);
-        self.sent += 1;
-        self.in_flight.insert((arrives_at, self.sent), datagram);
+        self.launched += 1;
+        self.in_flight.insert((arrives_at, self.launched), datagram);
     }
 
     fn record(&mut self, recorded: Recorded) {

@@ -1,17 +1,18 @@
 //! A node: a device with its workers, as the data plane drives them, and what its operator configured.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use underpass::dataplane::testing;
 use underpass::keys::{PrivateKey, PublicKey};
-use underpass::packet::frame::{FLAG_CHECKSUM_PARTIAL, packet_header};
-use underpass::packet::ip::IpPacket;
-use underpass::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN};
+use underpass::packet::frame::FLAG_CHECKSUM_PARTIAL;
+use underpass::packet::ip::TransportProtocol;
+use underpass::packet::message::{Message, TAG_LEN, TRANSPORT_HEADER_LEN};
 use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::endpoint::Endpoint;
-use underpass::proto::error::{DropReason, Miss};
+use underpass::proto::error::DropReason;
 use underpass::proto::event::Event;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
@@ -21,8 +22,11 @@ use underpass::proto::session::Session;
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::transmit::Transmit;
 
+use crate::inner_packet::MTU;
 use crate::random::Random;
-use crate::reference::{AllowedTable, Delivery};
+use crate::reference::{AllowedTable, Delivery, Violation};
+use crate::twin::packet::{addresses, completed};
+use crate::worker::{Snapshot, Worker};
 
 /// Notices that wait between a worker and the slow path, at most.
 const NOTICE_QUEUE: usize = 64;
@@ -39,6 +43,8 @@ pub(crate) struct NodeSetup {
     /// Lanes, each with a worker; or only lanes, where the slow path does everything.
     pub lanes: u8,
     pub has_workers: bool,
+    /// What the workers' TUN takes.
+    pub offloads: &'static [TransportProtocol],
 }
 
 /// What happens to the notices of a node's workers.
@@ -72,8 +78,8 @@ pub(crate) struct Node {
     pub notice_handling: NoticeHandling,
     /// Every session seen in a snapshot, by its local index.
     pub sessions: BTreeMap<u32, Weak<Session>>,
-    transmits: Vec<Transmit>,
-    deliveries: Vec<Delivery>,
+    /// What its workers gave out since it was last polled.
+    outputs: Outputs,
 }
 
 /// What a node gave out.
@@ -82,23 +88,9 @@ pub(crate) struct Outputs {
     pub transmits: Vec<Transmit>,
     pub deliveries: Vec<Delivery>,
     pub events: Vec<Event>,
-}
-
-/// A fast-path thread: it has its own idea of the snapshot, and its notices travel.
-pub(crate) struct Worker {
-    snapshot: Snapshot,
-    update: Option<(Instant, Snapshot)>,
-    notices: VecDeque<(Instant, Notice)>,
-    /// Set while it keeps the snapshot that it has.
-    pub is_frozen: bool,
-}
-
-/// A snapshot, with the model of what it must know.
-#[derive(Clone)]
-struct Snapshot {
-    router: Arc<Router>,
-    allowed: Arc<AllowedTable>,
-    names: Arc<BTreeMap<PeerId, usize>>,
+    /// How often a TUN was written to by a worker, and how many frames workers refused.
+    pub writes: usize,
+    pub refused: u64,
 }
 
 /// The inner addresses of node `number`: one of each family.
@@ -125,9 +117,9 @@ impl Node {
         };
         let mut device = Device::new(now, unix_time, config, seed);
         let snapshot = Snapshot { router: device.router(), allowed: Arc::default(), names: Arc::default() };
-        let worker = || Worker { snapshot: snapshot.clone(), update: None, notices: VecDeque::new(), is_frozen: false };
+        let lanes = (0..setup.lanes).filter(|_| setup.has_workers);
         Self {
-            workers: (0..setup.lanes).filter(|_| setup.has_workers).map(|_| worker()).collect(),
+            workers: lanes.map(|lane| Worker::new(lane, setup.offloads, snapshot.clone())).collect(),
             setup,
             incarnation,
             device,
@@ -137,8 +129,7 @@ impl Node {
             allowed: Arc::default(),
             notice_handling: NoticeHandling::Prompt,
             sessions: BTreeMap::new(),
-            transmits: Vec::new(),
-            deliveries: Vec::new(),
+            outputs: Outputs::default(),
         }
     }
 
@@ -178,84 +169,62 @@ impl Node {
         self.peers.iter().find(|(_, known)| known.config.public_key == *key).map(|(name, _)| *name)
     }
 
-    /// Takes packets for one destination from the TUN: together in a datagram if there is a session.
-    pub(crate) fn send_packets(&mut self, now: Instant, packets: Vec<StagedPacket>, random: &mut Random) {
-        let worker = random.below(self.workers.len());
-        if self.workers.get_mut(worker).is_some() && self.seal(now, worker, &packets) {
-            return;
+    /// Takes what one drain of a TUN queue gives; each of several workers has a queue.
+    pub(crate) fn transmit(&mut self, now: Instant, queue: usize, reads: &[Vec<u8>]) {
+        let mut slow_paths: Vec<usize> = (0..reads.len()).collect();
+        if !self.workers.is_empty() {
+            let lane = queue % self.workers.len();
+            let mut notices = Vec::new();
+            let (transmits, missed) = self.workers[lane].transmit(now, reads, &mut notices);
+            self.outputs.transmits.extend(transmits);
+            self.hand_over(now, lane, notices);
+            slow_paths = missed;
         }
-        for packet in packets {
-            // Refused or staged or sent: the ledger knows what must not come of it.
-            let _ = self.device.handle_packet(now, packet);
+        for index in slow_paths {
+            let packet = &mut [0; MTU as usize];
+            testing::cut(&mut reads[index].clone(), packet, |flags, packet| {
+                let (bytes, checksum_partial) = (packet.to_vec(), flags & FLAG_CHECKSUM_PARTIAL != 0);
+                // Refused or staged or sent: the ledger knows what must not come of it.
+                let _ = self.device.handle_packet(now, StagedPacket { bytes, checksum_partial });
+            })
+            .expect("reads are well-formed");
         }
     }
 
-    /// The fast path of sending. Returns whether the slow path need not be asked.
-    fn seal(&mut self, now: Instant, lane: usize, packets: &[StagedPacket]) -> bool {
-        let worker = &mut self.workers[lane];
-        let destination = IpPacket::parse(&packets[0].bytes).expect("packets are made whole").destination();
-        let route = match worker.snapshot.router.route(now, destination) {
-            Ok(route) => route,
-            Err(Miss::Drop(_)) => return true,
-            Err(Miss::NoSession(_) | Miss::SlowPath) => return false,
-        };
-        let mut payload = vec![0; TRANSPORT_HEADER_LEN];
-        for packet in packets {
-            let flags = if packet.checksum_partial { FLAG_CHECKSUM_PARTIAL } else { 0 };
-            payload.extend(packet_header(flags, packet.bytes.len() as u16));
-            payload.extend(&packet.bytes);
-        }
-        payload.extend([0; TAG_LEN]);
-        let mut notices = Vec::new();
-        if route.seal(now, lane as u8, &mut payload, &mut notices).is_ok() {
-            self.transmits.push(Transmit { endpoint: route.endpoint(), payload });
-        }
-        self.hand_over(now, lane, notices);
-        true
+    /// Seals what an honest node would not, if there is a session with whom `destination` belongs to.
+    pub(crate) fn seal(&mut self, now: Instant, lane: u8, destination: IpAddr, plaintext: &[u8]) -> Option<Vec<u8>> {
+        let router = self.device.router();
+        let route = router.route(now, destination).ok()?;
+        let mut payload = [&[0; TRANSPORT_HEADER_LEN], plaintext, &[0; TAG_LEN]].concat();
+        route.seal(now, lane % self.setup.lanes, &mut payload, &mut Vec::new()).ok()?;
+        self.outputs.transmits.push(Transmit { endpoint: route.endpoint(), payload: payload.clone() });
+        Some(payload)
     }
 
-    /// Takes a datagram from the network.
+    /// Whether datagrams are received together, but for handshakes.
+    pub(crate) fn gathers(&self, datagram: &[u8]) -> bool {
+        !self.workers.is_empty() && !is_handshake(datagram)
+    }
+
+    /// Takes datagrams from the network: several only if it [`gathers`](Self::gathers) them. Returns what comes of each.
     pub(crate) fn receive(
         &mut self,
         now: Instant,
-        from: Endpoint,
-        datagram: &mut [u8],
+        datagrams: &mut [(Endpoint, Vec<u8>)],
         random: &mut Random,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Vec<Result<(), DropReason>>, Violation> {
         let lane = random.below(self.workers.len());
-        match self.workers.get(lane).map(|worker| worker.snapshot.clone()) {
-            Some(snapshot) => self.open(now, lane, &snapshot, from, datagram),
-            None => self.device.handle_datagram(now, from, datagram),
+        if let [(from, datagram)] = datagrams
+            && !self.gathers(datagram)
+        {
+            return Ok(vec![self.device.handle_datagram(now, *from, datagram)]);
         }
-    }
-
-    /// The fast path of receiving.
-    fn open(
-        &mut self,
-        now: Instant,
-        lane: usize,
-        snapshot: &Snapshot,
-        from: Endpoint,
-        datagram: &mut [u8],
-    ) -> Result<(), DropReason> {
-        let mut notices = Vec::new();
-        let opened = match snapshot.router.open(now, from, datagram, &mut notices) {
-            Ok(opened) => opened,
-            Err(Miss::Drop(reason)) => return Err(reason),
-            Err(Miss::NoSession(_) | Miss::SlowPath) => return self.device.handle_datagram(now, from, datagram),
-        };
-        let peer = snapshot.names[&opened.peer];
-        for frame in opened.packets(&mut notices).flatten() {
-            let Ok(packet) = snapshot.router.admit(opened.peer, frame, &mut None) else { continue };
-            self.deliveries.push(Delivery {
-                peer,
-                bytes: packet.bytes().to_vec(),
-                checksum_partial: frame.flags & FLAG_CHECKSUM_PARTIAL != 0,
-                source_is_allowed: snapshot.allowed.lookup(packet.source()) == Some(peer),
-            });
-        }
-        self.hand_over(now, lane, notices);
-        Ok(())
+        let received = self.workers[lane].receive(now, datagrams)?;
+        self.outputs.deliveries.extend(received.deliveries);
+        self.outputs.writes += received.writes;
+        self.outputs.refused += received.refused;
+        self.hand_over(now, lane, received.notices);
+        Ok(received.outcomes)
     }
 
     fn hand_over(&mut self, now: Instant, lane: usize, notices: Vec<Notice>) {
@@ -308,11 +277,7 @@ impl Node {
 
     /// Polls everything until it is empty, and publishes the new snapshot.
     pub(crate) fn poll(&mut self, now: Instant, random: &mut Random) -> Outputs {
-        let mut outputs = Outputs {
-            transmits: std::mem::take(&mut self.transmits),
-            deliveries: std::mem::take(&mut self.deliveries),
-            events: Vec::new(),
-        };
+        let mut outputs = std::mem::take(&mut self.outputs);
         outputs.transmits.extend(std::iter::from_fn(|| self.device.poll_transmit()));
         while let Some(event) = self.device.poll_event() {
             match event {
@@ -330,9 +295,9 @@ impl Node {
 
     fn delivery(&self, peer: &PublicKey, bytes: Vec<u8>, checksum_partial: bool) -> Delivery {
         let peer = self.name(peer).expect("events name configured peers");
-        let source = IpPacket::parse(&bytes).ok().map(|packet| packet.source());
-        let source_is_allowed = source.and_then(|source| self.allowed.lookup(source)) == Some(peer);
-        Delivery { peer, bytes, checksum_partial, source_is_allowed }
+        let source_is_allowed = self.allowed.lookup(addresses(&bytes)[0]) == Some(peer);
+        let bytes = if checksum_partial { completed(&bytes) } else { bytes };
+        Delivery { peer, bytes, source_is_allowed }
     }
 
     /// Gives the workers the first snapshot that they see.
@@ -368,4 +333,8 @@ impl Node {
         let status = self.device.status(now).peers.into_iter().find(|status| status.public_key == key)?;
         status.endpoint.map(|endpoint| endpoint.remote)
     }
+}
+
+fn is_handshake(datagram: &[u8]) -> bool {
+    matches!(Message::parse(datagram), Ok(Message::Initiation(_) | Message::Response(_) | Message::CookieReply(_)))
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use underpass::proto::constants::{RETRY_INTERVALS, RETRY_JITTER, UNANSWERED_TIMEOUT};
 
+use crate::inner_packet::{Burst, LONGEST_PAYLOAD};
 use crate::node::{HAND_OVER, Node, inner_addresses};
 use crate::reference::{Checked, ensure};
 use crate::simulation::{Simulation, pairs};
@@ -170,7 +171,10 @@ impl Simulation {
             for (from, to) in [(one, two), (two, one)] {
                 let agreed = self.agree(from, to) && self.agree(to, from);
                 if agreed && self.is_live(from, to) && self.is_live(to, from) {
-                    sent.push(self.send(from, to, 1, 20)?);
+                    let first = self.send(from, to, 1, 20)?;
+                    let burst = Burst { segments: 5, length: LONGEST_PAYLOAD, last: 300, is_partial: true };
+                    self.send_bursts(from, to, 1, burst, true, true)?;
+                    sent.extend(first..self.ledger.next_number());
                 }
             }
         }

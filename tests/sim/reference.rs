@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use underpass::packet::ip::IpPacket;
 use underpass::packet::message::{Message, TransportHeader};
 use underpass::proto::constants::{MIN_INITIATION_INTERVAL, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME};
 
-use crate::inner_packet::number_of;
+use crate::inner_packet::{Flow, number_of};
+use crate::twin::packet::{addresses, is_atomic, is_v4, set_field};
 
 /// An invariant that does not hold, in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,26 +53,42 @@ impl AllowedTable {
     }
 }
 
-/// A packet that a node gave to its device.
+/// A packet that a node was given by its TUN.
 #[derive(Debug, Clone)]
 pub(crate) struct SentPacket {
     pub from: usize,
     /// Whom the sender's threads thought that the destination belongs to.
     pub leads_to: Vec<usize>,
+    /// `None` for what a hostile node made of one, and in what order.
+    pub flow: Option<Flow>,
+    /// As a host must see it: with its checksum complete.
     pub bytes: Vec<u8>,
-    pub checksum_partial: bool,
     pub delivered_at: Option<Instant>,
 }
 
-/// A packet that a node's device gave out.
+/// A packet that a node gave out.
 #[derive(Debug)]
 pub(crate) struct Delivery {
     /// Who the device says it is from.
     pub peer: usize,
+    /// As a host sees it.
     pub bytes: Vec<u8>,
-    pub checksum_partial: bool,
     /// Whether the source is the peer's, by the model of what the device was told.
     pub source_is_allowed: bool,
+}
+
+impl SentPacket {
+    /// Whether it is unchanged: what joins packets may count anew what says nothing, and repair what a hostile peer spoilt.
+    fn is(&self, delivered: &[u8]) -> bool {
+        let [mut sent, mut delivered] = [&self.bytes, delivered].map(<[u8]>::to_vec);
+        if sent.len() == delivered.len() && is_v4(&delivered) && (is_atomic(&delivered) || self.flow.is_none()) {
+            for packet in [&mut sent, &mut delivered] {
+                // Identification and header checksum.
+                [4, 10].into_iter().for_each(|at| set_field(packet, at, 0));
+            }
+        }
+        sent == delivered
+    }
 }
 
 /// Everything that was sent in a run.
@@ -86,6 +102,8 @@ pub(crate) struct Ledger {
     sessions: BTreeMap<(u64, u32), Instant>,
     /// When an incarnation last initiated to a peer, and with which index.
     initiations: BTreeMap<(u64, usize), (Instant, u32)>,
+    /// The newest packet of each flow that one node gave out of another's while the network kept the order.
+    newest: BTreeMap<(usize, usize, Flow), u64>,
     deliveries: u64,
 }
 
@@ -107,28 +125,36 @@ impl Ledger {
         self.deliveries
     }
 
-    /// A delivered packet was sent by its peer, unchanged, at most once, and its source is allowed.
-    pub(crate) fn on_delivered(&mut self, now: Instant, receiver: usize, delivery: &Delivery) -> Checked {
+    /// A delivered packet was sent by its peer, unchanged, at most once, and its source is allowed. `in_order`: the network
+    /// let nothing overtake its datagram, so that no packet of its flow has overtaken it.
+    pub(crate) fn on_delivered(
+        &mut self,
+        now: Instant,
+        receiver: usize,
+        delivery: &Delivery,
+        in_order: bool,
+    ) -> Checked {
         let number = number_of(&delivery.bytes);
-        let sent = number.and_then(|number| self.packets.get_mut(number as usize));
-        ensure!(sent.is_some(), "node {receiver} delivered what nobody sent: {delivery:?}");
-        let sent = sent.expect("just checked");
+        let sent = number.and_then(|number| Some((number, self.packets.get_mut(number as usize)?)));
+        let Some((number, sent)) = sent else {
+            return Err(Violation(format!("node {receiver} delivered what nobody sent: {delivery:?}")));
+        };
         ensure!(sent.from == delivery.peer, "node {receiver} took {sent:?} for a packet of node {}", delivery.peer);
         ensure!(sent.leads_to.contains(&receiver), "node {receiver} delivered a packet for {:?}", sent.leads_to);
-        ensure!(sent.bytes == delivery.bytes, "node {receiver} delivered a changed packet: {delivery:?}");
-        ensure!(
-            sent.checksum_partial == delivery.checksum_partial,
-            "node {receiver} delivered a packet with its checksum flag changed: {delivery:?}"
-        );
-        ensure!(sent.delivered_at.is_none(), "node {receiver} delivered packet {number:?} twice");
+        ensure!(sent.is(&delivery.bytes), "node {receiver} delivered a changed packet: {delivery:?} of {sent:?}");
+        ensure!(sent.delivered_at.is_none(), "node {receiver} delivered packet {number} twice");
         ensure!(
             delivery.source_is_allowed,
-            "node {receiver} delivered a packet of node {} from {:?}",
+            "node {receiver} delivered a packet of node {} from {}",
             delivery.peer,
-            IpPacket::parse(&delivery.bytes).map(|packet| packet.source())
+            addresses(&delivery.bytes)[0]
         );
         sent.delivered_at = Some(now);
         self.deliveries += 1;
+        if let Some(flow) = sent.flow.filter(|_| in_order) {
+            let newest = self.newest.insert((sent.from, receiver, flow), number);
+            ensure!(newest < Some(number), "node {receiver} delivered packet {number} behind {newest:?} of {flow:?}");
+        }
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! Runs from seeds, and short runs from failing ones.
 
+use std::ops::Add;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::reference::{Checked, Violation};
@@ -17,6 +18,24 @@ pub(crate) struct Tally {
     pub transitions: u64,
     pub packets: u64,
     pub deliveries: u64,
+    /// How often workers wrote to their TUNs.
+    pub writes: u64,
+    /// Frames that workers refused.
+    pub refused: u64,
+}
+
+impl Add for Tally {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            transitions: self.transitions + other.transitions,
+            packets: self.packets + other.packets,
+            deliveries: self.deliveries + other.deliveries,
+            writes: self.writes + other.writes,
+            refused: self.refused + other.refused,
+        }
+    }
 }
 
 /// Does the run of `seed`. Panics with a short run that fails, and how to see it again.
@@ -46,6 +65,7 @@ fn attempt(seed: u64, run: &[Transition]) -> Result<Tally, Violation> {
             transitions: run.len() as u64,
             packets: simulation.ledger.next_number(),
             deliveries: simulation.ledger.deliveries(),
+            ..simulation.tally
         })
     }))
     .unwrap_or_else(|panic| {

@@ -10,15 +10,18 @@ use underpass::proto::constants::{
 use underpass::proto::noise::Suite;
 use underpass::proto::stats::PeerState;
 
+use crate::hostile::HostileKind;
+use crate::inner_packet::{Burst, LONGEST_PAYLOAD};
 use crate::network::{Fate, Quality};
 use crate::node::NodeSetup;
 use crate::reference::Checked;
 use crate::simulation::Simulation;
 use crate::transition::Transition;
+use crate::worker::OFFLOADS;
 
 /// Two nodes that know each other.
 fn two_nodes(suite: Suite, lanes: u8, has_workers: bool, natted: bool) -> Simulation {
-    let setups = (0..2).map(|number| NodeSetup { number, suite, lanes, has_workers }).collect();
+    let setups = (0..2).map(|number| NodeSetup { number, suite, lanes, has_workers, offloads: OFFLOADS[2] }).collect();
     let mut simulation = Simulation::with_nodes(setups, &[false, natted], false, 1);
     simulation.introduce_plainly(0, 1);
     simulation
@@ -41,6 +44,67 @@ fn both_sides_initiating_at_once_find_each_other_whatever_is_lost_or_late() {
     for case in 0..3usize.pow(6) {
         let fates: Vec<Fate> = (0..6).map(|place| FATES[case / 3usize.pow(place) % 3]).collect();
         meet(&fates, case % 2 == 0).unwrap_or_else(|violation| panic!("{fates:?}: {}", violation.0));
+    }
+}
+
+#[test]
+fn a_lost_or_late_datagram_costs_only_its_own_segments() {
+    const FATES: [Fate; 3] = [Fate::Arrives, Fate::IsLost, Fate::IsLate(Duration::from_millis(50))];
+    let burst = Burst { segments: 5, length: LONGEST_PAYLOAD, last: 700, is_partial: true };
+    let mut simulation = two_nodes(Suite::Aes256Gcm, 1, true, false);
+    simulation.apply(&Transition::SendBoth { one: 0, two: 0 }).unwrap();
+    simulation.advance(Duration::from_secs(1)).unwrap();
+    for case in 0..3usize.pow(5) {
+        let fates: Vec<Fate> = (0..5).map(|place| FATES[case / 3usize.pow(place) % 3]).collect();
+        simulation.network.decide(fates.iter().copied());
+        // Longer than half a packet, so that each has a datagram of its own.
+        let first = simulation.send_bursts(0, 1, 1, burst, case % 2 == 0, false).unwrap();
+        simulation.advance(Duration::from_millis(100)).unwrap();
+        for (number, fate) in (first..).zip(&fates) {
+            let arrived = delivered(&simulation, [number]) == 1;
+            assert_eq!(arrived, *fate != Fate::IsLost, "segment {} of {fates:?}", number - first);
+        }
+    }
+}
+
+#[test]
+fn superpackets_of_one_flow_are_written_to_the_tun_as_they_were_sent() {
+    let mut simulation = two_nodes(Suite::Aes256Gcm, 1, true, false);
+    simulation.apply(&Transition::SendBoth { one: 0, two: 0 }).unwrap();
+    simulation.advance(Duration::from_secs(1)).unwrap();
+    let before = simulation.tally.writes;
+    let burst = Burst { segments: 40, length: LONGEST_PAYLOAD, last: 100, is_partial: true };
+    let first = simulation.send_bursts(0, 1, 3, burst, true, false).unwrap();
+    simulation.advance(Duration::from_secs(1)).unwrap();
+    assert_eq!(delivered(&simulation, first..first + 120), 120);
+    // One for each, and one more where datagrams are received apart, 64 at once.
+    assert_eq!(simulation.tally.writes - before, 4);
+}
+
+#[test]
+fn what_a_hostile_peer_seals_is_dropped_and_counted_and_changes_nothing_else() {
+    for has_workers in [true, false] {
+        let mut simulation = two_nodes(Suite::Aes256Gcm, 2, has_workers, false);
+        simulation.apply(&Transition::SendBoth { one: 0, two: 0 }).unwrap();
+        simulation.advance(Duration::from_secs(1)).unwrap();
+        for kind in HostileKind::ALL.repeat(20) {
+            let first = simulation.ledger.next_number();
+            simulation.apply(&Transition::SendHostile { from: 0, to: 0, kind }).unwrap();
+            simulation.advance(Duration::from_millis(50)).unwrap();
+            let next = simulation.send(0, 1, 1, 20).unwrap();
+            simulation.advance(Duration::from_millis(50)).unwrap();
+            let of_train = delivered(&simulation, first..next);
+            let expected = match kind {
+                HostileKind::Header => 7..=8,
+                HostileKind::Source | HostileKind::CutShort | HostileKind::UnknownFlags => 7..=7,
+                // It and all behind it in its datagram.
+                HostileKind::FrameTooLong | HostileKind::Padding => 0..=7,
+                _ => 8..=8,
+            };
+            assert!(expected.contains(&of_train), "{of_train} of {kind:?}");
+            assert_eq!(delivered(&simulation, [next]), 1, "an honest packet behind {kind:?}");
+        }
+        assert!(!has_workers || simulation.tally.refused > 0);
     }
 }
 

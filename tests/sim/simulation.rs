@@ -10,19 +10,18 @@ use underpass::keys::{PresharedKey, PrivateKey};
 use underpass::packet::message::Message;
 use underpass::proto::cookie::MacKeys;
 use underpass::proto::endpoint::Endpoint;
-use underpass::proto::error::DropReason;
 use underpass::proto::event::Event;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
-use underpass::proto::staged::StagedPacket;
 use underpass::proto::transmit::Transmit;
 
-use crate::checks::{self, Untouched};
-use crate::inner_packet::inner_packet;
-use crate::network::{Datagram, Network, Origin};
+use crate::checks;
+use crate::network::Network;
 use crate::node::{Node, NodeSetup, inner_addresses};
 use crate::random::Random;
-use crate::reference::{Checked, Ledger, SentPacket, ensure};
+use crate::reference::{Checked, Ledger, ensure};
+use crate::runner::Tally;
+use crate::worker::OFFLOADS;
 
 /// What wall clocks say when a run begins.
 const UNIX_TIME: Duration = Duration::from_secs(1_700_000_000);
@@ -47,13 +46,19 @@ pub(crate) struct Simulation {
     pub established: Vec<(Instant, usize, usize)>,
     /// When a node last had more handshake messages than it works on.
     pub flooded_at: Vec<Option<Instant>>,
+    /// What the run amounted to so far.
+    pub tally: Tally,
     /// A line for everything that happened, if anybody wants to read it.
     pub trace: Option<Vec<String>>,
     starts: u64,
     /// Datagrams that an incarnation took, by hash.
-    taken: BTreeSet<(u64, u64)>,
+    pub taken: BTreeSet<(u64, u64)>,
+    /// The newest datagram of one node that another got.
+    pub newest_arrivals: BTreeMap<(usize, usize), u64>,
+    /// What hostile nodes sealed, with who did it and the plaintext, by hash.
+    pub hostile: BTreeMap<u64, (usize, Vec<u8>)>,
     /// The newest counter that an incarnation took, by session index and lane.
-    newest_counters: BTreeMap<(u64, u32, u8), u64>,
+    pub newest_counters: BTreeMap<(u64, u32, u8), u64>,
     moves: u16,
     wakeups: BTreeMap<(usize, u64), usize>,
 }
@@ -69,6 +74,7 @@ impl Simulation {
                 suite: *random.pick(&Suite::ALL),
                 lanes: 1 + random.below(3) as u8,
                 has_workers: random.chance(50),
+                offloads: OFFLOADS[random.below(OFFLOADS.len())],
             })
             .collect();
         // Node 0 is the proxy side, which everybody finds.
@@ -109,9 +115,12 @@ impl Simulation {
             newest_initiation: vec![Duration::ZERO; count],
             established: Vec::new(),
             flooded_at: vec![None; count],
+            tally: Tally::default(),
             trace: None,
             starts: count as u64,
             taken: BTreeSet::new(),
+            newest_arrivals: BTreeMap::new(),
+            hostile: BTreeMap::new(),
             newest_counters: BTreeMap::new(),
             moves: 0,
             wakeups: BTreeMap::new(),
@@ -180,7 +189,7 @@ impl Simulation {
         }
         new.start();
         self.nodes[node] = new;
-        self.collect(node, None)
+        self.collect(node)
     }
 
     /// A new outer address for a node.
@@ -195,52 +204,6 @@ impl Simulation {
         };
         self.network.move_to(node, address);
         self.trace(|| format!("node {node} is at {address}"));
-    }
-
-    /// Gives `count` packets to the device of `from`. Returns the number of the first.
-    pub(crate) fn send(
-        &mut self,
-        from: usize,
-        to: usize,
-        count: usize,
-        length: usize,
-    ) -> Result<u64, crate::Violation> {
-        self.send_from(from, to, from, count, length)
-    }
-
-    /// The same with the addresses of `source` inside, which may be nobody.
-    pub(crate) fn send_from(
-        &mut self,
-        from: usize,
-        to: usize,
-        source: usize,
-        count: usize,
-        length: usize,
-    ) -> Result<u64, crate::Violation> {
-        let first = self.ledger.next_number();
-        let mut left = count;
-        while left > 0 {
-            // As many as fit into one datagram, as workers pack them.
-            let packed = left.min(1300 / (length + 60)).max(1);
-            let family = self.random.below(2);
-            let (source, destination) = (inner_addresses(source)[family], inner_addresses(to)[family]);
-            let packets: Vec<StagedPacket> = (0..packed)
-                .map(|_| {
-                    let bytes = inner_packet(source, destination, self.ledger.next_number(), length);
-                    let checksum_partial = self.random.chance(30);
-                    let leads_to = self.nodes[from].leads_to(destination);
-                    let sent =
-                        SentPacket { from, leads_to, bytes: bytes.clone(), checksum_partial, delivered_at: None };
-                    self.ledger.record(sent);
-                    StagedPacket { bytes, checksum_partial }
-                })
-                .collect();
-            left -= packed;
-            self.nodes[from].send_packets(self.now, packets, &mut self.random);
-            self.collect(from, None)?;
-        }
-        self.trace(|| format!("node {from} sends packets {first}..{} to node {to}", first + count as u64));
-        Ok(first)
     }
 
     /// Lets everything happen that is due within `duration`.
@@ -259,8 +222,17 @@ impl Simulation {
     }
 
     fn step(&mut self) -> Checked {
-        while let Some((node, datagram)) = self.network.receive(self.now) {
-            self.deliver(node, datagram)?;
+        let mut next = self.network.receive(self.now);
+        while let Some((node, datagram)) = next.take() {
+            let mut together = vec![datagram];
+            next = self.network.receive(self.now);
+            while let Some((_, datagram)) =
+                next.take_if(|(to, datagram)| *to == node && self.gathers(node, &together, datagram))
+            {
+                together.push(datagram);
+                next = self.network.receive(self.now);
+            }
+            self.deliver_together(node, together)?;
         }
         for node in 0..self.nodes.len() {
             if self.nodes[node].next_at().is_some_and(|at| at <= self.now) {
@@ -274,7 +246,7 @@ impl Simulation {
     pub(crate) fn wake(&mut self, node: usize) -> Checked {
         let now = self.now;
         self.nodes[node].run_threads(now);
-        self.collect(node, None)?;
+        self.collect(node)?;
         if self.nodes[node].deadline().is_some_and(|deadline| deadline <= now) {
             self.count_wakeup(node)?;
         }
@@ -285,7 +257,7 @@ impl Simulation {
     pub(crate) fn handle_timeout(&mut self, node: usize) -> Checked {
         let now = self.now;
         self.nodes[node].device.handle_timeout(now);
-        self.collect(node, None)?;
+        self.collect(node)?;
         checks::after_timeout(now, &mut self.nodes[node])
     }
 
@@ -299,79 +271,6 @@ impl Simulation {
         Ok(())
     }
 
-    /// Gives a datagram to a node and checks what it does with it.
-    pub(crate) fn deliver(&mut self, node: usize, mut datagram: Datagram) -> Checked {
-        let (now, bytes) = (self.now, datagram.payload.clone());
-        let before = self.untouched(node, &datagram);
-        let from = Endpoint { remote: datagram.from, local: Some(self.network.own_address(node)), interface: 0 };
-        let endpoints = self.nodes[node].endpoints(now);
-        let outcome = self.nodes[node].receive(now, from, &mut datagram.payload, &mut self.random);
-        self.trace(|| format!("node {node} gets {} from {}: {outcome:?}", describe(&bytes), datagram.from));
-        let is_newest = outcome.is_ok() && self.on_taken(node, &bytes);
-        let moved = self.nodes[node].endpoints(now).into_iter().zip(endpoints).find(|(after, before)| after != before);
-        ensure!(
-            moved.is_none() || (is_newest && moved.is_some_and(|(after, _)| after == Some(datagram.from))),
-            "{} from {} moved an endpoint of node {node}: {moved:?}",
-            describe(&bytes),
-            datagram.from
-        );
-        match before {
-            Some(before) => self.check_untouched(node, outcome, &before, &bytes),
-            None => {
-                let limit = answer_limit(&bytes);
-                self.collect(node, limit)
-            }
-        }
-    }
-
-    /// The state of a node before a datagram that must not change it.
-    fn untouched(&mut self, node: usize, datagram: &Datagram) -> Option<Untouched> {
-        let must_be_refused = match datagram.origin {
-            Origin::Genuine => false,
-            Origin::Copy => self.taken.contains(&(self.nodes[node].incarnation, hash(&datagram.payload))),
-            Origin::Altered => true,
-        };
-        must_be_refused.then(|| Untouched::new(self.now, &mut self.nodes[node]))
-    }
-
-    fn check_untouched(
-        &mut self,
-        node: usize,
-        outcome: Result<(), DropReason>,
-        before: &Untouched,
-        datagram: &[u8],
-    ) -> Checked {
-        let outputs = self.nodes[node].poll(self.now, &mut self.random);
-        ensure!(outcome.is_err(), "node {node} took what no peer sent: {}", describe(datagram));
-        ensure!(outputs.deliveries.is_empty() && outputs.events.is_empty(), "{} did something", describe(datagram));
-        let answered: usize = outputs.transmits.iter().map(|transmit| transmit.payload.len()).sum();
-        ensure!(answered <= datagram.len(), "{answered} bytes answer {} bytes of a stranger", datagram.len());
-        outputs.transmits.into_iter().try_for_each(|transmit| self.transmit(node, transmit))?;
-        let after = Untouched::new(self.now, &mut self.nodes[node]);
-        ensure!(*before == after, "{} changed node {node} from {before:?} to {after:?}", describe(datagram));
-        checks::node(self.now, &mut self.nodes[node])
-    }
-
-    /// Notes what a node took. Returns whether it may move an endpoint.
-    fn on_taken(&mut self, node: usize, datagram: &[u8]) -> bool {
-        let incarnation = self.nodes[node].incarnation;
-        self.taken.insert((incarnation, hash(datagram)));
-        match Message::parse(datagram) {
-            Ok(Message::Response(response)) => {
-                self.ledger.on_session(self.now, incarnation, response.sender_index());
-                true
-            }
-            Ok(Message::Transport(header)) => {
-                let lane = (incarnation, header.receiver_index, header.lane);
-                let next = self.newest_counters.entry(lane).or_default();
-                let is_newest = header.counter >= *next;
-                *next = (*next).max(header.counter + 1);
-                is_newest
-            }
-            _ => false,
-        }
-    }
-
     /// A node forgets a peer, so that old initiations of that peer may be new to it.
     pub(crate) fn on_peer_removed(&mut self, node: usize, peer: usize) {
         let incarnation = self.nodes[node].incarnation;
@@ -379,13 +278,20 @@ impl Simulation {
         self.taken.retain(|(taken_by, _)| *taken_by != incarnation);
     }
 
-    /// Takes all that a node gives out, and checks it and the node. An answer has at most `limit` bytes.
-    pub(crate) fn collect(&mut self, node: usize, limit: Option<usize>) -> Checked {
+    /// Takes all that a node gives out, and checks it and the node.
+    pub(crate) fn collect(&mut self, node: usize) -> Checked {
+        self.collect_received(node, None, true)
+    }
+
+    /// The same after it received. An answer has at most `limit` bytes; `in_order` is the ledger's.
+    pub(crate) fn collect_received(&mut self, node: usize, limit: Option<usize>, in_order: bool) -> Checked {
         let now = self.now;
         let outputs = self.nodes[node].poll(now, &mut self.random);
         for delivery in &outputs.deliveries {
-            self.ledger.on_delivered(now, node, delivery)?;
+            self.ledger.on_delivered(now, node, delivery, in_order)?;
         }
+        self.tally.writes += outputs.writes as u64;
+        self.tally.refused += outputs.refused;
         for event in outputs.events {
             self.trace(|| format!("node {node}: {event:?}"));
             if let Event::SessionEstablished { peer, .. } = event
@@ -400,7 +306,7 @@ impl Simulation {
         checks::node(now, &mut self.nodes[node])
     }
 
-    fn transmit(&mut self, node: usize, transmit: Transmit) -> Checked {
+    pub(crate) fn transmit(&mut self, node: usize, transmit: Transmit) -> Checked {
         let Transmit { endpoint, payload } = transmit;
         let incarnation = self.nodes[node].incarnation;
         self.trace(|| format!("node {node} sends {} to {}", describe(&payload), endpoint.remote));
@@ -456,18 +362,13 @@ fn home(number: usize, is_v6: bool) -> SocketAddr {
     }
 }
 
-/// What a handshake message may be answered with, in bytes. Transport data comes from a peer, which may cause more.
-fn answer_limit(datagram: &[u8]) -> Option<usize> {
-    matches!(Message::parse(datagram), Ok(Message::Initiation(_) | Message::CookieReply(_))).then_some(datagram.len())
-}
-
-fn hash(datagram: &[u8]) -> u64 {
+pub(crate) fn hash(datagram: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     datagram.hash(&mut hasher);
     hasher.finish()
 }
 
-fn describe(datagram: &[u8]) -> String {
+pub(crate) fn describe(datagram: &[u8]) -> String {
     match Message::parse(datagram) {
         Ok(Message::Initiation(message)) => format!("initiation {:08x}", message.sender_index()),
         Ok(Message::Response(message)) => {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::hostile::HostileKind;
+use crate::inner_packet::{Burst, LONGEST_PAYLOAD};
 use crate::node::NoticeHandling;
 use crate::random::Random;
 
@@ -15,6 +17,21 @@ pub(crate) enum Transition {
         to: usize,
         count: usize,
         length: usize,
+    },
+    /// So many bursts in one drain of the TUN: superpackets, each with a small packet of the same flow behind it or not.
+    SendBursts {
+        from: usize,
+        to: usize,
+        count: usize,
+        burst: Burst,
+        is_tcp: bool,
+        single: bool,
+    },
+    /// What no honest node seals: a train that is none, frames that are malformed.
+    SendHostile {
+        from: usize,
+        to: usize,
+        kind: HostileKind,
     },
     /// A packet whose source is a third node's, or nobody's.
     SendSpoofed {
@@ -207,10 +224,11 @@ fn node(random: &mut Random) -> usize {
 fn draw_traffic(random: &mut Random) -> Transition {
     let (from, to) = (node(random), node(random));
     match random.below(20) {
-        0..=12 => {
+        0..=9 => {
             let count = *random.pick(&[1, 1, 1, 2, 3, 10, 200]);
             Transition::SendPackets { from, to, count, length: *random.pick(&[8, 20, 100, 1300]) }
         }
+        10..=12 => draw_bursts(random, from, to),
         13..=15 => Transition::SendBoth { one: from, two: to },
         16..=17 => Transition::SendSpoofed { from, to, source: node(random) },
         _ => Transition::Stream {
@@ -220,6 +238,21 @@ fn draw_traffic(random: &mut Random) -> Transition {
             interval: Duration::from_millis(*random.pick(&[200, 900, 5_000, 14_000])),
             duration: Duration::from_secs(*random.pick(&[2, 10, 60, 200])),
         },
+    }
+}
+
+fn draw_bursts(random: &mut Random, from: usize, to: usize) -> Transition {
+    let segments = *random.pick(&[2, 3, 8, 45]);
+    let length = *random.pick(&[8, 100, 600, LONGEST_PAYLOAD]);
+    let last = if random.chance(50) { length } else { length / 3 };
+    let burst = Burst { segments, length, last, is_partial: true };
+    Transition::SendBursts {
+        from,
+        to,
+        count: *random.pick(&[1, 1, 2, 4]),
+        burst,
+        is_tcp: random.chance(60),
+        single: random.chance(30),
     }
 }
 
@@ -272,7 +305,8 @@ fn draw_operator(random: &mut Random) -> Transition {
 fn draw_attack(random: &mut Random) -> Transition {
     use TamperKind::{Extend, FlipBit, FlipBitAndSign, Truncate};
     let pick = node(random);
-    match random.below(20) {
+    match random.below(24) {
+        20..=23 => Transition::SendHostile { from: pick, to: node(random), kind: *random.pick(&HostileKind::ALL) },
         0..=5 => Transition::Replay { pick, copies: *random.pick(&[1, 1, 2, 20]), from_elsewhere: random.chance(30) },
         6..=12 => {
             Transition::Tamper { pick, kind: *random.pick(&[FlipBit, FlipBit, FlipBitAndSign, Truncate, Extend]) }
