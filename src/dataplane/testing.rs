@@ -69,6 +69,8 @@ pub fn join<'b>(packets: impl IntoIterator<Item = IpPacket<'b>>, mut write: impl
 pub struct Transmitter {
     outbound: Outbound,
     counters: Arc<Counters>,
+    /// A superpacket is to tell its flow that there is congestion.
+    signals_congestion: bool,
 }
 
 /// Datagrams that leave together.
@@ -108,7 +110,12 @@ impl Transmitter {
 
     fn sending(lane: u8, mtu: u16, sender: impl SendRun + 'static) -> Self {
         let counters = Arc::new(Counters::default());
-        Self { outbound: Outbound::new(lane, mtu, sender, counters.clone()), counters }
+        Self { outbound: Outbound::new(lane, mtu, sender, counters.clone()), counters, signals_congestion: false }
+    }
+
+    /// Has the first superpacket of the next drain marked, or cost its first segment if its flow would not understand.
+    pub fn signal_congestion(&mut self) {
+        self.signals_congestion = true;
     }
 
     /// Packs, seals and sends what one drain of a TUN with offload gave. Returns what is not to be sent, by its place in
@@ -120,11 +127,16 @@ impl Transmitter {
         reads: &mut [Vec<u8>],
         notices: &mut Vec<Notice>,
     ) -> Vec<(usize, Miss)> {
+        let mut signals_congestion = std::mem::take(&mut self.signals_congestion);
         let mut drain = self.outbound.drain(now, notices);
         let mut missed = Vec::new();
         for (index, read) in reads.iter_mut().enumerate() {
-            let pushed = segments(read).map_err(|_| DropReason::MalformedPacket.into()).and_then(|segments| {
-                drain.push(router.route(now, segments.packet().destination())?, &segments);
+            let pushed = segments(read).map_err(|_| DropReason::MalformedPacket.into()).and_then(|mut segments| {
+                let route = router.route(now, segments.packet().destination())?;
+                if segments.count() > 1 && std::mem::take(&mut signals_congestion) && !segments.mark_congestion() {
+                    segments.drop_first();
+                }
+                drain.push(route, &segments);
                 Ok(())
             });
             missed.extend(pushed.err().map(|miss| (index, miss)));

@@ -26,7 +26,7 @@ impl Simulation {
         before.len() < MAX_GATHERED && before.iter().chain([next]).all(is_gathered) && before.iter().all(follows)
     }
 
-    /// Whether a datagram was overtaken by another of its sender, if it is no copy of it.
+    /// Whether a datagram was overtaken by another of its sender, or comes again. What nobody sent is always late.
     fn is_late(&self, node: usize, datagram: &Datagram) -> bool {
         datagram.sent.is_none_or(|(sender, number)| self.newest_arrivals.get(&(sender, node)) >= Some(&number))
     }

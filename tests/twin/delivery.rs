@@ -11,7 +11,9 @@ use underpass::proto::router::Opened;
 use underpass::proto::stats::DropCounters;
 
 use super::kernel;
-use super::packet::{addresses, completed, direct_transport, is_atomic, is_v4, is_whole, set_field};
+use super::packet::{
+    addresses, completed, direct_transport, ecn, is_atomic, is_v4, is_whole, mark_congestion, set_field,
+};
 
 pub(crate) const PARTIAL: u8 = 1;
 pub(crate) const CONTINUES: u8 = 2;
@@ -133,7 +135,7 @@ impl Expectation {
         });
         let mut packet = packet.to_vec();
         if of.standing && ecn(&expected) != 0 && ecn(&packet) == 3 {
-            mark(&mut expected);
+            mark_congestion(&mut expected);
         }
         if is_v4(&packet) {
             for header in [&mut expected, &mut packet] {
@@ -189,14 +191,6 @@ fn take(write: &[u8], superpackets: &[TransportProtocol]) -> Result<Vec<Vec<u8>>
 /// The headers, and some payload.
 fn shown(bytes: &[u8]) -> String {
     format!("{} bytes {:02x?}", bytes.len(), &bytes[..bytes.len().min(100)])
-}
-
-fn ecn(packet: &[u8]) -> u8 {
-    if is_v4(packet) { packet[1] & 3 } else { packet[1] >> 4 & 3 }
-}
-
-fn mark(packet: &mut [u8]) {
-    packet[1] |= if is_v4(packet) { 3 } else { 0x30 };
 }
 
 /// A packet frame, or what is in the place of a frame.

@@ -57,6 +57,16 @@ pub(crate) fn is_atomic(packet: &[u8]) -> bool {
     !is_v4(packet) || field(packet, 6) & 0x7fff == 0x4000
 }
 
+/// What a packet says of congestion: nothing (0), nothing yet (1, 2), that it met some (3).
+pub(crate) fn ecn(packet: &[u8]) -> u8 {
+    if is_v4(packet) { packet[1] & 3 } else { packet[1] >> 4 & 3 }
+}
+
+/// Has a packet say that it met congestion; its header checksum is left as it is.
+pub(crate) fn mark_congestion(packet: &mut [u8]) {
+    packet[1] |= if is_v4(packet) { 3 } else { 0x30 };
+}
+
 /// A whole TCP or UDP header: which, where, and where the payload begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Transport {

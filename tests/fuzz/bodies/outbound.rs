@@ -15,7 +15,10 @@ use crate::choices::Choices;
 use crate::links::{Links, US, endpoint, owner};
 use crate::twin::delivery::{CONTINUES, Expectation, PARTIAL, counted, position};
 use crate::twin::kernel;
-use crate::twin::packet::{addresses, completed, direct_transport, is_whole, pseudo_header_sum, set_field};
+use crate::twin::packet::{
+    addresses, completed, direct_transport, ecn, ip_header_len, is_v4, is_whole, mark_congestion, pseudo_header_sum,
+    set_field, sum,
+};
 
 /// A read as a kernel gives it: [`Choices::read`].
 pub(crate) const READ: u8 = 0;
@@ -27,7 +30,7 @@ pub(crate) const FLIP: u8 = 2;
 pub(crate) const RESIZE: u8 = 3;
 /// Repeats a read behind all others: `read (1), times (1)`.
 pub(crate) const REPEAT: u8 = 4;
-/// Sends what there is: `MTU (1)`.
+/// Sends what there is: `MTU (1)`; with its upper bit set, from a queue that stands.
 pub(crate) const DRAIN: u8 = 5;
 /// Steps are read modulo this.
 const STEPS: u8 = 6;
@@ -102,27 +105,33 @@ impl World {
                     let length = usize::from(choices.byte());
                     reads.push(choices.bytes(length).to_vec());
                 }
-                DRAIN => self.drain(usize::from(choices.byte()) % MTUS.len(), &mut reads, &mut outcome),
+                DRAIN => {
+                    let choice = choices.byte();
+                    self.drain(usize::from(choice & 0x7f) % MTUS.len(), choice & 0x80 != 0, &mut reads, &mut outcome);
+                }
                 step => bytes += spoil(step, &mut choices, &mut reads),
             }
             if reads.len() >= MAX_READS {
-                self.drain(0, &mut reads, &mut outcome);
+                self.drain(0, false, &mut reads, &mut outcome);
             }
         }
-        self.drain(0, &mut reads, &mut outcome);
+        self.drain(0, false, &mut reads, &mut outcome);
         outcome
     }
 
-    /// Sends the packets of `reads`, and receives them.
-    fn drain(&mut self, mtu: usize, reads: &mut Vec<Vec<u8>>, outcome: &mut Outcome) {
+    /// Sends the packets of `reads`, from a queue that stands or not, and receives them.
+    fn drain(&mut self, mtu: usize, standing: bool, reads: &mut Vec<Vec<u8>>, outcome: &mut Outcome) {
         let mut reads = std::mem::take(reads);
         reads.iter_mut().for_each(|read| set_sum(read));
         let max_plaintext = (usize::from(MTUS[mtu]) + FRAME_HEADER_LEN).min(MAX_DATAGRAM - OVERHEAD);
-        let mut expected = Expected::default();
+        let mut expected = Expected { signals_congestion: standing, ..Expected::default() };
         for (index, read) in reads.iter().enumerate() {
             expected.add(index, read, max_plaintext - FRAME_HEADER_LEN);
         }
         let (transmitter, channel) = &mut self.transmitters[mtu];
+        if standing {
+            transmitter.signal_congestion();
+        }
         let before = transmitter.drops();
         let missed = transmitter.drain(self.links.now, &self.links.us, &mut reads, &mut Vec::new());
         assert_eq!(missed, expected.missed);
@@ -180,16 +189,21 @@ struct Expected {
     packets: BTreeMap<usize, Vec<(u8, Vec<u8>)>>,
     missed: Vec<(usize, Miss)>,
     too_large: u64,
+    /// The next superpacket is to be marked, or to lose its first segment.
+    signals_congestion: bool,
 }
 
 impl Expected {
     fn add(&mut self, index: usize, read: &[u8], longest: usize) {
-        let Some(packets) = cut(read) else {
+        let Some(mut packets) = cut(read) else {
             return self.missed.push((index, DropReason::MalformedPacket.into()));
         };
         let Some(peer) = owner(addresses(&packets[0].1)[1]) else {
             return self.missed.push((index, DropReason::NoPeerForDestination.into()));
         };
+        if packets.len() > 1 && std::mem::take(&mut self.signals_congestion) {
+            signal_congestion(&mut packets);
+        }
         let sent = self.packets.entry(peer).or_default();
         let mut neighbour_is_sent = false;
         for (flags, packet) in packets {
@@ -200,6 +214,23 @@ impl Expected {
             }
             sent.push((if neighbour_is_sent { flags } else { flags & !CONTINUES }, packet));
             neighbour_is_sent = true;
+        }
+    }
+}
+
+/// Has every packet of a flow that understands say that it met congestion; else the first is lost.
+fn signal_congestion(packets: &mut Vec<(u8, Vec<u8>)>) {
+    if ecn(&packets[0].1) == 0 {
+        packets.remove(0);
+        return;
+    }
+    for (_, packet) in packets {
+        mark_congestion(packet);
+        if is_v4(packet) {
+            let header_len = ip_header_len(packet);
+            set_field(packet, 10, 0);
+            let checksum = 0xffff - sum(&packet[..header_len]);
+            set_field(packet, 10, checksum);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Where the fuzzer of what a TUN hands out begins, and what is to come of it.
 
 use super::read::Read;
-use crate::choices::{COMPLETE, EXTENDED, MAY_FRAGMENT};
+use crate::choices::{COMPLETE, EXTENDED, MAY_FRAGMENT, WITHOUT_ECN};
 use crate::outbound::{BYTES, DRAIN, FLIP, Outcome, READ, REPEAT, RESIZE};
 
 const MTU_1420: u8 = 0;
@@ -39,6 +39,7 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>, Outcome)> {
             outcome(9, 5, 0),
         ),
         ("whole-and-extended", whole_and_extended(), outcome(5, 5, 0)),
+        ("standing-queue", standing_queue(), outcome(14, 4, 0)),
         ("no-segment-size", [read(tcp), vec![FLIP, 0, 4, 0x14, FLIP, 0, 5, 0x05]].concat(), outcome(0, 0, 1)),
         ("wrong-kind", [read(tcp), vec![FLIP, 0, 1, 4]].concat(), outcome(0, 0, 1)),
         ("cut-short", [read(tcp), vec![RESIZE, 0, 100, 0]].concat(), outcome(0, 0, 1)),
@@ -46,6 +47,14 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>, Outcome)> {
         ("any-bytes", [vec![BYTES, 12], vec![0x45; 12], small].concat(), outcome(1, 1, 1)),
     ];
     seeds.map(|(name, seed, outcome)| (name, [seed, drain(MTU_1420)].concat(), outcome)).into()
+}
+
+/// With flows that understand marks of congestion, and with one that does not.
+fn standing_queue() -> Vec<u8> {
+    let drain = drain(MTU_1420 | 0x80);
+    let marked = [Read::tcp(4500, 1300), Read::udp(4500, 1300)].map(|shape| [read(shape), drain.clone()].concat());
+    let lost = [read(Read::tcp(4500, 1300).shaped(WITHOUT_ECN)), read(Read::tcp(3900, 1300)), drain].concat();
+    [marked.concat(), lost].concat()
 }
 
 fn every_kind() -> Vec<u8> {
