@@ -100,13 +100,6 @@ impl<'a> Segments<'a> {
     /// Has every segment say that it met congestion (RFC 3168 §5); `false` if its flow would not understand.
     pub(super) fn mark_congestion(&mut self) -> bool {
         self.congestion_experienced = self.packet.is_ecn_capable();
-        if let Some(cut) = self.cut.as_mut().filter(|_| self.congestion_experienced) {
-            let mut ip = [0; MAX_IPV4_HEADER_LEN];
-            let ip = &mut ip[..cut.transport_start.min(MAX_IPV4_HEADER_LEN)];
-            ip.copy_from_slice(&self.packet.bytes()[..ip.len()]);
-            set_congestion_experienced(ip);
-            cut.ip_header_sum = fixed_header_sum(ip);
-        }
         self.congestion_experienced
     }
 
@@ -148,10 +141,13 @@ impl<'a> Segments<'a> {
         payload.copy_from_slice(&bytes[payload_start..payload_start + payload.len()]);
 
         let (ip, transport) = headers.split_at_mut(cut.transport_start);
+        // A mark is rare, so its header is summed each time.
+        let mut fixed_sum = cut.ip_header_sum;
         if self.congestion_experienced {
             set_congestion_experienced(ip);
+            fixed_sum = fixed_header_sum(ip);
         }
-        cut_ip_header(ip, packet_len, index, cut.ip_header_sum);
+        cut_ip_header(ip, packet_len, index, fixed_sum);
         let transport_len = packet_len - cut.transport_start;
         match cut.protocol {
             TransportProtocol::Tcp => self.cut_tcp_header(cut, index, transport),
@@ -224,7 +220,6 @@ pub(super) const TCP_FIN: u8 = 0x01;
 pub(super) const TCP_PSH: u8 = 0x08;
 pub(super) const TCP_CWR: u8 = 0x80;
 
-const MAX_IPV4_HEADER_LEN: usize = 60;
 const TCP_HEADER_LEN: usize = 20;
 const UDP_HEADER_LEN: usize = 8;
 

@@ -25,7 +25,7 @@ const MAX_REFUSALS: usize = 64;
 pub(super) trait SendRun: Debug + Send {
     /// Sends `bytes` as datagrams of `segment_size`, the last maybe shorter; at most [`MAX_SEND_LEN`] bytes and
     /// [`MAX_SEND_SEGMENTS`] datagrams.
-    fn send_run(&mut self, now: Instant, to: &Endpoint, bytes: &[u8], segment_size: usize) -> Result<(), Unsent>;
+    fn send(&mut self, now: Instant, endpoint: &Endpoint, bytes: &[u8], segment_size: usize) -> Result<(), Unsent>;
 }
 
 /// Sends over the right one of several sockets, and remembers which destinations refuse segmented sends. Each thread
@@ -47,15 +47,17 @@ impl Sender {
         Self { sockets, refusals: Vec::new() }
     }
 
-    /// Sends `bytes` as datagrams of `segment_size`, the last maybe shorter; at most [`MAX_SEND_LEN`] bytes and
-    /// [`MAX_SEND_SEGMENTS`] datagrams.
-    pub(super) fn send(
-        &mut self,
-        now: Instant,
-        endpoint: &Endpoint,
-        bytes: &[u8],
-        segment_size: usize,
-    ) -> Result<(), Unsent> {
+    fn refuse(&mut self, now: Instant, destination: IpAddr) {
+        tracing::debug!("the kernel refuses a segmented send to a peer, sending single datagrams for a minute");
+        if self.refusals.len() == MAX_REFUSALS {
+            self.refusals.remove(0);
+        }
+        self.refusals.push((destination, now + SEGMENTATION_RETRY_AFTER));
+    }
+}
+
+impl SendRun for Sender {
+    fn send(&mut self, now: Instant, endpoint: &Endpoint, bytes: &[u8], segment_size: usize) -> Result<(), Unsent> {
         let datagrams = bytes.len().div_ceil(segment_size) as u64;
         let fitness = |index: &usize| self.sockets[*index].fitness(endpoint);
         let best = (0..self.sockets.len()).max_by_key(fitness).filter(|index| fitness(index) > 0);
@@ -74,20 +76,6 @@ impl Sender {
             .filter(|datagram| self.sockets[index].send(endpoint, datagram, segment_size).is_err())
             .count() as u64;
         if failed == 0 { Ok(()) } else { Err(Unsent(failed)) }
-    }
-
-    fn refuse(&mut self, now: Instant, destination: IpAddr) {
-        tracing::debug!("the kernel refuses a segmented send to a peer, sending single datagrams for a minute");
-        if self.refusals.len() == MAX_REFUSALS {
-            self.refusals.remove(0);
-        }
-        self.refusals.push((destination, now + SEGMENTATION_RETRY_AFTER));
-    }
-}
-
-impl SendRun for Sender {
-    fn send_run(&mut self, now: Instant, to: &Endpoint, bytes: &[u8], segment_size: usize) -> Result<(), Unsent> {
-        self.send(now, to, bytes, segment_size)
     }
 }
 

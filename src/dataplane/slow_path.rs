@@ -27,7 +27,7 @@ use crate::proto::stats::DeviceStatus;
 use super::clock;
 use super::counters::Counters;
 use super::failure::Failure;
-use super::sender::{Sender, Unsent};
+use super::sender::{SendRun as _, Sender, Unsent};
 use super::train::Train;
 use super::tun::{TunQueue, is_device_gone};
 

@@ -88,8 +88,8 @@ pub struct Run {
 struct Channel(mpsc::Sender<Run>);
 
 impl SendRun for Channel {
-    fn send_run(&mut self, _now: Instant, to: &Endpoint, bytes: &[u8], segment_size: usize) -> Result<(), Unsent> {
-        let run = Run { endpoint: *to, bytes: bytes.to_vec(), segment_size };
+    fn send(&mut self, _now: Instant, endpoint: &Endpoint, bytes: &[u8], segment_size: usize) -> Result<(), Unsent> {
+        let run = Run { endpoint: *endpoint, bytes: bytes.to_vec(), segment_size };
         self.0.send(run).map_err(|_| Unsent(bytes.len().div_ceil(segment_size) as u64))
     }
 }
