@@ -232,8 +232,7 @@ impl<'w, 'd> Run<'w, 'd> {
     }
 
     fn seal_datagram(&mut self, peer: usize, lane: u8, plaintext: &[u8]) {
-        let datagram = [&[0; TRANSPORT_HEADER_LEN], plaintext, &[0; TAG_LEN]].concat();
-        let mut datagram = datagram;
+        let mut datagram = [&[0; TRANSPORT_HEADER_LEN], plaintext, &[0; TAG_LEN]].concat();
         let Links { now, peers, .. } = &self.world.links;
         let route = peers[peer].route(*now, [10, 77, 0, 200].into()).expect("a session");
         route.seal(*now, lane, &mut datagram, &mut Vec::new()).expect("a session that is not used up");
