@@ -88,7 +88,14 @@ impl Node {
             ipv6_optional: true,
             fwmark: None,
             workers: 1,
-            device: DeviceConfig { private_key: key(number), previous_private_key: None, suite, send_lanes: 1 },
+            pin_workers: false,
+            device: DeviceConfig {
+                private_key: key(number),
+                previous_private_key: None,
+                suite,
+                send_lanes: 1,
+                lane_paths: false,
+            },
             peers: vec![PeerConfig {
                 public_key: key(3 - number).public_key(),
                 next_public_key: None,

@@ -54,16 +54,19 @@ impl NumberedFlows {
         NumberedFlows { sockets: sockets.collect() }
     }
 
-    /// Has one datagram of each flow go there and one come back, as every flow of TCP begins.
-    #[track_caller]
-    pub fn begin(&self) {
-        for [one, two] in &self.sockets {
-            for (from, to) in [(one, two), (two, one)] {
-                wait::until("a flow's first datagram arrives", || {
-                    from.send(&[]).is_ok() && recv(to.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT).is_ok()
-                });
-            }
+    /// Sends one datagram each way in each flow. Returns whether all have arrived after so long.
+    pub fn all_pass(&self, within: Duration) -> bool {
+        let ways = || self.sockets.iter().flat_map(|[one, two]| [(one, two), (two, one)]);
+        for (from, to) in ways() {
+            while recv(to.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT).is_ok() {}
+            let _ = from.send(&[]);
         }
+        let mut missing: Vec<&UdpSocket> = ways().map(|(_, to)| to).collect();
+        wait::try_value_within(within, || {
+            missing.retain(|to| recv(to.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT).is_err());
+            missing.is_empty().then_some(())
+        })
+        .is_some()
     }
 
     /// Sends so many superpackets and lone datagrams in turn in each flow, both ways at once. Returns what arrived, for each

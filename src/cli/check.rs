@@ -53,7 +53,8 @@ struct InterfacePlan {
     mtu: u16,
     fwmark: Option<u32>,
     device: &'static str,
-    workers: u8,
+    workers: String,
+    pin_workers: bool,
     suite: &'static str,
     control_socket: PathBuf,
 }
@@ -120,7 +121,8 @@ impl InterfacePlan {
             mtu: interface.mtu,
             fwmark: interface.fwmark,
             device: interface.device.as_str(),
-            workers: interface.workers.get(),
+            workers: interface.workers.to_string(),
+            pin_workers: interface.pin_workers,
             suite: interface.suite.as_str(),
             control_socket: interface.control_socket.clone(),
         }
@@ -135,7 +137,7 @@ impl InterfacePlan {
         line(out, "MTU", format!("{} bytes", self.mtu))?;
         optional_line(out, "mark", self.fwmark.map(|mark| format!("{mark:#x}")))?;
         line(out, "device", self.device)?;
-        line(out, "workers", self.workers)?;
+        line(out, "workers", format!("{}{}", self.workers, if self.pin_workers { ", pinned" } else { "" }))?;
         line(out, "control", self.control_socket.display())
     }
 }

@@ -13,11 +13,11 @@ use toml::Spanned;
 use super::error::Problems;
 use super::key_source::KeySource;
 use super::peer::OwnEnd;
-use super::raw::{Field, List, RawInterface, RawListen};
+use super::raw::{Field, List, RawInterface, RawListen, RawWorkers};
 use super::scope::{Refusal, Scope};
 use super::{
     CONTROL_SOCKET_DIRECTORY, DEFAULT_INTERFACE_NAME, DEFAULT_MTU, DEFAULT_PORT, DeviceMode, Interface, SuiteChoice,
-    value,
+    Workers, value,
 };
 use crate::keys::PrivateKey;
 use crate::packet::frame::FRAME_HEADER_LEN;
@@ -34,7 +34,8 @@ pub(super) const EXAMPLES: &[(&str, &str)] = &[
     ("mtu", "1420"),
     ("fwmark", "0"),
     ("device", "\"auto\""),
-    ("workers", "1"),
+    ("workers", "\"auto\""),
+    ("pin_workers", "false"),
     ("suite", "\"auto\""),
     ("control_socket", "\"/run/underpass/underpass0.sock\""),
 ];
@@ -66,7 +67,8 @@ pub(super) struct Draft {
     mtu: Option<Spanned<i64>>,
     fwmark: Option<u32>,
     device: DeviceMode,
-    workers: NonZero<u8>,
+    workers: Workers,
+    pin_workers: bool,
     suite: SuiteChoice,
     control_socket: Option<PathBuf>,
 }
@@ -91,6 +93,7 @@ impl Draft {
             fwmark: check_fwmark(scope, raw.fwmark),
             device: scope.check("device", device, |text| value::device(text)).unwrap_or_default(),
             workers: check_workers(scope, raw.workers),
+            pin_workers: scope.get("pin_workers", raw.pin_workers).is_some_and(Spanned::into_inner),
             suite: scope.check("suite", suite, |text| value::suite(text)).unwrap_or_default(),
             control_socket: check_socket(scope, socket, name.as_deref(), keys),
             name,
@@ -127,6 +130,7 @@ impl Draft {
             fwmark: self.fwmark,
             device: self.device,
             workers: self.workers,
+            pin_workers: self.pin_workers,
             suite: self.suite,
             control_socket: self.control_socket?,
         })
@@ -210,11 +214,21 @@ fn check_fwmark(scope: &mut Scope<'_, '_>, raw: Option<Field<i64>>) -> Option<u3
     mark.filter(|mark| *mark != 0)
 }
 
-fn check_workers(scope: &mut Scope<'_, '_>, raw: Option<Field<i64>>) -> NonZero<u8> {
+fn check_workers(scope: &mut Scope<'_, '_>, raw: Option<Field<RawWorkers>>) -> Workers {
     let why = format!("each worker is a thread with a lane of its own, and a session has {MAX_WORKERS} lanes");
     let workers = scope.get("workers", raw);
-    let workers = scope.check("workers", workers, |workers| value::number(*workers, 1..=MAX_WORKERS, &why));
-    workers.and_then(NonZero::new).unwrap_or(NonZero::<u8>::MIN)
+    let workers = scope.check("workers", workers, |workers| match workers {
+        RawWorkers::Number(number) => {
+            let number = value::number(*number, 1..=MAX_WORKERS, &why)?;
+            Ok(NonZero::new(number).map_or(Workers::Auto, Workers::Number))
+        }
+        RawWorkers::Word(word) if word == "auto" => Ok(Workers::Auto),
+        RawWorkers::Word(word) => {
+            let remedy = format!("write \"auto\", or a number from 1 to {MAX_WORKERS}");
+            Err(Refusal::new(format!("{word:?} is no number of workers"), remedy))
+        }
+    });
+    workers.unwrap_or_default()
 }
 
 fn check_socket(

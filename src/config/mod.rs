@@ -106,11 +106,32 @@ pub struct Interface {
     /// How the TUN device is opened.
     pub device: DeviceMode,
     /// Fast-path threads.
-    pub workers: NonZero<u8>,
+    pub workers: Workers,
+    /// Whether each of them stays on one CPU.
+    pub pin_workers: bool,
     /// What to propose to peers that name no suite of their own.
     pub suite: SuiteChoice,
     /// Where `underpass status` reaches the daemon. Absolute, and short enough for a socket address.
     pub control_socket: PathBuf,
+}
+
+/// How many fast-path threads there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Workers {
+    /// As the machine's CPUs suggest.
+    #[default]
+    Auto,
+    /// So many.
+    Number(NonZero<u8>),
+}
+
+impl fmt::Display for Workers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.pad("auto"),
+            Self::Number(number) => number.fmt(f),
+        }
+    }
 }
 
 /// How the TUN device is opened.

@@ -34,7 +34,8 @@ pub(super) struct RawInterface {
     pub(super) mtu: Option<Field<i64>>,
     pub(super) fwmark: Option<Field<i64>>,
     pub(super) device: Option<Field<String>>,
-    pub(super) workers: Option<Field<i64>>,
+    pub(super) workers: Option<Field<RawWorkers>>,
+    pub(super) pin_workers: Option<Field<bool>>,
     pub(super) suite: Option<Field<String>>,
     pub(super) control_socket: Option<Field<String>>,
 }
@@ -56,6 +57,12 @@ pub(super) struct RawPeer {
 
 /// A list of strings, each with its place in the file.
 pub(super) type List = Vec<Spanned<String>>;
+
+/// `workers`: a number, or a word.
+pub(super) enum RawWorkers {
+    Number(i64),
+    Word(String),
+}
 
 /// `listen`: a port for both families, or addresses with ports.
 pub(super) enum RawListen {
@@ -124,6 +131,25 @@ impl FromValue for List {
     }
 }
 
+impl FromValue for RawWorkers {
+    fn from_value(span: Range<usize>, value: Value) -> Result<Self, WrongType> {
+        match value {
+            Value::Integer(number) => Ok(Self::Number(number)),
+            Value::String(word) => Ok(Self::Word(word)),
+            other => Err(other.instead_of("a number, or \"auto\"", span)),
+        }
+    }
+}
+
+impl FromValue for bool {
+    fn from_value(span: Range<usize>, value: Value) -> Result<Self, WrongType> {
+        match value {
+            Value::Boolean(value) => Ok(value),
+            other => Err(other.instead_of("true or false", span)),
+        }
+    }
+}
+
 impl FromValue for RawListen {
     fn from_value(span: Range<usize>, value: Value) -> Result<Self, WrongType> {
         match value {
@@ -139,7 +165,7 @@ pub(super) enum Value {
     String(String),
     Integer(i64),
     Float,
-    Boolean,
+    Boolean(bool),
     Array(Vec<Spanned<Value>>),
     /// A table or a date.
     Table,
@@ -151,7 +177,7 @@ impl Value {
             Self::String(_) => "a string",
             Self::Integer(_) => "a number",
             Self::Float => "a number with a decimal point",
-            Self::Boolean => "true or false",
+            Self::Boolean(_) => "true or false",
             Self::Array(_) => "a list",
             Self::Table => "a table or a date",
         };
@@ -203,8 +229,8 @@ impl<'de> Visitor<'de> for ValueVisitor {
         Ok(Value::Float)
     }
 
-    fn visit_bool<E: de::Error>(self, _: bool) -> Result<Value, E> {
-        Ok(Value::Boolean)
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Boolean(value))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {

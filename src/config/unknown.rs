@@ -163,6 +163,7 @@ mod tests {
             ("MTU", "mtu"),
             ("fw_mark", "fwmark"),
             ("worker", "workers"),
+            ("pin", "pin_workers"),
             ("cipher_suite", "suite"),
         ] {
             assert_eq!(similar(written, keys_of::<RawInterface>()), Some(meant), "{written}");

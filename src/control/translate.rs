@@ -1,6 +1,9 @@
 //! Configuration → the core's and the data plane's words, which know neither names nor roles.
 
-use crate::config::{Config, DeviceMode, Endpoint, Peer, SuiteChoice};
+use std::num::NonZero;
+use std::thread;
+
+use crate::config::{Config, DeviceMode, Endpoint, Peer, SuiteChoice, Workers};
 use crate::dataplane::{self, DataplaneConfig};
 use crate::proto;
 use crate::proto::device::DeviceConfig;
@@ -12,6 +15,7 @@ use super::resolver::NamedPeer;
 /// What the data plane starts with. Peers whose endpoint is a name have none yet.
 pub fn dataplane_config(config: &Config) -> DataplaneConfig {
     let interface = &config.interface;
+    let workers = workers(interface.workers, thread::available_parallelism().map_or(1, NonZero::get));
     DataplaneConfig {
         interface_name: interface.name.clone(),
         mtu: interface.mtu,
@@ -19,12 +23,14 @@ pub fn dataplane_config(config: &Config) -> DataplaneConfig {
         listen: interface.listen.clone(),
         ipv6_optional: interface.listen_is_default,
         fwmark: interface.fwmark,
-        workers: interface.workers.get(),
+        workers,
+        pin_workers: interface.pin_workers,
         device: DeviceConfig {
             private_key: interface.private_key.clone(),
             previous_private_key: interface.previous_private_key.clone(),
             suite: suite(interface.suite),
-            send_lanes: interface.workers.get(),
+            send_lanes: workers,
+            lane_paths: true,
         },
         peers: config.peers.iter().map(peer_config).collect(),
     }
@@ -52,6 +58,16 @@ fn peer_config(peer: &Peer) -> PeerConfig {
         allowed_ips: peer.allowed_ips.clone(),
         persistent_keepalive: peer.persistent_keepalive,
         suite: Some(suite(peer.suite)),
+    }
+}
+
+/// Of `cpus` that the process may use. Below four a second worker takes from the applications what it adds (measured,
+/// `docs/performance.md`); more than two are for who has measured.
+fn workers(workers: Workers, cpus: usize) -> u8 {
+    match workers {
+        Workers::Number(number) => number.get(),
+        Workers::Auto if cpus < 4 => 1,
+        Workers::Auto => 2,
     }
 }
 

@@ -285,7 +285,7 @@ impl<'r> Batch<'r> {
     fn send(&mut self, wire: &mut Wire<'_>) {
         let run = &wire.buffer[self.start..self.end];
         if let Some(segment_size) = self.segment_size.take()
-            && let Err(Unsent(datagrams)) = wire.sender.send(wire.now, &self.route.endpoint(), run, segment_size)
+            && let Err(Unsent(datagrams)) = wire.sender.send(wire.now, &self.route.way(wire.lane), run, segment_size)
         {
             wire.counters.add(DropReason::SendFailed, datagrams);
         }

@@ -30,8 +30,9 @@ use self::counters::Counters;
 use self::failure::Stop;
 use self::sender::Sender;
 use self::slow_path::{Command, CommandQueue, Inbox, SlowPath, SlowPathQueue, queues};
+use self::sockets::Sockets;
 use self::tun::{Offload, Tun};
-use self::udp::{BindOptions, UdpSocket};
+use self::udp::UdpSocket;
 use self::worker::{Worker, WorkerParts};
 
 mod batch;
@@ -46,6 +47,7 @@ mod scheduling;
 mod segment;
 mod sender;
 mod slow_path;
+mod sockets;
 mod standing_queue;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -77,6 +79,8 @@ pub struct DataplaneConfig {
     pub fwmark: Option<u32>,
     /// Fast-path threads, at least one. A plain TUN has only one.
     pub workers: u8,
+    /// Each of them stays on one of the CPUs that the process may use.
+    pub pin_workers: bool,
     /// Who we are. The number of lanes is set to that of the workers.
     pub device: DeviceConfig,
     /// Whom we talk to at the start.
@@ -104,8 +108,8 @@ pub enum StartError {
 pub struct Dataplane {
     config: DataplaneConfig,
     tun: Tun,
-    /// One set per worker, in the order of `listen`.
-    sockets: Vec<Arc<[UdpSocket]>>,
+    /// One set per worker.
+    sockets: Vec<Sockets>,
     commands: CommandQueue,
     slow_path_queue: SlowPathQueue,
     /// Taken by `start`.
@@ -126,7 +130,7 @@ impl Dataplane {
         let workers = u8::try_from(tun.queues.len()).expect("no more queues than were asked for");
         config.workers = workers;
         config.device.send_lanes = workers;
-        let sockets = bind_all(&config)?;
+        let sockets = sockets::bind(&config)?;
         let (slow_path_queue, commands, inbox) = queues();
         Ok(Self {
             config,
@@ -153,7 +157,7 @@ impl Dataplane {
 
     /// Where it listens, with the ports that the kernel chose for port 0.
     pub fn local_addresses(&self) -> Vec<SocketAddr> {
-        self.sockets[0].iter().map(UdpSocket::local).collect()
+        self.sockets[0].listen.iter().map(UdpSocket::local).collect()
     }
 
     /// Starts to carry packets, after control has configured the interface. `failed` is called, from any thread and for
@@ -179,10 +183,11 @@ impl Dataplane {
             changed: Box::new(changed),
         };
         self.slow_path = Some(spawn("slow-path", &failed, || slow_path.run())?);
-        let ports: Arc<[u16]> = self.local_addresses().iter().map(SocketAddr::port).collect();
+        let ports = self.sockets[0].ports();
         for (lane, ((tun, sockets), counters)) in self.tun.queues.iter().zip(&self.sockets).zip(counters).enumerate() {
             let worker = Worker::new(WorkerParts {
                 lane: u8::try_from(lane).expect("workers are counted by a u8"),
+                is_pinned: self.config.pin_workers,
                 mtu: self.config.mtu,
                 tun: tun.clone(),
                 sockets: sockets.clone(),
@@ -294,41 +299,6 @@ fn spawn(
         Err(_) => failed(Failure::Panicked(thread_name)),
     };
     thread::Builder::new().name(name.to_owned()).spawn(body).map_err(StartError::Thread)
-}
-
-/// One set of sockets per worker.
-fn bind_all(config: &DataplaneConfig) -> Result<Vec<Arc<[UdpSocket]>>, BindError> {
-    let first = bind_set(config, &config.listen)?;
-    if config.workers == 1 {
-        return Ok(vec![first.into()]);
-    }
-    // Shared ports would also be shared with another program of ours: the first set was bound alone to notice one. Its
-    // ports, now known, are bound again, once per worker.
-    let addresses: Vec<SocketAddr> = first.iter().map(UdpSocket::local).collect();
-    drop(first);
-    let shared = BindOptions { shared: true, fwmark: config.fwmark };
-    let set = || addresses.iter().map(|address| UdpSocket::bind(*address, shared)).collect();
-    (0..config.workers).map(|_| set()).collect()
-}
-
-fn bind_set(config: &DataplaneConfig, listen: &[SocketAddr]) -> Result<Vec<UdpSocket>, BindError> {
-    let options = BindOptions { shared: false, fwmark: config.fwmark };
-    let mut sockets = Vec::new();
-    let mut passed_over = None;
-    for address in listen {
-        match UdpSocket::bind(*address, options) {
-            Ok(socket) => sockets.push(socket),
-            Err(error) if config.ipv6_optional && address.is_ipv6() && error.is_family_missing() => {
-                tracing::info!(%address, "this host has no IPv6, going on without");
-                passed_over = Some(error);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    match passed_over {
-        Some(error) if sockets.is_empty() => Err(error),
-        _ => Ok(sockets),
-    }
 }
 
 #[cfg(test)]

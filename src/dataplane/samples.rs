@@ -167,8 +167,13 @@ fn key(number: u8) -> PrivateKey {
 
 /// A device whose key is made from `number`.
 pub fn device(now: Instant, number: u8) -> Device {
-    let config =
-        DeviceConfig { private_key: key(number), previous_private_key: None, suite: Suite::Aes256Gcm, send_lanes: 2 };
+    let config = DeviceConfig {
+        private_key: key(number),
+        previous_private_key: None,
+        suite: Suite::Aes256Gcm,
+        send_lanes: 2,
+        lane_paths: false,
+    };
     Device::new(now, Duration::from_secs(1_700_000_000), config, [number; 32])
 }
 

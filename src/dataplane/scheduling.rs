@@ -1,7 +1,9 @@
-//! How the kernel's scheduler treats a worker.
+//! How the kernel's scheduler treats a worker, and where.
 #![expect(unsafe_code, reason = "no crate here sets a thread's scheduling policy")]
 
 use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 
 /// Asks the scheduler not to interrupt others for the calling thread when it is woken (`SCHED_BATCH`, sched(7)). On an
 /// idle processor it runs as soon as ever. On a busy one, the application that sends goes on sending, and the worker
@@ -17,6 +19,23 @@ pub(super) fn prefer_batches() {
     }
 }
 
+/// Keeps the calling thread on one of the CPUs that it may use: on the first as worker 0, on the next as worker 1, and
+/// from the first again where there are more workers.
+pub(super) fn pin(worker: u8) {
+    if let Err(errno) = try_pin(worker) {
+        tracing::warn!(%errno, worker, "the kernel does not let a worker stay on one CPU");
+    }
+}
+
+fn try_pin(worker: u8) -> Result<(), Errno> {
+    let this_thread = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this_thread)?;
+    let cpus: Vec<usize> = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu) == Ok(true)).collect();
+    let mut one = CpuSet::new();
+    one.set(*cpus.get(usize::from(worker) % cpus.len().max(1)).ok_or(Errno::ENODEV)?)?;
+    sched_setaffinity(this_thread, &one)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -29,5 +48,21 @@ mod tests {
             unsafe { libc::sched_getscheduler(0) }
         });
         assert_eq!(policy.join().unwrap(), libc::SCHED_BATCH);
+    }
+
+    #[test]
+    fn a_pinned_worker_stays_on_its_own_of_the_cpus_that_it_may_use() {
+        let cpus = || {
+            let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
+            (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap()).collect::<Vec<_>>()
+        };
+        let all = cpus();
+        for worker in 0..3 {
+            let pinned = std::thread::spawn(move || {
+                pin(worker);
+                cpus()
+            });
+            assert_eq!(pinned.join().unwrap(), [all[usize::from(worker) % all.len()]]);
+        }
     }
 }

@@ -1,15 +1,15 @@
-//! The way out of one thread: picks the socket, and falls back to single datagrams where the kernel refuses many at once.
+//! The way out of one thread: picks the socket by port and address, and falls back to single datagrams where the kernel
+//! refuses many at once.
 
 use std::fmt::Debug;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use crate::proto::endpoint::Endpoint;
+use crate::proto::transmit::Way;
 
-use super::udp::UdpSocket;
+use super::sockets::Sockets;
 
 /// The most bytes of one segmented send: an IPv4 packet less its headers.
 pub(super) const MAX_SEND_LEN: usize = 65_507;
@@ -25,14 +25,14 @@ const MAX_REFUSALS: usize = 64;
 pub(super) trait SendRun: Debug + Send {
     /// Sends `bytes` as datagrams of `segment_size`, the last maybe shorter; at most [`MAX_SEND_LEN`] bytes and
     /// [`MAX_SEND_SEGMENTS`] datagrams.
-    fn send(&mut self, now: Instant, endpoint: &Endpoint, bytes: &[u8], segment_size: usize) -> Result<(), Unsent>;
+    fn send(&mut self, now: Instant, way: &Way, bytes: &[u8], segment_size: usize) -> Result<(), Unsent>;
 }
 
 /// Sends over the right one of several sockets, and remembers which destinations refuse segmented sends. Each thread
 /// that sends has its own.
 #[derive(Debug)]
 pub(super) struct Sender {
-    sockets: Arc<[UdpSocket]>,
+    sockets: Sockets,
     /// Destinations that get single datagrams, and until when. Almost always empty.
     refusals: Vec<(IpAddr, Instant)>,
 }
@@ -42,41 +42,43 @@ pub(super) struct Sender {
 pub(super) struct Unsent(pub(super) u64);
 
 impl Sender {
-    /// Over `sockets`, of which there is at least one.
-    pub(super) fn new(sockets: Arc<[UdpSocket]>) -> Self {
+    /// Over `sockets`.
+    pub(super) fn new(sockets: Sockets) -> Self {
         Self { sockets, refusals: Vec::new() }
-    }
-
-    fn refuse(&mut self, now: Instant, destination: IpAddr) {
-        tracing::debug!("the kernel refuses a segmented send to a peer, sending single datagrams for a minute");
-        if self.refusals.len() == MAX_REFUSALS {
-            self.refusals.remove(0);
-        }
-        self.refusals.push((destination, now + SEGMENTATION_RETRY_AFTER));
     }
 }
 
 impl SendRun for Sender {
-    fn send(&mut self, now: Instant, endpoint: &Endpoint, bytes: &[u8], segment_size: usize) -> Result<(), Unsent> {
+    fn send(&mut self, now: Instant, way: &Way, bytes: &[u8], segment_size: usize) -> Result<(), Unsent> {
         let datagrams = bytes.len().div_ceil(segment_size) as u64;
-        let fitness = |index: &usize| self.sockets[*index].fitness(endpoint);
-        let best = (0..self.sockets.len()).max_by_key(fitness).filter(|index| fitness(index) > 0);
-        let Some(index) = best else { return Err(Unsent(datagrams)) };
+        let (sockets, endpoint) = (self.sockets.on(way.port), &way.endpoint);
+        let best = sockets.iter().max_by_key(|socket| socket.fitness(endpoint));
+        let Some(socket) = best.filter(|socket| socket.fitness(endpoint) > 0) else { return Err(Unsent(datagrams)) };
         if datagrams > 1 && !is_refused(&mut self.refusals, now, endpoint.remote.ip()) {
-            match self.sockets[index].send(endpoint, bytes, segment_size) {
+            match socket.send(endpoint, bytes, segment_size) {
                 Ok(()) => return Ok(()),
                 // The egress device can't compute checksums (EIO), a datagram exceeds the path's MTU (EMSGSIZE, on older
                 // kernels EINVAL), or a driver's fault.
-                Err(Errno::EIO | Errno::EINVAL | Errno::EMSGSIZE) => self.refuse(now, endpoint.remote.ip()),
+                Err(Errno::EIO | Errno::EINVAL | Errno::EMSGSIZE) => {
+                    refuse(&mut self.refusals, now, endpoint.remote.ip());
+                }
                 Err(_) => return Err(Unsent(datagrams)),
             }
         }
         let failed = bytes
             .chunks(segment_size)
-            .filter(|datagram| self.sockets[index].send(endpoint, datagram, segment_size).is_err())
+            .filter(|datagram| socket.send(endpoint, datagram, segment_size).is_err())
             .count() as u64;
         if failed == 0 { Ok(()) } else { Err(Unsent(failed)) }
     }
+}
+
+fn refuse(refusals: &mut Vec<(IpAddr, Instant)>, now: Instant, destination: IpAddr) {
+    tracing::debug!("the kernel refuses a segmented send to a peer, sending single datagrams for a minute");
+    if refusals.len() == MAX_REFUSALS {
+        refusals.remove(0);
+    }
+    refusals.push((destination, now + SEGMENTATION_RETRY_AFTER));
 }
 
 fn is_refused(refusals: &mut Vec<(IpAddr, Instant)>, now: Instant, destination: IpAddr) -> bool {

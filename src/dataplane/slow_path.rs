@@ -23,6 +23,7 @@ use crate::proto::peer::PeerConfig;
 use crate::proto::router::{Notice, Router};
 use crate::proto::staged::StagedPacket;
 use crate::proto::stats::DeviceStatus;
+use crate::proto::transmit::Way;
 
 use super::clock;
 use super::counters::Counters;
@@ -204,7 +205,8 @@ impl SlowPath {
         let now = clock::now();
         while let Some(transmit) = self.device.poll_transmit() {
             let length = transmit.payload.len();
-            if let Err(Unsent(_)) = self.sender.send(now, &transmit.endpoint, &transmit.payload, length) {
+            let way = Way { endpoint: transmit.endpoint, port: transmit.port };
+            if let Err(Unsent(_)) = self.sender.send(now, &way, &transmit.payload, length) {
                 self.device.count_drop(DropReason::SendFailed);
             }
         }

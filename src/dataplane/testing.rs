@@ -8,10 +8,10 @@ use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use crate::packet::ip::{IpPacket, Malformed, TransportProtocol};
-use crate::proto::endpoint::Endpoint;
 use crate::proto::error::{DropReason, Miss};
 use crate::proto::router::{Notice, Opened, Router};
 use crate::proto::stats::DropCounters;
+use crate::proto::transmit::Way;
 
 use super::batch::Outbound;
 use super::counters::Counters;
@@ -19,6 +19,7 @@ use super::inbound::Inbound;
 pub use super::samples::{Sample, config, device, handshake};
 use super::segment::Segments;
 use super::sender::{SendRun, Sender, Unsent};
+use super::sockets::Sockets;
 use super::train::Train;
 use super::tun::{Offload, TUN_BUFFER_LEN, Tun, TunQueue};
 use super::udp::{BindOptions, UdpSocket};
@@ -76,8 +77,8 @@ pub struct Transmitter {
 /// Datagrams that leave together.
 #[derive(Debug, Clone)]
 pub struct Run {
-    /// Where they go.
-    pub endpoint: Endpoint,
+    /// Where they go, and from which port.
+    pub way: Way,
     /// The datagrams, end to end.
     pub bytes: Vec<u8>,
     /// Length of each but the last, which may be shorter.
@@ -88,8 +89,8 @@ pub struct Run {
 struct Channel(mpsc::Sender<Run>);
 
 impl SendRun for Channel {
-    fn send(&mut self, _now: Instant, endpoint: &Endpoint, bytes: &[u8], segment_size: usize) -> Result<(), Unsent> {
-        let run = Run { endpoint: *endpoint, bytes: bytes.to_vec(), segment_size };
+    fn send(&mut self, _now: Instant, way: &Way, bytes: &[u8], segment_size: usize) -> Result<(), Unsent> {
+        let run = Run { way: *way, bytes: bytes.to_vec(), segment_size };
         self.0.send(run).map_err(|_| Unsent(bytes.len().div_ceil(segment_size) as u64))
     }
 }
@@ -99,7 +100,7 @@ impl Transmitter {
     pub fn new(mtu: u16) -> Self {
         let options = BindOptions { shared: false, fwmark: None };
         let socket = UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], 0)), options).expect("loopback has free ports");
-        Self::sending(0, mtu, Sender::new(Arc::new([socket])))
+        Self::sending(0, mtu, Sender::new(Sockets::shared([socket])))
     }
 
     /// Without a socket: what it would send comes out of a channel.

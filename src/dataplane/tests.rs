@@ -49,11 +49,13 @@ impl Node {
             ipv6_optional: true,
             fwmark: None,
             workers: 1,
+            pin_workers: false,
             device: DeviceConfig {
                 private_key: key(setup.number),
                 previous_private_key: None,
                 suite: Suite::Aes256Gcm,
                 send_lanes: 1,
+                lane_paths: true,
             },
             peers: setup.peers.iter().map(|(number, remote, allowed)| peer(*number, *remote, allowed)).collect(),
         };
@@ -194,7 +196,7 @@ fn two_workers_carry_what_either_queue_gets() {
             thread::yield_now();
         }
     }
-    assert_eq!(one.address().port(), one.dataplane.sockets[1][0].local().port());
+    assert_eq!(one.address().port(), one.dataplane.sockets[1].listen[0].local().port());
 }
 
 #[test]

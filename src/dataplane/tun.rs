@@ -2,7 +2,7 @@
 //! its readers and writers but for the virtio header in front of each packet.
 //!
 //! It configures nothing (addresses, MTU, link state are control's). The device lives as long as a queue is open.
-#![expect(unsafe_code, reason = "one crate gives its descriptor away as a bare number only")]
+#![expect(unsafe_code, reason = "one crate gives its descriptor away as a bare number only, and none loads programs")]
 
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -14,6 +14,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::net::if_::if_nametoindex;
 
 use super::virtio::{VIRTIO_HEADER_LEN, VirtioHeader};
+
+mod steering;
 
 /// Where the kernel hands out TUN devices.
 const DEVICE_NODE: &str = "/dev/net/tun";
@@ -136,6 +138,12 @@ fn create_offload(name: &str, queues: u8) -> Result<Vec<TunQueue>, TunError> {
     for _ in 1..queues {
         let next = devices[0].try_clone().map_err(|source| classify(name, source))?;
         devices.push(next);
+    }
+    if devices.len() > 1
+        && let Err(error) = steering::steer_by_flow(devices[0].as_fd())
+    {
+        // Not wrong, only less steady.
+        tracing::info!(%error, "the kernel takes no program that keeps flows on their queues: a new flow may be reordered");
     }
     let offload = if devices[0].udp_gso() { Offload::TcpAndUdp } else { Offload::Tcp };
     let own = |device: tun_rs::SyncDevice| {

@@ -20,6 +20,7 @@ use crate::proto::endpoint::Endpoint;
 use self::control::{ControlBuffer, ReceiveInfo, SendControl};
 
 mod control;
+mod steering;
 
 /// Room for the largest receive: UDP_GRO gathers up to 64 KiB.
 pub(super) const RECEIVE_BUFFER_LEN: usize = 65_536;

@@ -1,4 +1,5 @@
-//! One thread of the fast path, for both directions: one TUN queue, one socket per listen address, one lane.
+//! One thread of the fast path, for both directions: one TUN queue, one lane, for each listen address a share of its
+//! port and a socket of the lane's own.
 //!
 //! ```text
 //! poll ─▶ UDP: up to 64 receives ─▶ open, admit ─▶ trains ─▶ TUN
@@ -34,6 +35,7 @@ use super::scheduling;
 use super::segment::Segments;
 use super::sender::Sender;
 use super::slow_path::{Input, SlowPathQueue};
+use super::sockets::Sockets;
 use super::standing_queue::StandingQueue;
 use super::train::write_whole;
 use super::tun::{TUN_BUFFER_LEN, TunQueue, TunRead};
@@ -51,14 +53,16 @@ const MAX_READS: usize = 64;
 const MAX_TURN_BYTES: usize = 128 << 10;
 
 /// What a worker is given.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct WorkerParts {
     /// Its lane, and its number among the workers.
     pub(super) lane: u8,
+    /// It stays on one CPU.
+    pub(super) is_pinned: bool,
     /// Packets longer than this are not sent.
     pub(super) mtu: u16,
     pub(super) tun: Arc<TunQueue>,
-    pub(super) sockets: Arc<[UdpSocket]>,
+    pub(super) sockets: Sockets,
     /// Every port that any worker sends from.
     pub(super) ports: Arc<[u16]>,
     /// The newest snapshot; replaced by the slow path.
@@ -92,7 +96,7 @@ impl Worker {
             notices: Vec::new(),
             answers: AnswerLimit::new(clock::now()),
             tun_queue: StandingQueue::new(clock::now()),
-            socket_queues: parts.sockets.iter().map(|_| StandingQueue::new(clock::now())).collect(),
+            socket_queues: parts.receiving().map(|_| StandingQueue::new(clock::now())).collect(),
             receive_buffer: vec![0; GATHER_LEN + RECEIVE_BUFFER_LEN].into(),
             received: Vec::with_capacity(MAX_RECEIVES),
             read_buffer: vec![0; TUN_BUFFER_LEN].into(),
@@ -102,9 +106,13 @@ impl Worker {
 
     /// Carries packets until it is told to stop, or the TUN is gone.
     pub(super) fn run(mut self) -> Result<(), Failure> {
-        let WorkerParts { tun, sockets, stop, .. } = &self.parts;
-        let (tun, sockets, stop) = (tun.clone(), sockets.clone(), stop.clone());
+        let WorkerParts { tun, stop, .. } = &self.parts;
+        let (tun, parts, stop) = (tun.clone(), self.parts.clone(), stop.clone());
+        let sockets: Vec<&UdpSocket> = parts.receiving().collect();
         scheduling::prefer_batches();
+        if self.parts.is_pinned {
+            scheduling::pin(self.parts.lane);
+        }
         let mut descriptors =
             vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(tun.as_fd(), PollFlags::POLLIN)];
         descriptors.extend(sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
@@ -263,6 +271,12 @@ impl Worker {
 }
 
 impl WorkerParts {
+    /// Those that it receives on. A lane that has just left the common port for its own is read there first: what it sent
+    /// before is to be delivered before.
+    fn receiving(&self) -> impl Iterator<Item = &UdpSocket> {
+        self.sockets.listen.iter().chain(self.sockets.of_lane(self.lane))
+    }
+
     /// `last` is the destination and the route of the packet before, which is mostly that of this one.
     fn route<'r>(
         &self,

@@ -20,8 +20,9 @@ const KIND_CONTROL: u8 = 2;
 const CONTROL_PING: u8 = 1;
 const CONTROL_PONG: u8 = 2;
 const CONTROL_GOODBYE: u8 = 3;
+const CONTROL_PROBE: u8 = 4;
 
-/// Length in bytes of a ping or pong frame with its header.
+/// Length in bytes of a ping, pong or probe frame with its header.
 pub const PING_FRAME_LEN: usize = FRAME_HEADER_LEN + 1 + PING_TOKEN_LEN;
 /// Length in bytes of a goodbye frame with its header.
 pub const GOODBYE_FRAME_LEN: usize = FRAME_HEADER_LEN + 1;
@@ -51,10 +52,12 @@ pub struct PacketFrame<'a> {
 pub enum Control {
     /// Asks for a pong with the same token.
     Ping(u64),
-    /// Answers a ping.
+    /// Answers a ping or a probe.
     Pong(u64),
     /// The sender is going away and has forgotten the session.
     Goodbye,
+    /// Asks for a pong with the same token, to where the probe came from; moves no endpoint.
+    Probe(u64),
     /// A control type this version does not know: ignored, so that later versions can add some.
     Unknown(u8),
 }
@@ -114,6 +117,7 @@ impl Control {
             CONTROL_PING => Self::Ping(token()?),
             CONTROL_PONG => Self::Pong(token()?),
             CONTROL_GOODBYE => Self::Goodbye,
+            CONTROL_PROBE => Self::Probe(token()?),
             unknown => Self::Unknown(unknown),
         })
     }
@@ -124,6 +128,7 @@ impl Control {
             Self::Ping(token) => (CONTROL_PING, Some(token)),
             Self::Pong(token) => (CONTROL_PONG, Some(token)),
             Self::Goodbye => (CONTROL_GOODBYE, None),
+            Self::Probe(token) => (CONTROL_PROBE, Some(token)),
             Self::Unknown(control) => (control, None),
         };
         let length = 1 + if token.is_some() { PING_TOKEN_LEN as u16 } else { 0 };
@@ -143,6 +148,11 @@ pub fn packet_header(flags: u8, length: u16) -> [u8; FRAME_HEADER_LEN] {
 /// Whether a plaintext carries data, not only control frames or nothing: senders put packets first.
 pub fn starts_with_packet(plaintext: &[u8]) -> bool {
     plaintext.first() == Some(&KIND_PACKET)
+}
+
+/// Whether a plaintext begins with a probe: such a datagram moves no endpoint.
+pub fn starts_with_probe(plaintext: &[u8]) -> bool {
+    matches!(plaintext, [KIND_CONTROL, _, _, _, CONTROL_PROBE, ..])
 }
 
 /// Fills `tail` with padding: what a datagram needs to be as long as its neighbours in one send.

@@ -60,7 +60,8 @@ pub const MAX_COUNTER: u64 = (1 << 48) - 1;
 const KIND_INITIATION: u8 = 1;
 const KIND_RESPONSE: u8 = 2;
 const KIND_COOKIE_REPLY: u8 = 3;
-const KIND_TRANSPORT: u8 = 4;
+/// First byte of transport data. The second is the lane.
+pub const KIND_TRANSPORT: u8 = 4;
 
 // No amplification, and a 1400-byte path carries an initiation over IPv6 (40 + 8 bytes).
 const _: () = assert!(INITIATION_LEN >= RESPONSE_LEN && INITIATION_LEN + 48 <= 1400);

@@ -42,6 +42,17 @@ pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Data sent but nothing received for this long: the session may be dead at the other side, start a handshake.
 pub const UNANSWERED_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// While data passes, the path of each lane is tried this often: or once in a round trip, where that is longer.
+pub const LANE_PING_INTERVAL: Duration = Duration::from_millis(400);
+/// Pings of a lane in a row without an answer after which its path is lost, and the lane takes that of lane 0.
+pub const LANE_PINGS_UNANSWERED: usize = 3;
+/// Paths of lanes are tried for this long after the last data.
+pub const LANE_PING_AFTER_DATA: Duration = Duration::from_secs(3);
+/// Not heard of for this long, the path of a lane is forgotten: shorter than translators remember UDP.
+pub const LANE_PATH_LIFETIME: Duration = Duration::from_secs(5);
+/// Probes of a path that gives no answer grow apart, from [`LANE_PING_INTERVAL`] up to this.
+pub const LANE_PROBE_MAX_INTERVAL: Duration = Duration::from_secs(15);
+
 /// Lanes of one session and direction, at most: what an announced number may cost us in replay windows.
 pub const MAX_LANES: u8 = 64;
 /// Counters behind the newest of a lane that are still accepted, once each.

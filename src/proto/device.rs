@@ -1,9 +1,11 @@
 //! The slow path's surface: a device with its peers, everything rare, one owner.
 //!
 //! The module [`proto`](super) states the contract. This file has the commands and what a session brings; `handshakes`
-//! has the three handshake messages, `timeouts` what happens when nothing does.
+//! has the three handshake messages, `lanes` the
+//! paths of lanes, `timeouts` what happens when nothing does.
 
 mod handshakes;
+mod lanes;
 mod timeouts;
 
 use std::collections::VecDeque;
@@ -21,6 +23,7 @@ use super::cookie::{CookieChecker, MacKeys};
 use super::endpoint::Endpoint;
 use super::error::{DropReason, Miss};
 use super::event::Event;
+use super::lane_paths::LanePaths;
 use super::noise::Suite;
 use super::peer::{Peer, PeerConfig};
 use super::peer_table::{PeerId, PeerTable};
@@ -31,7 +34,7 @@ use super::session::Session;
 use super::staged::StagedPacket;
 use super::stats::{DeviceStatus, DropCounters, Footprint, PeerStatus};
 use super::timers::{Timer, TimerQueue};
-use super::transmit::Transmit;
+use super::transmit::{Transmit, Way};
 
 /// The lane on which the slow path seals. It shares the first worker's: a lane's counter is atomic.
 const SLOW_PATH_LANE: u8 = 0;
@@ -47,6 +50,8 @@ pub struct DeviceConfig {
     pub suite: Suite,
     /// How many lanes we send on: 1 to [`MAX_LANES`].
     pub send_lanes: u8,
+    /// Lanes may have paths of their own: who owns the device sends each datagram from the port that it names.
+    pub lane_paths: bool,
 }
 
 /// The protocol state of one tunnel interface.
@@ -55,6 +60,7 @@ pub struct Device {
     local_keys: Vec<LocalKey>,
     suite: Suite,
     send_lanes: u8,
+    lane_paths: bool,
     peers: PeerTable,
     allowed_ips: Arc<AllowedIps>,
     timers: TimerQueue,
@@ -95,6 +101,7 @@ impl Device {
             local_keys: local_keys(config.private_key, config.previous_private_key),
             suite: config.suite,
             send_lanes: config.send_lanes.clamp(1, MAX_LANES),
+            lane_paths: config.lane_paths,
             peers: PeerTable::default(),
             allowed_ips: Arc::default(),
             timers: TimerQueue::default(),
@@ -250,6 +257,8 @@ impl Device {
     pub fn handle_notice(&mut self, now: Instant, notice: Notice) {
         let (Notice::Confirmed { session }
         | Notice::Roamed { session, .. }
+        | Notice::LaneMoved { session, .. }
+        | Notice::Resumed { session }
         | Notice::RekeyDue { session }
         | Notice::Control { session, .. }) = notice;
         // Sessions end while notices wait in a queue.
@@ -257,8 +266,12 @@ impl Device {
         match notice {
             Notice::Confirmed { .. } => self.on_confirmed(now, id, session),
             Notice::Roamed { endpoint, .. } => self.on_roamed(id, endpoint),
+            Notice::Resumed { .. } => self.on_resumed(now, id),
+            Notice::LaneMoved { lane, endpoint, .. } => self.on_lane_moved(now, id, session, lane, endpoint),
             Notice::RekeyDue { .. } => self.on_rekey_due(now, id, session),
-            Notice::Control { control, .. } => self.on_control(now, id, session, control),
+            Notice::Control { lane, endpoint, control, .. } => {
+                self.on_control(now, id, session, (lane, endpoint), control);
+            }
         }
         self.update_timers(id);
     }
@@ -389,6 +402,7 @@ impl Device {
             suite: session.suite,
         });
         self.send_staged(now, id);
+        self.renew_lane_paths(now, id);
     }
 
     /// Traffic has found a session to be old. Its successor is asked for within the jitter, not at once: many peers'
@@ -413,13 +427,16 @@ impl Device {
         }
     }
 
-    fn on_control(&mut self, now: Instant, id: PeerId, session: u32, control: Control) {
+    /// Takes a control frame that came on a lane from an endpoint.
+    fn on_control(&mut self, now: Instant, id: PeerId, session: u32, from: (u8, Endpoint), control: Control) {
+        let (lane, endpoint) = from;
         match control {
-            Control::Ping(token) => self.send_control(now, id, Control::Pong(token)),
+            Control::Ping(token) | Control::Probe(token) => self.answer_ping(now, id, lane, endpoint, token),
             Control::Pong(token) => {
                 let Some(peer) = self.peers.get_mut(id) else { return };
-                if let Some((_, sent_at)) = peer.ping.take_if(|(expected, _)| *expected == token) {
-                    peer.round_trip = Some(now.saturating_duration_since(sent_at));
+                match peer.ping.take_if(|(expected, _)| *expected == token) {
+                    Some((_, sent_at)) => peer.round_trip = Some(now.saturating_duration_since(sent_at)),
+                    None => self.on_lane_pong(now, id, token),
                 }
             }
             Control::Goodbye => self.on_goodbye(id, session),
@@ -477,7 +494,12 @@ impl Device {
             return self.drops.count(DropReason::TooLarge);
         };
         let flags = if packet.checksum_partial { FLAG_CHECKSUM_PARTIAL } else { 0 };
+        let session = self.peers.get(id).and_then(|peer| peer.usable_session(now));
+        let resumes = session.is_some_and(|session| session.is_silent(now));
         self.send_frames(now, id, &[&packet_header(flags, length), &packet.bytes]);
+        if resumes {
+            self.on_resumed(now, id);
+        }
     }
 
     fn send_control(&mut self, now: Instant, id: PeerId, control: Control) {
@@ -486,22 +508,33 @@ impl Device {
         self.send_frames(now, id, &[&frame]);
     }
 
+    fn send_control_by(&mut self, now: Instant, id: PeerId, lane: u8, way: Way, control: Control) {
+        let mut frame = Vec::new();
+        control.encode(&mut frame);
+        self.send_frames_by(now, id, lane, way, &[&frame]);
+    }
+
     fn send_keepalive(&mut self, now: Instant, id: PeerId) {
         self.send_frames(now, id, &[]);
     }
 
     /// Seals one datagram with the current session, if there is one, and asks for its successor if it is due.
     fn send_frames(&mut self, now: Instant, id: PeerId, frames: &[&[u8]]) {
-        let Some(peer) = self.peers.get(id) else { return };
-        let (Some(session), Some(endpoint)) = (peer.usable_session(now), peer.endpoint) else { return };
+        let Some(endpoint) = self.peers.get(id).and_then(|peer| peer.endpoint) else { return };
+        self.send_frames_by(now, id, SLOW_PATH_LANE, Way::main(endpoint), frames);
+    }
+
+    /// The same on any lane, by any way.
+    fn send_frames_by(&mut self, now: Instant, id: PeerId, lane: u8, way: Way, frames: &[&[u8]]) {
+        let Some(session) = self.peers.get(id).and_then(|peer| peer.usable_session(now)) else { return };
         let length = frames.iter().map(|frame| frame.len()).sum::<usize>();
         let mut payload = Vec::with_capacity(length + TRANSPORT_OVERHEAD);
         payload.extend_from_slice(&[0; TRANSPORT_HEADER_LEN]);
         frames.iter().for_each(|frame| payload.extend_from_slice(frame));
         payload.extend_from_slice(&[0; TAG_LEN]);
-        match session.seal(now, SLOW_PATH_LANE, &mut payload) {
+        match session.seal(now, lane, &mut payload) {
             Ok(rekey_due) => {
-                self.transmits.push_back(Transmit { endpoint, payload });
+                self.transmits.push_back(Transmit { endpoint: way.endpoint, port: way.port, payload });
                 if rekey_due {
                     self.on_rekey_due(now, id, session.local_index);
                 }
@@ -521,6 +554,8 @@ impl Device {
         peer.watch_expiry();
         if peer.sessions.current().is_none() {
             peer.timers.stop(Timer::Rekey);
+            peer.timers.stop(Timer::LanePaths);
+            peer.lane_paths = LanePaths::Shared;
         }
         for session in &ended {
             self.peers.release_index(session.local_index);
@@ -556,6 +591,7 @@ impl Device {
         let route = |peer: &Peer| PeerRoute {
             endpoint: peer.endpoint,
             session: peer.sessions.current().cloned(),
+            lanes: peer.lane_paths.routes(peer.endpoint),
             ..PeerRoute::default()
         };
         self.router = Arc::new(Router {

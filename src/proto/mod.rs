@@ -36,6 +36,7 @@
 //!         previous_private_key: None,
 //!         suite: Suite::Aes256Gcm,
 //!         send_lanes: 1,
+//!         lane_paths: false,
 //!     };
 //!     Device::new(now, Duration::from_secs(1_700_000_000), config, seed)
 //! };
@@ -81,6 +82,7 @@ pub mod endpoint;
 pub mod error;
 pub mod event;
 pub mod handshake;
+mod lane_paths;
 pub mod noise;
 pub mod peer;
 pub mod peer_table;

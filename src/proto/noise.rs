@@ -111,12 +111,15 @@ impl fmt::Display for Suite {
 #[error("handshake failed")]
 pub struct HandshakeFailed;
 
+/// [`Parameters::features`]: lanes may have paths of their own.
+pub const FEATURE_LANE_PATHS: u8 = 0x01;
+
 /// What each side tells the other inside the handshake: 8 bytes, the last six zero in this version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parameters {
     /// How many lanes the sender of these parameters will send on: 1 to [`MAX_LANES`].
     pub lanes: u8,
-    /// Bits of features the sender understands; unknown bits are ignored.
+    /// Bits of features the sender understands, [`FEATURE_LANE_PATHS`]; unknown bits are ignored.
     pub features: u8,
 }
 

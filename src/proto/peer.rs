@@ -12,6 +12,7 @@ use crate::keys::{PresharedKey, PublicKey};
 use super::constants::{KEEPALIVE_TIMEOUT, UNANSWERED_TIMEOUT};
 use super::cookie::{CookieJar, MacKeys};
 use super::endpoint::Endpoint;
+use super::lane_paths::LanePaths;
 use super::noise::{PendingInitiation, Suite};
 use super::session::Session;
 use super::session_slots::SessionSlots;
@@ -53,6 +54,8 @@ pub(super) struct Peer {
     pub(super) last_initiation_at: Option<Instant>,
     pub(super) last_accepted_at: Option<Instant>,
     pub(super) sessions: SessionSlots,
+    /// Of the current session.
+    pub(super) lane_paths: LanePaths,
     pub(super) cookies: CookieJar,
     pub(super) staged: StagedQueue,
     pub(super) traffic: Arc<Traffic>,
@@ -101,6 +104,7 @@ impl Peer {
             last_initiation_at: None,
             last_accepted_at: None,
             sessions: SessionSlots::default(),
+            lane_paths: LanePaths::Shared,
             cookies: CookieJar::default(),
             staged: StagedQueue::default(),
             traffic: Arc::new(Traffic::new(now)),

@@ -8,15 +8,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use crate::packet::frame::{Control, FLAG_CHECKSUM_PARTIAL, Frame, Frames, MalformedFrame, PacketFrame};
+use crate::packet::frame::{self, Control, FLAG_CHECKSUM_PARTIAL, Frame, Frames, MalformedFrame, PacketFrame};
 use crate::packet::ip::IpPacket;
 use crate::packet::message::Message;
 
 use super::allowed_ips::AllowedIps;
 use super::endpoint::Endpoint;
 use super::error::{DropReason, Miss};
+use super::lane_paths::LaneRoutes;
 use super::peer_table::PeerId;
 use super::session::Session;
+use super::transmit::Way;
 
 /// A snapshot for the fast path.
 #[derive(Debug, Default)]
@@ -45,6 +47,8 @@ pub(super) struct PeerRoute {
     pub(super) endpoint: Option<Endpoint>,
     /// The session to seal with: confirmed, not expired when the snapshot was made.
     pub(super) session: Option<Arc<Session>>,
+    /// What each lane's way has of its own.
+    pub(super) lanes: LaneRoutes,
     /// Where the peer has been seen since the snapshot was made. An answer is on its way before the slow path has heard of
     /// it, and nobody is left at the old endpoint to receive it.
     pub(super) moved: OnceLock<Endpoint>,
@@ -62,7 +66,14 @@ impl PeerRoute {
         moved.copied().or(self.endpoint)
     }
 
-    /// Called for the newest datagram of a lane. Returns whether the slow path must hear where it came from.
+    /// A path was proven to another endpoint, or is of no use in a session that the peer has made.
+    fn lanes(&self) -> &LaneRoutes {
+        let is_stale = self.moved.get().is_some() || self.confirmed.get().is_some();
+        if is_stale { self.lanes.without_opened() } else { &self.lanes }
+    }
+
+    /// Called for the newest datagram of a lane that has no path of its own. Returns whether the slow path must hear where
+    /// it came from.
     fn on_seen(&self, from: Endpoint) -> bool {
         if self.endpoint != Some(from) {
             // This repeats until a new snapshot shows that it was heard, so that it is not lost for good in a full queue.
@@ -89,6 +100,20 @@ pub enum Notice {
         /// Where it came from.
         endpoint: Endpoint,
     },
+    /// The newest datagram of a lane came from elsewhere than the lane's before.
+    LaneMoved {
+        /// The session's local index.
+        session: u32,
+        /// The lane.
+        lane: u8,
+        /// Where it came from.
+        endpoint: Endpoint,
+    },
+    /// Data passes after a silence.
+    Resumed {
+        /// The session's local index.
+        session: u32,
+    },
     /// The session is old: make its successor.
     RekeyDue {
         /// The session's local index.
@@ -98,6 +123,10 @@ pub enum Notice {
     Control {
         /// The session's local index.
         session: u32,
+        /// The lane on which it came.
+        lane: u8,
+        /// Where it came from.
+        endpoint: Endpoint,
         /// The frame.
         control: Control,
     },
@@ -109,6 +138,7 @@ pub struct Route<'r> {
     peer: PeerId,
     endpoint: Endpoint,
     session: &'r Session,
+    lanes: &'r LaneRoutes,
 }
 
 impl Route<'_> {
@@ -120,6 +150,20 @@ impl Route<'_> {
     /// Its endpoint.
     pub fn endpoint(&self) -> Endpoint {
         self.endpoint
+    }
+
+    /// The way of what is sealed on `lane`.
+    pub fn way(&self, lane: u8) -> Way {
+        let main = Way::main(self.endpoint);
+        match self.lanes {
+            LaneRoutes::Shared => main,
+            LaneRoutes::Opened(proven) if proven.get(usize::from(lane)) == Some(&true) => Way::own(self.endpoint, lane),
+            LaneRoutes::Opened(_) => main,
+            LaneRoutes::Followed(endpoints) => {
+                let endpoint = endpoints[usize::from(lane) % endpoints.len()];
+                Way::main(endpoint.unwrap_or(self.endpoint))
+            }
+        }
     }
 
     /// What seals.
@@ -135,8 +179,12 @@ impl Route<'_> {
         datagram: &mut [u8],
         notices: &mut Vec<Notice>,
     ) -> Result<(), DropReason> {
+        let session = self.session.local_index;
+        if self.session.is_silent(now) {
+            notices.push(Notice::Resumed { session });
+        }
         if self.session.seal(now, lane, datagram)? {
-            notices.push(Notice::RekeyDue { session: self.session.local_index });
+            notices.push(Notice::RekeyDue { session });
         }
         Ok(())
     }
@@ -154,6 +202,7 @@ pub struct Opened<'b> {
     /// Its frames.
     pub plaintext: &'b [u8],
     session: u32,
+    from: Endpoint,
 }
 
 impl<'b> Opened<'b> {
@@ -162,11 +211,11 @@ impl<'b> Opened<'b> {
         &self,
         notices: &'n mut Vec<Notice>,
     ) -> impl Iterator<Item = Result<PacketFrame<'b>, MalformedFrame>> + use<'b, 'n> {
-        let session = self.session;
+        let (session, lane, endpoint) = (self.session, self.lane, self.from);
         Frames::new(self.plaintext).filter_map(move |frame| match frame {
             Ok(Frame::Packet(packet)) => Some(Ok(packet)),
             Ok(Frame::Control(control)) => {
-                notices.push(Notice::Control { session, control });
+                notices.push(Notice::Control { session, lane, endpoint, control });
                 None
             }
             Err(malformed) => Some(Err(malformed)),
@@ -182,7 +231,9 @@ impl Router {
         // Without a session, packets are waiting in the slow path: a later one must not overtake them.
         let session = route.session.as_ref().map(|session| route.confirmed.get().unwrap_or(session));
         match (session, route.endpoint()) {
-            (Some(session), Some(endpoint)) if !session.is_expired(now) => Ok(Route { peer, endpoint, session }),
+            (Some(session), Some(endpoint)) if !session.is_expired(now) => {
+                Ok(Route { peer, endpoint, session, lanes: route.lanes() })
+            }
             _ => Err(Miss::NoSession(peer)),
         }
     }
@@ -208,9 +259,14 @@ impl Router {
         let found = self.sessions.binary_search_by_key(&header.receiver_index, |entry| entry.session.local_index);
         let receiving = &self.sessions[found.map_err(|_| DropReason::UnknownSession)?];
         let (session, peer) = (receiving.session.local_index, receiving.peer);
+        let is_silent = receiving.session.is_silent(now);
         let authentic = receiving.session.open(now, header, datagram)?;
+        if is_silent {
+            notices.push(Notice::Resumed { session });
+        }
         let route = &self.peers[peer.index()];
-        if authentic.is_newest && route.on_seen(from) {
+        let has_own_path = receiving.session.follows_path_of(header.lane);
+        if authentic.is_newest && !has_own_path && route.on_seen(from) {
             notices.push(Notice::Roamed { session, endpoint: from });
         }
         // These repeat until a new snapshot shows that they were heard, so that none is lost for good in a full queue.
@@ -220,10 +276,17 @@ impl Router {
         if receiving.takes_over {
             route.confirmed.get_or_init(|| receiving.session.clone());
         }
+        if authentic.is_newest
+            && has_own_path
+            && route.lanes.followed(header.lane).or(route.endpoint) != Some(from)
+            && !frame::starts_with_probe(authentic.plaintext)
+        {
+            notices.push(Notice::LaneMoved { session, lane: header.lane, endpoint: from });
+        }
         if authentic.rekey_due {
             notices.push(Notice::RekeyDue { session });
         }
-        Ok(Opened { peer, lane: header.lane, counter: header.counter, plaintext: authentic.plaintext, session })
+        Ok(Opened { peer, lane: header.lane, counter: header.counter, plaintext: authentic.plaintext, session, from })
     }
 
     /// Whether a peer is at `address`. Looks at every peer: for packets that are rare.

@@ -13,8 +13,8 @@ use crate::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN, TransportHeader};
 
 use super::aead::AeadKey;
 use super::constants::{
-    REJECT_AFTER_BYTES, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_BYTES, REKEY_AFTER_MESSAGES,
-    REKEY_AFTER_TIME, REKEY_AFTER_TIME_RECEIVING, REKEY_JITTER, REKEY_REQUEST_INTERVAL,
+    LANE_PING_AFTER_DATA, REJECT_AFTER_BYTES, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_BYTES,
+    REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME, REKEY_AFTER_TIME_RECEIVING, REKEY_JITTER, REKEY_REQUEST_INTERVAL,
 };
 use super::error::DropReason;
 use super::noise::{SessionKeys, Suite};
@@ -29,6 +29,8 @@ pub struct Session {
     pub remote_index: u32,
     /// Whether our initiation made it.
     pub is_initiator: bool,
+    /// Both sides know paths of lanes, and the initiator has lanes to open some for.
+    pub has_lane_paths: bool,
     /// The cipher.
     pub suite: Suite,
     /// When its handshake was completed on this side.
@@ -56,6 +58,8 @@ pub struct SessionParameters {
     pub send_lanes: u8,
     /// How many lanes the peer sends on.
     pub receive_lanes: u8,
+    /// Whether both sides announced paths of lanes.
+    pub lane_paths: bool,
 }
 
 /// A send counter on cache lines of its own.
@@ -84,10 +88,12 @@ pub(super) struct Authentic<'b> {
 impl Session {
     /// Starts with fresh keys.
     pub fn new(now: Instant, keys: &SessionKeys, parameters: &SessionParameters, traffic: Arc<Traffic>) -> Self {
+        let initiator_lanes = if parameters.is_initiator { parameters.send_lanes } else { parameters.receive_lanes };
         Self {
             local_index: parameters.local_index,
             remote_index: parameters.remote_index,
             is_initiator: parameters.is_initiator,
+            has_lane_paths: parameters.lane_paths && initiator_lanes > 1,
             suite: parameters.suite,
             created_at: now,
             seal_key: AeadKey::new(parameters.suite, &keys.send),
@@ -156,6 +162,22 @@ impl Session {
         self.traffic.on_received(now, frame::starts_with_packet(plaintext));
         let old = self.is_initiator && now.saturating_duration_since(self.created_at) >= REKEY_AFTER_TIME_RECEIVING;
         Ok(Authentic { plaintext, is_newest, rekey_due: old && self.request_rekey(now) })
+    }
+
+    /// How many lanes the initiator sends on.
+    pub(super) fn initiator_lanes(&self) -> usize {
+        if self.is_initiator { self.send_lanes.len() } else { self.receive_lanes.len() }
+    }
+
+    /// Whether data that passes at `now` ends so long a silence that the paths of our lanes are not being watched.
+    pub(super) fn is_silent(&self, now: Instant) -> bool {
+        let silent = |last: Instant| now.saturating_duration_since(last) >= LANE_PING_AFTER_DATA;
+        self.has_lane_paths && self.is_initiator && self.traffic.last_data().is_none_or(silent)
+    }
+
+    /// Whether datagrams of the peer's `lane` may come by a path that only they take.
+    pub(super) fn follows_path_of(&self, lane: u8) -> bool {
+        lane > 0 && self.has_lane_paths && !self.is_initiator
     }
 
     /// Whether the session is too old to seal or open anything.

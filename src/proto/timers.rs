@@ -20,13 +20,22 @@ pub enum Timer {
     Rekey,
     /// A session reaches its end.
     Expiry,
+    /// The paths of lanes are to be looked after.
+    LanePaths,
 }
 
 impl Timer {
-    const COUNT: usize = 6;
+    const COUNT: usize = 7;
     /// All timers, in the order in which they are handled.
-    pub const ALL: [Self; Self::COUNT] =
-        [Self::Expiry, Self::Unanswered, Self::Rekey, Self::Retry, Self::PersistentKeepalive, Self::PassiveKeepalive];
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Expiry,
+        Self::Unanswered,
+        Self::Rekey,
+        Self::Retry,
+        Self::LanePaths,
+        Self::PersistentKeepalive,
+        Self::PassiveKeepalive,
+    ];
 }
 
 /// The deadlines of one peer.

@@ -15,6 +15,8 @@ pub struct Traffic {
     owed_since: AtomicU64,
     /// The last authentic datagram in either direction.
     last_active: AtomicU64,
+    /// The last data in either direction.
+    last_data: AtomicU64,
 }
 
 impl Traffic {
@@ -25,6 +27,7 @@ impl Traffic {
             unanswered_since: AtomicU64::new(0),
             owed_since: AtomicU64::new(0),
             last_active: AtomicU64::new(0),
+            last_data: AtomicU64::new(0),
         }
     }
 
@@ -33,8 +36,11 @@ impl Traffic {
         let stamp = self.stamp(now);
         store(&self.owed_since, 0);
         store(&self.last_active, stamp);
-        if carries_data && self.unanswered_since.load(Ordering::Relaxed) == 0 {
-            store(&self.unanswered_since, stamp);
+        if carries_data {
+            store(&self.last_data, stamp);
+            if self.unanswered_since.load(Ordering::Relaxed) == 0 {
+                store(&self.unanswered_since, stamp);
+            }
         }
     }
 
@@ -43,8 +49,11 @@ impl Traffic {
         let stamp = self.stamp(now);
         store(&self.unanswered_since, 0);
         store(&self.last_active, stamp);
-        if carries_data && self.owed_since.load(Ordering::Relaxed) == 0 {
-            store(&self.owed_since, stamp);
+        if carries_data {
+            store(&self.last_data, stamp);
+            if self.owed_since.load(Ordering::Relaxed) == 0 {
+                store(&self.owed_since, stamp);
+            }
         }
     }
 
@@ -61,6 +70,11 @@ impl Traffic {
     /// When the last authentic datagram passed.
     pub fn last_active(&self) -> Option<Instant> {
         self.instant(&self.last_active)
+    }
+
+    /// When the last data passed.
+    pub fn last_data(&self) -> Option<Instant> {
+        self.instant(&self.last_data)
     }
 
     /// Begins a new count of unanswered data, when a handshake is already under way because of it.
@@ -108,6 +122,6 @@ mod tests {
         traffic.on_sent(at(6), false);
         assert_eq!(traffic.owed_since(), None);
         assert_eq!(traffic.unanswered_since(), None, "a keepalive expects no answer");
-        assert_eq!(traffic.last_active(), Some(at(6)));
+        assert_eq!((traffic.last_active(), traffic.last_data()), (Some(at(6)), Some(at(5))));
     }
 }

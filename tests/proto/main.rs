@@ -10,6 +10,7 @@ mod goodbye;
 mod handshake;
 mod keepalive;
 mod key_change;
+mod lane_paths;
 mod many_peers;
 mod pair;
 mod rekey;

@@ -89,6 +89,7 @@ impl Site {
                 previous_private_key: None,
                 suite: Suite::Aes256Gcm,
                 send_lanes: 1,
+                lane_paths: true,
             };
             let mut seed = [5; 32];
             seed[..8].copy_from_slice(&number.to_le_bytes());

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use underpass::keys::{PrivateKey, PublicKey};
 use underpass::packet::message::Message;
+use underpass::proto::constants::MAX_LANES;
 use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::error::DropReason;
@@ -14,6 +15,7 @@ use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::stats::{PeerState, PeerStatus};
+use underpass::proto::transmit::{SourcePort, Transmit};
 
 /// One-way delay of the wire.
 pub(crate) const LATENCY: Duration = Duration::from_millis(10);
@@ -63,6 +65,9 @@ pub(crate) struct InFlight {
 /// Decides whether a datagram of a side is lost.
 type Loss = dyn FnMut(Side, &[u8]) -> bool;
 
+/// Decides whether a datagram from the first to the second address is lost.
+type PathLoss = dyn FnMut(SocketAddr, SocketAddr) -> bool;
+
 pub(crate) struct Pair {
     pub start: Instant,
     pub now: Instant,
@@ -78,6 +83,8 @@ pub(crate) struct Pair {
     pub refused: Vec<(Side, DropReason)>,
     /// Datagrams to be lost.
     pub lose: Box<Loss>,
+    /// Datagrams to be lost on their way.
+    pub lose_between: Box<PathLoss>,
 }
 
 pub(crate) fn start() -> Instant {
@@ -86,7 +93,13 @@ pub(crate) fn start() -> Instant {
 }
 
 pub(crate) fn device_config(side: Side) -> DeviceConfig {
-    DeviceConfig { private_key: side.private_key(), previous_private_key: None, suite: Suite::Aes256Gcm, send_lanes: 1 }
+    DeviceConfig {
+        private_key: side.private_key(),
+        previous_private_key: None,
+        suite: Suite::Aes256Gcm,
+        send_lanes: 1,
+        lane_paths: true,
+    }
 }
 
 /// How `side` is configured at the other.
@@ -134,9 +147,25 @@ impl Pair {
         pair
     }
 
+    /// Each side knows the other, and their devices are as changed by `change`.
+    pub(crate) fn with_devices(change: impl Fn(Side, &mut DeviceConfig)) -> Self {
+        let mut pair = Self::with_configs(start(), change);
+        for side in [Side::One, Side::Two] {
+            let now = pair.now;
+            pair.device(side).upsert_peer(now, peer_config(side.other()));
+        }
+        pair
+    }
+
     pub(crate) fn without_peers(now: Instant) -> Self {
+        Self::with_configs(now, |_, _| ())
+    }
+
+    fn with_configs(now: Instant, change: impl Fn(Side, &mut DeviceConfig)) -> Self {
         let device = |side: Side| {
-            Device::new(now, Duration::from_secs(1_700_000_000), device_config(side), [side as u8 + 50; 32])
+            let mut config = device_config(side);
+            change(side, &mut config);
+            Device::new(now, Duration::from_secs(1_700_000_000), config, [side as u8 + 50; 32])
         };
         Self {
             start: now,
@@ -150,6 +179,7 @@ impl Pair {
             events: Vec::new(),
             refused: Vec::new(),
             lose: Box::new(|_, _| false),
+            lose_between: Box::new(|_, _| false),
         }
     }
 
@@ -162,7 +192,14 @@ impl Pair {
 
     /// Starts a side anew, as after a crash: same key, no sessions.
     pub(crate) fn restart(&mut self, side: Side, unix_time: Duration) {
-        let mut device = Device::new(self.now, unix_time, device_config(side), [side as u8 + 90; 32]);
+        self.restart_as(side, unix_time, |_| ());
+    }
+
+    /// The same, with a device that is as changed by `change`.
+    pub(crate) fn restart_as(&mut self, side: Side, unix_time: Duration, change: impl Fn(&mut DeviceConfig)) {
+        let mut config = device_config(side);
+        change(&mut config);
+        let mut device = Device::new(self.now, unix_time, config, [side as u8 + 90; 32]);
         device.upsert_peer(self.now, peer_config(side.other()));
         *self.device(side) = device;
     }
@@ -246,15 +283,7 @@ impl Pair {
                 if (self.lose)(side, &transmit.payload) {
                     continue;
                 }
-                let Some(to) = self.addresses.iter().position(|address| *address == transmit.endpoint.remote) else {
-                    continue;
-                };
-                self.wire.push_back(InFlight {
-                    arrives_at: self.now + LATENCY,
-                    to: [Side::One, Side::Two][to],
-                    from: self.addresses[side as usize],
-                    payload: transmit.payload,
-                });
+                self.put_on_the_wire(side, transmit);
             }
             while let Some(event) = self.device(side).poll_event() {
                 match event {
@@ -262,6 +291,30 @@ impl Pair {
                     event => self.events.push((side, event)),
                 }
             }
+        }
+    }
+
+    /// A lane's own port follows on the one that is listened on.
+    pub(crate) fn put_on_the_wire(&mut self, side: Side, transmit: Transmit) {
+        let lane = match transmit.port {
+            SourcePort::Listen => 0,
+            SourcePort::Lane(lane) => lane,
+        };
+        let address = self.addresses[side as usize];
+        let from = SocketAddr::new(address.ip(), address.port() + u16::from(lane));
+        let remote = transmit.endpoint.remote;
+        let is_at = |address: &SocketAddr| {
+            address.ip() == remote.ip()
+                && (address.port()..address.port() + u16::from(MAX_LANES)).contains(&remote.port())
+        };
+        let Some(to) = self.addresses.iter().position(is_at) else { return };
+        if !(self.lose_between)(from, remote) {
+            self.wire.push_back(InFlight {
+                arrives_at: self.now + LATENCY,
+                to: [Side::One, Side::Two][to],
+                from,
+                payload: transmit.payload,
+            });
         }
     }
 

@@ -155,6 +155,7 @@ impl Simulation {
             previous_private_key: None,
             suite: Suite::Aes256Gcm,
             send_lanes: 1,
+            lane_paths: false,
         };
         let mut stranger = Device::new(self.now, self.unix_time(receiver), config, self.random.seed());
         let endpoint = Some(Endpoint::new(self.network.public_address(receiver)));

@@ -20,7 +20,7 @@ use underpass::proto::peer_table::PeerId;
 use underpass::proto::router::{Notice, Router};
 use underpass::proto::session::Session;
 use underpass::proto::staged::StagedPacket;
-use underpass::proto::transmit::Transmit;
+use underpass::proto::transmit::{SourcePort, Transmit};
 
 use crate::inner_packet::MTU;
 use crate::random::Random;
@@ -114,6 +114,7 @@ impl Node {
             previous_private_key: None,
             suite: setup.suite,
             send_lanes: setup.lanes,
+            lane_paths: true,
         };
         let mut device = Device::new(now, unix_time, config, seed);
         let snapshot = Snapshot { router: device.router(), allowed: Arc::default(), names: Arc::default() };
@@ -197,7 +198,8 @@ impl Node {
         let route = router.route(now, destination).ok()?;
         let mut payload = [&[0; TRANSPORT_HEADER_LEN], plaintext, &[0; TAG_LEN]].concat();
         route.seal(now, lane % self.setup.lanes, &mut payload, &mut Vec::new()).ok()?;
-        self.outputs.transmits.push(Transmit { endpoint: route.endpoint(), payload: payload.clone() });
+        let transmit = Transmit { endpoint: route.endpoint(), port: SourcePort::Listen, payload: payload.clone() };
+        self.outputs.transmits.push(transmit);
         Some(payload)
     }
 

@@ -307,7 +307,8 @@ impl Simulation {
     }
 
     pub(crate) fn transmit(&mut self, node: usize, transmit: Transmit) -> Checked {
-        let Transmit { endpoint, payload } = transmit;
+        // A node has one port here, whatever its lanes.
+        let Transmit { endpoint, payload, port: _ } = transmit;
         let incarnation = self.nodes[node].incarnation;
         self.trace(|| format!("node {node} sends {} to {}", describe(&payload), endpoint.remote));
         self.ledger.on_sent(self.now, incarnation, &payload)?;

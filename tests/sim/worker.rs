@@ -85,7 +85,9 @@ impl Worker {
         let missed = missed.into_iter().filter(|(_, miss)| is_slow_paths(*miss)).map(|(index, _)| index).collect();
         let cut = |run: Run| {
             let datagrams = run.bytes.chunks(run.segment_size).map(<[u8]>::to_vec);
-            datagrams.map(move |payload| Transmit { endpoint: run.endpoint, payload }).collect::<Vec<_>>()
+            datagrams
+                .map(move |payload| Transmit { endpoint: run.way.endpoint, port: run.way.port, payload })
+                .collect::<Vec<_>>()
         };
         (self.runs.try_iter().flat_map(cut).collect(), missed)
     }

@@ -56,6 +56,27 @@ fn they_initiate_and_packets_and_pings_go_both_ways() {
 }
 
 #[test]
+fn they_answer_each_of_our_lanes_where_it_comes_from() {
+    for setup in setups() {
+        let mut link = Link::new(setup);
+        link.we_send(udp(OURS, THEIRS, b"hello"));
+        let frames = packet_frame(0, &udp(THEIRS, OURS, b"back"));
+        for (lane, destination) in [(0, "192.0.2.1:51900"), (1, "192.0.2.1:51901"), (2, "192.0.2.1:51900")] {
+            link.clear();
+            link.they_send_frames(lane, &frames);
+            assert_eq!(link.theirs.destinations[0], destination, "lane {lane}");
+        }
+        assert_eq!(link.theirs.endpoint, "192.0.2.1:51900");
+        // Our lane is silent for long: nobody knows whether its path is still open.
+        link.advance(seconds(10));
+        link.clear();
+        link.they_send_frames(1, &frames);
+        assert_eq!(link.theirs.destinations[0], "192.0.2.1:51900");
+        assert!(link.refused.is_empty() && link.theirs.refused.is_empty());
+    }
+}
+
+#[test]
 fn we_initiate_and_packets_and_pings_go_both_ways() {
     for setup in setups() {
         let mut link = Link::new(setup);

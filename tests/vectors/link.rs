@@ -14,6 +14,7 @@ use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::stats::{PeerState, PeerStatus};
+use underpass::proto::transmit::SourcePort;
 
 use crate::python::{Conversation, bytes, hex};
 
@@ -25,6 +26,15 @@ pub(crate) const THEIRS: [u8; 4] = [10, 77, 0, 2];
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 
 const OUR_ENDPOINT: &str = "192.0.2.1:51900";
+
+/// The port of a lane follows on the one that is listened on.
+fn source(port: SourcePort) -> String {
+    match port {
+        SourcePort::Listen => OUR_ENDPOINT.to_owned(),
+        SourcePort::Lane(lane) => format!("192.0.2.1:{}", 51900 + u16::from(lane)),
+    }
+}
+
 const UNIX_TIME: u64 = 1_700_000_000;
 
 /// What differs between conversations.
@@ -51,6 +61,8 @@ pub(crate) struct Theirs {
     pub events: Vec<String>,
     pub has_session: bool,
     pub endpoint: String,
+    /// Where each datagram went.
+    pub destinations: Vec<String>,
 }
 
 /// Decides whether a datagram is lost.
@@ -86,7 +98,13 @@ impl Setup {
 
     fn device(&self, now: Instant, unix_time: u64) -> Device {
         let [ours, theirs] = self.private_keys();
-        let config = DeviceConfig { private_key: ours, previous_private_key: None, suite: self.suite, send_lanes: 2 };
+        let config = DeviceConfig {
+            private_key: ours,
+            previous_private_key: None,
+            suite: self.suite,
+            send_lanes: 2,
+            lane_paths: true,
+        };
         let mut device = Device::new(now, Duration::from_secs(unix_time), config, [unix_time as u8; 32]);
         device.upsert_peer(
             now,
@@ -215,6 +233,7 @@ impl Link {
         self.theirs.packets.clear();
         self.theirs.refused.clear();
         self.theirs.events.clear();
+        self.theirs.destinations.clear();
     }
 
     /// Datagrams from the second implementation arrive at the device.
@@ -227,7 +246,8 @@ impl Link {
 
     /// Datagrams from the device arrive at the second implementation.
     pub(crate) fn give_them(&mut self, datagrams: &[Vec<u8>]) {
-        self.tell_datagrams(datagrams);
+        let datagrams = datagrams.iter().map(|datagram| (OUR_ENDPOINT.to_owned(), datagram.clone()));
+        self.tell_datagrams(&datagrams.collect::<Vec<_>>());
         self.settle();
     }
 
@@ -238,7 +258,7 @@ impl Link {
             while let Some(transmit) = self.device.poll_transmit() {
                 self.sent.push((true, transmit.payload.clone()));
                 if transmit.endpoint.remote == self.their_endpoint && !(self.lose)(true, &transmit.payload) {
-                    ours.push(transmit.payload);
+                    ours.push((source(transmit.port), transmit.payload));
                 }
             }
             while let Some(event) = self.device.poll_event() {
@@ -254,8 +274,8 @@ impl Link {
         }
     }
 
-    fn tell_datagrams(&mut self, datagrams: &[Vec<u8>]) {
-        let datagrams: Vec<Value> = datagrams.iter().map(|datagram| json!([OUR_ENDPOINT, hex(datagram)])).collect();
+    fn tell_datagrams(&mut self, datagrams: &[(String, Vec<u8>)]) {
+        let datagrams: Vec<Value> = datagrams.iter().map(|(from, datagram)| json!([from, hex(datagram)])).collect();
         self.tell(json!({ "do": "datagrams", "datagrams": datagrams }));
     }
 
@@ -273,6 +293,7 @@ impl Link {
         self.theirs.has_session = answer["has_session"].as_bool().unwrap();
         self.theirs.endpoint = answer["endpoint"].as_str().unwrap().to_owned();
         for datagram in list("datagrams") {
+            self.theirs.destinations.push(datagram[0].as_str().unwrap().to_owned());
             let datagram = bytes(&datagram[1]);
             self.sent.push((false, datagram.clone()));
             if !(self.lose)(false, &datagram) {

@@ -20,13 +20,15 @@ MIN_ACCEPTED_INITIATION_INTERVAL, SIMULTANEOUS_INTERVAL = 0.020, 10
 KEEPALIVE_TIMEOUT, UNANSWERED_TIMEOUT = 10, 15
 COOKIE_LIFETIME, COOKIE_SECRET_LIFETIME = 115, 120
 MAX_LANES, REPLAY_WINDOW = 64, 8192
+LANE_PATH_LIFETIME = 5
+LANE_PATHS = 0x01
 
 INITIATION, RESPONSE, COOKIE_REPLY, TRANSPORT = 1, 2, 3, 4
 VERSION = 1
 INITIATION_LEN, RESPONSE_LEN, COOKIE_REPLY_LEN, MIN_TRANSPORT_LEN = 1340, 1188, 64, 28
 PADDING, PACKET, CONTROL = 0, 1, 2
 CHECKSUM_PARTIAL, CONTINUES = 1, 2
-PING, PONG, GOODBYE = 1, 2, 3
+PING, PONG, GOODBYE, PROBE = 1, 2, 3, 4
 
 
 class Refused(Exception):
@@ -134,14 +136,14 @@ def timestamp(seconds, nanoseconds):
     return struct.pack(">QI", 2**62 + 10 + seconds, nanoseconds)
 
 
-def parameters(lanes):
-    return bytes([lanes, 0, 0, 0, 0, 0, 0, 0])
+def parameters(lanes, features):
+    return bytes([lanes, features, 0, 0, 0, 0, 0, 0])
 
 
-def read_lanes(parameters):
+def read_parameters(parameters):
     if not 1 <= parameters[0] <= MAX_LANES:
         raise Refused("a wrong number of lanes")
-    return parameters[0]
+    return parameters[0], parameters[1]
 
 
 def make_psk(suite, preshared_key, shared_secret, response_header, ciphertext):
@@ -151,7 +153,7 @@ def make_psk(suite, preshared_key, shared_secret, response_header, ciphertext):
 class SentInitiation:
     """What an initiator keeps until the response. `message` has no MACs yet."""
 
-    def __init__(self, suite, private, responder_public, index, stamp, lanes, ephemeral, ml_kem_seed):
+    def __init__(self, suite, private, responder_public, index, stamp, lanes, ephemeral, ml_kem_seed, features=0):
         self.suite, self.private, self.ephemeral = suite, private, ephemeral
         header = struct.pack("<BBBBI", INITIATION, VERSION, suite.byte, 0, index)
         encapsulation_key, self.decapsulation_key = primitives.ml_kem_keygen(ml_kem_seed[:32], ml_kem_seed[32:])
@@ -161,7 +163,7 @@ class SentInitiation:
         self.noise.dh("es", ephemeral, responder_public)
         static = self.noise.seal("s", x25519_public(private))
         self.noise.dh("ss", private, responder_public)
-        payload = self.noise.seal("payload", stamp + parameters(lanes) + encapsulation_key)
+        payload = self.noise.seal("payload", stamp + parameters(lanes, features) + encapsulation_key)
         self.message = header + public + static + payload
 
     def consume(self, response, preshared_key):
@@ -174,7 +176,7 @@ class SentInitiation:
             noise.dh("ee", self.ephemeral, ephemeral)
             noise.dh("se", self.private, ephemeral)
             noise.psk(make_psk(self.suite, preshared_key, self.shared_secret, response[:12], ciphertext))
-            lanes = read_lanes(noise.open("payload", response[1132:1156]))
+            lanes, self.remote_features = read_parameters(noise.open("payload", response[1132:1156]))
             return (*noise.split(), lanes)
         except Refused:
             noise.h, noise.ck, noise.k, noise.n = before[:4]
@@ -192,9 +194,10 @@ class ReceivedInitiation:
         self.static = noise.open("s", message[40:88])
         noise.dh("ss", private, self.static)
         payload = noise.open("payload", message[88:1308])
-        self.timestamp, self.lanes, self.encapsulation_key = payload[:12], read_lanes(payload[12:20]), payload[20:]
+        self.timestamp, self.encapsulation_key = payload[:12], payload[20:]
+        self.lanes, self.features = read_parameters(payload[12:20])
 
-    def respond(self, preshared_key, index, lanes, ephemeral, ml_kem_message):
+    def respond(self, preshared_key, index, lanes, ephemeral, ml_kem_message, features=0):
         """The initiator's key, our key, and the response without MACs."""
         noise, suite = self.noise, self.suite
         try:
@@ -207,7 +210,7 @@ class ReceivedInitiation:
         noise.dh("ee", ephemeral, self.ephemeral)
         noise.dh("se", ephemeral, self.static)
         noise.psk(make_psk(suite, preshared_key, self.shared_secret, header, ciphertext))
-        payload = noise.seal("payload", parameters(lanes))
+        payload = noise.seal("payload", parameters(lanes, features))
         return (*noise.split(), header + ciphertext + public + payload)
 
 
@@ -281,12 +284,15 @@ class ReplayWindow:
 
 
 class Session:
-    def __init__(self, now, suite, is_initiator, keys, indices, lanes):
+    def __init__(self, now, suite, is_initiator, keys, indices, lanes, remote_features):
         self.suite, self.is_initiator, self.created_at = suite, is_initiator, now
         self.send_key, self.receive_key = keys if is_initiator else reversed(keys)
         self.local_index, self.remote_index = indices
         self.counters, self.sent_bytes = [0] * lanes[0], 0
         self.windows = [ReplayWindow() for _ in range(lanes[1])]
+        # 12.1: where the initiator's lanes but the first come from, if we follow their paths, and when that was heard
+        self.follows_paths = not is_initiator and lanes[1] > 1 and bool(remote_features & LANE_PATHS)
+        self.paths = {}
 
     def is_expired(self, now):
         return now - self.created_at >= REJECT_AFTER_TIME
@@ -338,7 +344,7 @@ def read_frames(plaintext):
             return
         if kind == PACKET and flags & ~(CHECKSUM_PARTIAL | CONTINUES) == 0:
             yield PACKET, flags, body
-        if kind == CONTROL and body and not (body[0] in (PING, PONG) and length < 9):
+        if kind == CONTROL and body and not (body[0] in (PING, PONG, PROBE) and length < 9):
             yield CONTROL, body[0], body[1:]
 
 
@@ -577,7 +583,7 @@ class Peer:
         self.newest_timestamp = stamp
         attempt.pending = SentInitiation(
             self.suite, self.private, self.remote, self.new_index(), stamp, self.lanes,
-            self.random.randbytes(32), self.random.randbytes(64),
+            self.random.randbytes(32), self.random.randbytes(64), LANE_PATHS,
         )
         interval = RETRY_INTERVALS[min(attempt.initiations, len(RETRY_INTERVALS) - 1)]
         attempt.retry_at = now + interval + self.random.uniform(0, RETRY_JITTER)
@@ -607,13 +613,13 @@ class Peer:
             raise Refused("too soon")
         index = self.new_index()
         *keys, response = received.respond(
-            self.preshared_key, index, self.lanes, self.random.randbytes(32), self.random.randbytes(32)
+            self.preshared_key, index, self.lanes, self.random.randbytes(32), self.random.randbytes(32), LANE_PATHS
         )
         self.last_timestamp, self.last_accepted_at = received.timestamp, now
         self.on_received(now, False)
         self.send_handshake(now, source, response)
         self.next = Session(
-            now, received.suite, False, keys, (index, received.index), (self.lanes, received.lanes)
+            now, received.suite, False, keys, (index, received.index), (self.lanes, received.lanes), received.features
         )
 
     def handle_response(self, now, source, message):
@@ -629,7 +635,8 @@ class Peer:
         *keys, lanes = pending.consume(message, self.preshared_key)
         self.on_received(now, False)
         self.attempt = None
-        session = Session(now, pending.suite, True, keys, (receiver, sender), (self.lanes, lanes))
+        lanes = self.lanes, lanes
+        session = Session(now, pending.suite, True, keys, (receiver, sender), lanes, pending.remote_features)
         if self.next and not (self.is_simultaneous(self.next, session) and self.remote > self.public):
             self.retire(self.next)
             self.next = None
@@ -671,10 +678,13 @@ class Peer:
         if session is None:
             raise Refused("an unknown session")
         plaintext, lane, counter, newest = session.open(now, datagram)
-        if newest:
-            self.endpoint = source
         if session is self.next:
             self.confirm(now)
+        if lane and session.follows_paths:
+            if newest and not plaintext[:1] + plaintext[4:5] == bytes([CONTROL, PROBE]):
+                session.paths[lane] = source, now
+        elif newest:
+            self.endpoint = source
         self.on_received(now, plaintext[:1] == bytes([PACKET]))
         if session is self.current and session.is_initiator and now - session.created_at >= REKEY_AFTER_TIME_RECEIVING:
             self.rekey_soon(now)
@@ -683,7 +693,7 @@ class Peer:
             if kind == PACKET:
                 self.handle_packet(number, body, position)
             else:
-                self.handle_control(now, session, number, body)
+                self.handle_control(now, session, lane, source, number, body)
 
     def confirm(self, now):
         confirmed, self.next = self.next, None
@@ -720,14 +730,18 @@ class Peer:
     def usable(self, now):
         return self.current and not self.current.is_expired(now)
 
-    def send_frames(self, now, frames, lane=0):
+    def send_frames(self, now, frames, lane=0, destination=None):
         if not self.usable(now):
             return
         datagram, rekey_due = self.current.seal(now, lane, frames)
-        self.datagrams.append((self.endpoint, datagram))
+        self.datagrams.append((destination or self.endpoint_of(now, lane), datagram))
         self.on_sent(now, frames[:1] == bytes([PACKET]))
         if rekey_due:
             self.rekey_soon(now)
+
+    def endpoint_of(self, now, lane):
+        endpoint, heard_at = self.current.paths.get(lane % len(self.current.windows), (None, 0))
+        return endpoint if endpoint and now < heard_at + LANE_PATH_LIFETIME else self.endpoint
 
     def rekey_soon(self, now):
         """An attempt for the successor of the current session is due."""
@@ -778,9 +792,10 @@ class Peer:
             self.packets.append((whole, len(packets)))
         self.train = self.train_position = None
 
-    def handle_control(self, now, session, kind, rest):
-        if kind == PING:
-            self.send_frames(now, control_frame(PONG, rest[:8]))
+    def handle_control(self, now, session, lane, source, kind, rest):
+        if kind in (PING, PROBE):
+            destination = source if lane and session.follows_paths else None
+            self.send_frames(now, control_frame(PONG, rest[:8]), destination=destination)
         elif kind == PONG and self.pings.pop(rest[:8], None) is not None:
             self.events.append("pong")
         elif kind == GOODBYE:

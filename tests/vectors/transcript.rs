@@ -194,6 +194,7 @@ impl Transcript {
             suite: self.suite,
             send_lanes: local.1,
             receive_lanes: remote.1,
+            lane_paths: false,
         };
         Session::new(self.now, keys, &parameters, Arc::new(Traffic::new(self.now)))
     }

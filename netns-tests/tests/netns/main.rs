@@ -8,6 +8,7 @@ mod carrier;
 mod demo;
 mod ends;
 mod laboratory;
+mod lanes;
 mod lifecycle;
 mod load_balancer;
 mod path;

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::super::key_file::KeyFileError;
 use super::super::raw::keys_of;
-use super::super::{DeviceMode, Endpoint, SuiteChoice, interface, peer};
+use super::super::{DeviceMode, Endpoint, SuiteChoice, Workers, interface, peer};
 use super::*;
 use crate::keys::PrivateKey;
 
@@ -56,7 +56,8 @@ fn the_smallest_file_gets_the_documented_defaults() {
     assert_eq!(interface.listen, ["0.0.0.0:51900".parse().unwrap(), "[::]:51900".parse().unwrap()]);
     assert!(interface.listen_is_default);
     assert_eq!((interface.mtu, interface.fwmark, interface.device), (1420, None, DeviceMode::Auto));
-    assert_eq!((interface.workers, interface.suite), (NonZero::<u8>::MIN, SuiteChoice::Auto));
+    assert_eq!((interface.workers, interface.suite), (Workers::Auto, SuiteChoice::Auto));
+    assert!(!interface.pin_workers);
     assert_eq!(interface.control_socket, Path::new("/run/underpass/underpass0.sock"));
     assert_eq!(interface.private_key.public_key(), private_key(1).public_key());
     let peer = &config.peers[0];
@@ -71,7 +72,7 @@ fn every_key_reaches_its_value() {
     let text = format!(
         "role = \"backend\"\n[interface]\nname = \"up1\"\naddresses = [\"10.77.0.11/24\", \"fd77::11/64\"]\n\
          listen = [\"192.0.2.1:7000\"]\nprivate_key_file = \"1.key\"\nprevious_private_key_file = \"/old/3.key\"\nmtu = 9000\n\
-         fwmark = 0xca6c\ndevice = \"plain\"\nworkers = 4\nsuite = \"chacha20-poly1305\"\ncontrol_socket = \"s.sock\"\n\
+         fwmark = 0xca6c\ndevice = \"plain\"\nworkers = 4\npin_workers = true\nsuite = \"chacha20-poly1305\"\ncontrol_socket = \"s.sock\"\n\
          [[proxy]]\nname = \"lb\"\npublic_key = \"{}\"\nnext_public_key = \"{}\"\nendpoint = \"lb.example.com:7001\"\n\
          addresses = [\"10.77.0.1\"]\nallowed_ips = [\"192.168.0.0/16\", \"10.77.0.1/32\"]\npreshared_key_file = \"9.key\"\n\
          persistent_keepalive = 25\nsuite = \"aes-256-gcm\"\n",
@@ -83,7 +84,8 @@ fn every_key_reaches_its_value() {
     assert_eq!(interface.addresses.len(), 2);
     assert_eq!((interface.listen, interface.listen_is_default), (vec!["192.0.2.1:7000".parse().unwrap()], false));
     assert_eq!(interface.previous_private_key.unwrap().public_key(), private_key(3).public_key());
-    assert_eq!((interface.fwmark, interface.workers.get()), (Some(0xca6c), 4));
+    assert_eq!((interface.fwmark, interface.workers), (Some(0xca6c), Workers::Number(NonZero::new(4).unwrap())));
+    assert!(interface.pin_workers);
     assert_eq!((interface.device, interface.suite), (DeviceMode::Plain, SuiteChoice::ChaCha20Poly1305));
     assert_eq!(interface.control_socket, Path::new("/etc/underpass/s.sock"));
     let peer = &peers[0];

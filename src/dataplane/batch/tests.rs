@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::super::clock;
 use super::super::samples::{Sample, config, device, handshake};
 use super::super::sender::Sender;
+use super::super::sockets::Sockets;
 use super::super::udp::{BindOptions, RECEIVE_BUFFER_LEN, UdpSocket};
 use super::super::virtio::VirtioHeader;
 use super::*;
@@ -61,7 +62,7 @@ impl Links {
             remotes.push((socket, peer.poll_router().unwrap()));
         }
         let counters = Arc::new(Counters::default());
-        let sender = Sender::new(Arc::new([us]));
+        let sender = Sender::new(Sockets::shared([us]));
         let router = device.poll_router().unwrap();
         Self { now, router, outbound: Outbound::new(0, MTU, sender, counters.clone()), counters, peers: remotes }
     }

@@ -14,7 +14,7 @@ use crate::proto::event::Event;
 use crate::proto::handshake::{
     InitiationFields, consume_initiation, consume_response, create_initiation, create_response,
 };
-use crate::proto::noise::{Parameters, Suite};
+use crate::proto::noise::{FEATURE_LANE_PATHS, Parameters, Suite};
 use crate::proto::peer::{Attempt, Peer};
 use crate::proto::peer_table::PeerId;
 use crate::proto::rate_limiter::Verdict;
@@ -22,12 +22,9 @@ use crate::proto::session::{Session, SessionParameters};
 use crate::proto::session_slots::Precedence;
 use crate::proto::tai64n::Tai64N;
 use crate::proto::timers::Timer;
-use crate::proto::transmit::Transmit;
+use crate::proto::transmit::{SourcePort, Transmit};
 
 use super::Device;
-
-/// Features this version understands: none yet.
-const FEATURES: u8 = 0;
 
 impl Device {
     /// Starts an attempt to make a session, unless one is under way or nobody knows where the peer is.
@@ -82,7 +79,7 @@ impl Device {
             peer.config.endpoint.filter(|configured| attempt.initiations > 1 && configured.remote != endpoint.remote);
         for endpoint in std::iter::once(endpoint).chain(configured) {
             peer.past_sent_bytes += message.len() as u64;
-            self.transmits.push_back(Transmit { endpoint, payload: message.clone() });
+            self.transmits.push_back(Transmit { endpoint, port: SourcePort::Listen, payload: message.clone() });
         }
     }
 
@@ -123,9 +120,9 @@ impl Device {
         let remote_position = accept_timestamp(now, peer, &received.remote, received.timestamp)?;
 
         let index = self.peers.allocate_index(id, &mut self.randomness);
+        let parameters = self.parameters();
         let peer = self.peers.get_mut(id).expect("found by its key");
-        let remote_lanes = received.parameters.lanes;
-        let parameters = Parameters { lanes: self.send_lanes, features: FEATURES };
+        let theirs = received.parameters;
         let created = create_response(
             received,
             suite,
@@ -150,12 +147,13 @@ impl Device {
             is_initiator: false,
             suite,
             send_lanes: self.send_lanes,
-            receive_lanes: remote_lanes,
+            receive_lanes: theirs.lanes,
+            lane_paths: both_know_lane_paths(parameters, theirs),
         };
         let session = Arc::new(Session::new(now, &keys, &parameters, peer.traffic.clone()));
         self.end_sessions(id, |peer| peer.sessions.add_responded(session));
         // The endpoint does not move yet: after a restart this may be a replay. The first transport data moves it.
-        self.transmits.push_back(Transmit { endpoint: from, payload: message });
+        self.transmits.push_back(Transmit { endpoint: from, port: SourcePort::Listen, payload: message });
         self.update_timers(id);
         Ok(())
     }
@@ -177,6 +175,7 @@ impl Device {
         }
         self.limit(now, from, 0, response.sender_index(), response.bytes)?;
 
+        let ours = self.parameters();
         let peer = self.peers.get_mut(id).expect("it has the index");
         let preshared_key = peer.config.preshared_key.clone();
         let (pending, _) =
@@ -185,7 +184,7 @@ impl Device {
         if Suite::from_byte(response.suite()) != Some(suite) {
             return Err(DropReason::UnknownSuite);
         }
-        let (keys, parameters) =
+        let (keys, theirs) =
             consume_response(pending, response, preshared_key.as_ref()).map_err(|_| DropReason::HandshakeFailed)?;
 
         peer.past_received_bytes += response.bytes.len() as u64;
@@ -199,7 +198,8 @@ impl Device {
             is_initiator: true,
             suite,
             send_lanes: self.send_lanes,
-            receive_lanes: parameters.lanes,
+            receive_lanes: theirs.lanes,
+            lane_paths: both_know_lane_paths(ours, theirs),
         };
         let session = Arc::new(Session::new(now, &keys, &parameters, peer.traffic.clone()));
         let precedence = self.precedence(id);
@@ -244,7 +244,7 @@ impl Device {
         let mac_keys = &self.local_keys[local].mac_keys;
         let payload =
             self.cookie_checker.reply(now, from.remote, mac_keys, sender_index, message, &mut self.randomness);
-        self.transmits.push_back(Transmit { endpoint: from, payload });
+        self.transmits.push_back(Transmit { endpoint: from, port: SourcePort::Listen, payload });
         Err(DropReason::CookieDemanded)
     }
 
@@ -271,7 +271,8 @@ impl Device {
     }
 
     fn parameters(&self) -> Parameters {
-        Parameters { lanes: self.send_lanes, features: FEATURES }
+        let features = if self.lane_paths { FEATURE_LANE_PATHS } else { 0 };
+        Parameters { lanes: self.send_lanes, features }
     }
 
     /// Newer than every timestamp before, also when the clock stands still.
@@ -300,6 +301,10 @@ fn accept_timestamp(
     remote.last_timestamp = Some(timestamp);
     peer.last_accepted_at = Some(now);
     Ok(position)
+}
+
+fn both_know_lane_paths(ours: Parameters, theirs: Parameters) -> bool {
+    ours.features & theirs.features & FEATURE_LANE_PATHS != 0
 }
 
 fn pending_index(peer: &Peer) -> Option<u32> {

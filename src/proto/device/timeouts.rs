@@ -31,6 +31,7 @@ impl Device {
             Timer::PersistentKeepalive => self.on_persistent_keepalive(now, id),
             Timer::Rekey => self.initiate(now, id),
             Timer::Expiry => self.on_expiry(now, id),
+            Timer::LanePaths => self.on_lane_paths(now, id),
         }
     }
 

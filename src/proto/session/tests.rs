@@ -18,6 +18,7 @@ fn pair(now: Instant, suite: Suite, lanes: u8) -> [Session; 2] {
             suite,
             send_lanes: lanes,
             receive_lanes: lanes,
+            lane_paths: false,
         };
         Session::new(now, &SessionKeys { send, receive }, &parameters, Arc::new(Traffic::new(now)))
     })
@@ -192,6 +193,7 @@ fn session_of(now: Instant, suite: Suite, handshake: &serde_json::Value, is_init
         suite,
         send_lanes: lanes(local),
         receive_lanes: lanes(remote),
+        lane_paths: false,
     };
     Session::new(now, &SessionKeys { send, receive }, &parameters, Arc::new(Traffic::new(now)))
 }

@@ -56,8 +56,13 @@ fn key(byte: u8) -> PrivateKey {
 }
 
 fn device(now: Instant, byte: u8) -> Device {
-    let config =
-        DeviceConfig { private_key: key(byte), previous_private_key: None, suite: Suite::Aes256Gcm, send_lanes: 1 };
+    let config = DeviceConfig {
+        private_key: key(byte),
+        previous_private_key: None,
+        suite: Suite::Aes256Gcm,
+        send_lanes: 1,
+        lane_paths: false,
+    };
     Device::new(now, Duration::from_secs(1_700_000_000), config, [byte; 32])
 }
 

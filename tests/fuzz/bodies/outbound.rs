@@ -141,7 +141,7 @@ impl World {
         let mut datagrams: [Vec<Vec<u8>>; 2] = Default::default();
         for run in channel.try_iter() {
             assert!(run.bytes.len() <= MAX_DATAGRAM, "{} bytes in one send", run.bytes.len());
-            let peer = (0..2).find(|peer| run.endpoint == endpoint(*peer)).expect("an endpoint of a peer");
+            let peer = (0..2).find(|peer| run.way.endpoint == endpoint(*peer)).expect("an endpoint of a peer");
             let cut = run.bytes.chunks(run.segment_size).map(<[u8]>::to_vec);
             assert!(cut.len() <= MAX_DATAGRAMS_OF_RUN, "{} datagrams in one send", cut.len());
             datagrams[peer].extend(cut);

@@ -1,0 +1,164 @@
+//! How a device proves the paths of its lanes, keeps an eye on them, and answers a peer that does.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::packet::frame::Control;
+use crate::proto::constants::{LANE_PATH_LIFETIME, LANE_PING_AFTER_DATA, LANE_PING_INTERVAL};
+use crate::proto::endpoint::Endpoint;
+use crate::proto::lane_paths::{LaneAction, LanePaths, Silence};
+use crate::proto::peer::Peer;
+use crate::proto::peer_table::PeerId;
+use crate::proto::session::Session;
+use crate::proto::timers::Timer;
+use crate::proto::transmit::Way;
+
+use super::{Device, SLOW_PATH_LANE};
+
+/// How often an idle link's traffic is looked at, should the notice of its resumption be lost.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
+
+impl Device {
+    /// Called after the current session may have changed.
+    pub(super) fn renew_lane_paths(&mut self, now: Instant, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let Some(session) = peer.sessions.current().cloned() else {
+            peer.lane_paths = LanePaths::Shared;
+            return peer.timers.stop(Timer::LanePaths);
+        };
+        if !peer.lane_paths.fits(&session) {
+            peer.lane_paths = LanePaths::new(now, &session);
+            self.router_is_stale = true;
+        }
+        if session.has_lane_paths && session.is_initiator {
+            self.leave_unproven(now, id);
+            self.tend_lane_paths(now, id);
+        }
+    }
+
+    /// What an earlier process of ours sent may have led the peer to ports that are ours no more.
+    fn leave_unproven(&mut self, now: Instant, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let Some(endpoint) = peer.endpoint else { return };
+        if !peer.lane_paths.is_split() {
+            let lanes: Vec<u8> = peer.lane_paths.opened().map(|(lane, _)| lane).collect();
+            for lane in lanes {
+                self.send_frames_by(now, id, lane, Way::main(endpoint), &[]);
+            }
+        }
+    }
+
+    pub(super) fn on_lane_paths(&mut self, now: Instant, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        if peer.usable_session(now).is_none() {
+            return;
+        }
+        if peer.lane_paths.forget_silent(now) {
+            self.router_is_stale = true;
+        }
+        match &peer.lane_paths {
+            LanePaths::Shared => {}
+            LanePaths::Followed(_) => self.watch_followed(id),
+            LanePaths::Opened(_) => self.tend_lane_paths(now, id),
+        }
+    }
+
+    pub(super) fn on_resumed(&mut self, now: Instant, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        if matches!(peer.lane_paths, LanePaths::Opened(_)) {
+            self.tend_lane_paths(now, id);
+        }
+    }
+
+    /// Pings, probes and leaves paths as is due, and sets the time of the next look.
+    fn tend_lane_paths(&mut self, now: Instant, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let Some(endpoint) = peer.endpoint else { return };
+        let silence = silence(now, peer);
+        let mut actions = Vec::new();
+        for (lane, path) in peer.lane_paths.opened() {
+            let was_proven = path.is_proven();
+            let action = path.tend(now, endpoint, silence);
+            self.router_is_stale |= was_proven != path.is_proven();
+            let Some(action) = action else { continue };
+            let token = self.randomness.u64();
+            path.expect_pong(now, token, endpoint);
+            actions.push((lane, action, token));
+        }
+        let is_busy = silence == Silence::None || peer.lane_paths.is_split();
+        let interval = LANE_PING_INTERVAL.max(peer.round_trip.unwrap_or_default());
+        peer.timers.set(Timer::LanePaths, now + if is_busy { interval } else { IDLE_INTERVAL.max(interval) });
+        if silence == Silence::None {
+            // Where a peer's other lanes come from says nothing of its endpoint.
+            self.send_keepalive(now, id);
+        }
+        for (lane, action, token) in actions {
+            let listen = Way::main(endpoint);
+            let own = Way::own(endpoint, lane);
+            let control = match action {
+                LaneAction::Ping => Control::Ping(token),
+                LaneAction::Probe => Control::Probe(token),
+                LaneAction::Leave => {
+                    self.send_frames_by(now, id, lane, listen, &[]);
+                    Control::Probe(token)
+                }
+            };
+            self.send_control_by(now, id, lane, own, control);
+        }
+    }
+
+    /// A pong came that is none to the ping that measures the round trip.
+    pub(super) fn on_lane_pong(&mut self, now: Instant, id: PeerId, token: u64) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let Some(endpoint) = peer.endpoint else { return };
+        let Some(lane) = peer.lane_paths.on_pong(token, endpoint) else { return };
+        self.router_is_stale = true;
+        // Has the peer answer there, before there is data to show it the path.
+        let token = self.randomness.u64();
+        for (_, path) in peer.lane_paths.opened().filter(|(opened, _)| *opened == lane) {
+            path.expect_pong(now, token, endpoint);
+        }
+        peer.timers.set(Timer::LanePaths, now + LANE_PING_INTERVAL.max(peer.round_trip.unwrap_or_default()));
+        self.send_control_by(now, id, lane, Way::own(endpoint, lane), Control::Ping(token));
+    }
+
+    pub(super) fn on_lane_moved(&mut self, now: Instant, id: PeerId, session: u32, lane: u8, endpoint: Endpoint) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let is_current = |current: &&Arc<Session>| current.local_index == session;
+        if peer.sessions.current().filter(is_current).is_some()
+            && peer.lane_paths.on_heard(now, lane, endpoint, peer.endpoint)
+        {
+            self.router_is_stale = true;
+            self.watch_followed(id);
+        }
+    }
+
+    /// A ping or a probe came: it is answered, on a lane with a path of its own to where it came from.
+    pub(super) fn answer_ping(&mut self, now: Instant, id: PeerId, lane: u8, from: Endpoint, token: u64) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        peer.lane_paths.on_ping(now, lane, from);
+        let follows = lane > 0 && matches!(peer.lane_paths, LanePaths::Followed(_));
+        let Some(endpoint) = Some(from).filter(|_| follows).or(peer.endpoint) else { return };
+        let way = Way::main(endpoint);
+        self.send_control_by(now, id, SLOW_PATH_LANE, way, Control::Pong(token));
+    }
+
+    fn watch_followed(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        match peer.lane_paths.next_silence() {
+            Some(deadline) => peer.timers.set(Timer::LanePaths, deadline),
+            None => peer.timers.stop(Timer::LanePaths),
+        }
+    }
+}
+
+/// How long no data has passed, a session's beginning taken for data.
+fn silence(now: Instant, peer: &Peer) -> Silence {
+    let begin = peer.latest_session.map(|(at, _)| at);
+    let last = peer.traffic.last_data().max(begin);
+    match last.map_or(Duration::MAX, |last| now.saturating_duration_since(last)) {
+        silence if silence < LANE_PING_AFTER_DATA => Silence::None,
+        silence if silence < LANE_PATH_LIFETIME => Silence::Short,
+        _ => Silence::Long,
+    }
+}

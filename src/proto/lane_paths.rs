@@ -1,0 +1,261 @@
+//! The paths of one peer's lanes beside that of lane 0: from a port of the lane's own at the side that initiated the
+//! session, to the one port that the other side listens on.
+//!
+//! ```text
+//!   initiator:  a lane's path           ┌───────── pong ─────────┐
+//!                                 ┌─────┴─────┐            ┌─────▼────┐
+//!                 new session ──▶ │ unproven  │ ◀── lost ──│  proven  │ ──┐ ping, pong
+//!                                 └───────────┘  or idle   └────▲─────┘ ──┘
+//!                                   probes, ever more rarely    │
+//!                                                  the lane takes its path
+//!   responder:  where each lane was last heard from, and when
+//! ```
+//!
+//! Holds state and answers questions about it; what is sent is decided in [`device`](super::device).
+
+use std::time::{Duration, Instant};
+
+use super::constants::{LANE_PATH_LIFETIME, LANE_PING_INTERVAL, LANE_PINGS_UNANSWERED, LANE_PROBE_MAX_INTERVAL};
+use super::endpoint::Endpoint;
+use super::session::Session;
+
+/// The lanes' paths of a peer's current session.
+#[derive(Debug, Default)]
+pub(super) enum LanePaths {
+    /// All lanes take that of lane 0.
+    #[default]
+    Shared,
+    /// We initiated the session: ours, from lane 1 on.
+    Opened(Vec<OpenedPath>),
+    /// The peer did: where each of its lanes comes from, where that is elsewhere than its endpoint.
+    Followed(Vec<Option<FollowedPath>>),
+}
+
+/// What the fast path sees of [`LanePaths`].
+#[derive(Debug, Clone, Default)]
+pub(super) enum LaneRoutes {
+    /// All lanes go to the peer's endpoint, from the port that we listen on.
+    #[default]
+    Shared,
+    /// By lane: whether it leaves from its own port.
+    Opened(Box<[bool]>),
+    /// By the peer's lane: where that is, if not at the peer's endpoint. Not empty.
+    Followed(Box<[Option<Endpoint>]>),
+}
+
+/// One lane's path at the side that opens it.
+#[derive(Debug)]
+pub(super) struct OpenedPath {
+    /// The endpoint to which the path was proven: it is of no use to any other.
+    proven_to: Option<Endpoint>,
+    /// Tokens of the newest pings or probes, oldest first, and where they went.
+    unanswered: Vec<(u64, Endpoint)>,
+    /// When the newest of them was sent.
+    tried_at: Option<Instant>,
+    /// When the next probe goes out, while the path is unproven.
+    probe_at: Instant,
+    probe_interval: Duration,
+}
+
+/// One lane's path at the side that follows it.
+#[derive(Debug)]
+pub(super) struct FollowedPath {
+    endpoint: Endpoint,
+    heard_at: Instant,
+}
+
+/// What to send on a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LaneAction {
+    /// A ping from the lane's own port.
+    Ping,
+    /// A probe from there.
+    Probe,
+    /// Anything by the path of lane 0, so that the peer answers there; and a probe.
+    Leave,
+}
+
+impl LanePaths {
+    /// Nothing proven and nothing heard.
+    pub(super) fn new(now: Instant, session: &Session) -> Self {
+        match (session.has_lane_paths, session.is_initiator) {
+            (false, _) => Self::Shared,
+            (true, true) => Self::Opened((1..session.initiator_lanes()).map(|_| OpenedPath::new(now)).collect()),
+            (true, false) => Self::Followed((0..session.initiator_lanes()).map(|_| None).collect()),
+        }
+    }
+
+    /// Whether what is known holds in `session` too: a rekey by the same side changes no path.
+    pub(super) fn fits(&self, session: &Session) -> bool {
+        match self {
+            Self::Shared => !session.has_lane_paths,
+            Self::Opened(paths) => {
+                session.has_lane_paths && session.is_initiator && paths.len() + 1 == session.initiator_lanes()
+            }
+            Self::Followed(paths) => {
+                session.has_lane_paths && !session.is_initiator && paths.len() == session.initiator_lanes()
+            }
+        }
+    }
+
+    /// What the fast path needs to know, with the peer at `endpoint`.
+    pub(super) fn routes(&self, endpoint: Option<Endpoint>) -> LaneRoutes {
+        match self {
+            Self::Shared => LaneRoutes::Shared,
+            Self::Opened(paths) => {
+                let proven = paths.iter().map(|path| path.proven_to.is_some() && path.proven_to == endpoint);
+                LaneRoutes::Opened(std::iter::once(false).chain(proven).collect())
+            }
+            Self::Followed(paths) => {
+                LaneRoutes::Followed(paths.iter().map(|path| Some(path.as_ref()?.endpoint)).collect())
+            }
+        }
+    }
+
+    /// Whether any lane takes another path than lane 0.
+    pub(super) fn is_split(&self) -> bool {
+        match self {
+            Self::Shared => false,
+            Self::Opened(paths) => paths.iter().any(OpenedPath::is_proven),
+            Self::Followed(paths) => paths.iter().any(Option::is_some),
+        }
+    }
+
+    /// The peer answered. Returns the lane whose path that proves, if it was not proven before.
+    pub(super) fn on_pong(&mut self, token: u64, endpoint: Endpoint) -> Option<u8> {
+        let Self::Opened(paths) = self else { return None };
+        let (lane, path) = lanes(paths).find(|(_, path)| path.unanswered.iter().any(|(sent, _)| *sent == token))?;
+        let position = path.unanswered.iter().position(|(sent, _)| *sent == token)?;
+        let (_, went_to) = path.unanswered.drain(..=position).next_back()?;
+        (went_to == endpoint && path.proven_to.replace(endpoint) != Some(endpoint)).then_some(lane)
+    }
+
+    /// The newest datagram of the peer's `lane` came from `endpoint`, its others come from `peer`. Returns whether that
+    /// is news.
+    pub(super) fn on_heard(&mut self, now: Instant, lane: u8, endpoint: Endpoint, peer: Option<Endpoint>) -> bool {
+        let Self::Followed(paths) = self else { return false };
+        let Some(path) = paths.get_mut(usize::from(lane)).filter(|_| lane > 0) else { return false };
+        let before = path.as_ref().map(|path| path.endpoint);
+        let after = Some(endpoint).filter(|_| peer != Some(endpoint));
+        *path = after.map(|endpoint| FollowedPath { endpoint, heard_at: now });
+        before != after
+    }
+
+    /// A ping came from `endpoint` on the peer's `lane`.
+    pub(super) fn on_ping(&mut self, now: Instant, lane: u8, endpoint: Endpoint) {
+        if let Self::Followed(paths) = self
+            && let Some(Some(path)) = paths.get_mut(usize::from(lane))
+            && path.endpoint == endpoint
+        {
+            path.heard_at = now;
+        }
+    }
+
+    /// Forgets paths that have not been heard of for long. Returns whether there were any.
+    pub(super) fn forget_silent(&mut self, now: Instant) -> bool {
+        let Self::Followed(paths) = self else { return false };
+        let is_silent = |path: &mut FollowedPath| now >= path.heard_at + LANE_PATH_LIFETIME;
+        paths.iter_mut().filter_map(|path| path.take_if(is_silent)).count() > 0
+    }
+
+    /// When the first followed path will have been silent for too long.
+    pub(super) fn next_silence(&self) -> Option<Instant> {
+        let Self::Followed(paths) = self else { return None };
+        paths.iter().flatten().map(|path| path.heard_at + LANE_PATH_LIFETIME).min()
+    }
+
+    /// Our paths with their lanes.
+    pub(super) fn opened(&mut self) -> impl Iterator<Item = (u8, &mut OpenedPath)> {
+        lanes(match self {
+            Self::Opened(paths) => paths,
+            Self::Shared | Self::Followed(_) => &mut [],
+        })
+    }
+}
+
+fn lanes(paths: &mut [OpenedPath]) -> impl Iterator<Item = (u8, &mut OpenedPath)> {
+    (1..).zip(paths)
+}
+
+impl OpenedPath {
+    fn new(now: Instant) -> Self {
+        Self {
+            proven_to: None,
+            unanswered: Vec::new(),
+            tried_at: None,
+            probe_at: now,
+            probe_interval: LANE_PING_INTERVAL,
+        }
+    }
+
+    pub(super) fn is_proven(&self) -> bool {
+        self.proven_to.is_some()
+    }
+
+    /// Looks after the path to `endpoint`; `silence` is how long no data has passed. Returns what to send.
+    pub(super) fn tend(&mut self, now: Instant, endpoint: Endpoint, silence: Silence) -> Option<LaneAction> {
+        // Threads may tell of one resumption together.
+        let is_due = self.tried_at.is_none_or(|tried| now >= tried + LANE_PING_INTERVAL);
+        let is_lost = is_due && self.unanswered.len() >= LANE_PINGS_UNANSWERED;
+        match self.proven_to {
+            Some(proven_to) if proven_to != endpoint || is_lost => {
+                *self = Self::new(now);
+                self.back_off(now);
+                Some(LaneAction::Leave)
+            }
+            Some(_) if silence == Silence::Long => {
+                *self = Self::new(now);
+                None
+            }
+            Some(_) => (is_due && silence == Silence::None).then_some(LaneAction::Ping),
+            None if silence == Silence::None && now >= self.probe_at => {
+                self.back_off(now);
+                Some(LaneAction::Probe)
+            }
+            None => None,
+        }
+    }
+
+    /// A ping or a probe with `token` goes to `endpoint`.
+    pub(super) fn expect_pong(&mut self, now: Instant, token: u64, endpoint: Endpoint) {
+        self.tried_at = Some(now);
+        if self.unanswered.len() >= LANE_PINGS_UNANSWERED {
+            self.unanswered.remove(0);
+        }
+        self.unanswered.push((token, endpoint));
+    }
+
+    fn back_off(&mut self, now: Instant) {
+        self.probe_at = now + self.probe_interval;
+        self.probe_interval = (self.probe_interval * 2).min(LANE_PROBE_MAX_INTERVAL);
+    }
+}
+
+/// How long no data has passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Silence {
+    /// Not long enough to stop pinging.
+    None,
+    /// Long enough for that.
+    Short,
+    /// So long that translators may have forgotten the path.
+    Long,
+}
+
+impl LaneRoutes {
+    /// Where the peer's `lane` is, if not at its endpoint.
+    pub(super) fn followed(&self, lane: u8) -> Option<Endpoint> {
+        match self {
+            Self::Followed(endpoints) => endpoints.get(usize::from(lane)).copied().flatten(),
+            Self::Shared | Self::Opened(_) => None,
+        }
+    }
+
+    /// The same, where our own lanes have no paths of their own.
+    pub(super) fn without_opened(&self) -> &Self {
+        match self {
+            Self::Opened(_) => &Self::Shared,
+            routes => routes,
+        }
+    }
+}
