@@ -144,7 +144,7 @@ fn pad(cell: &str, column: usize, widths: [usize; COLUMNS]) -> String {
 fn state_style(state: LinkState) -> Style {
     match state {
         LinkState::Up => AnsiColor::Green.on_default(),
-        LinkState::Connecting => AnsiColor::Yellow.on_default(),
+        LinkState::Degraded | LinkState::Draining => AnsiColor::Yellow.on_default(),
         LinkState::Down => AnsiColor::Red.on_default(),
         LinkState::Idle | LinkState::Unknown => Style::new(),
     }

@@ -121,6 +121,10 @@ pub struct PeerReport {
     pub public_key: String,
     /// What the link is doing.
     pub state: LinkState,
+    /// Why: a word such as `unanswered`. Null of a link that is up.
+    pub reason: Option<String>,
+    /// Since when it is in this state, in seconds since 1970, with a fraction.
+    pub state_since: f64,
     /// Where datagrams to it go, once known.
     pub endpoint: Option<SocketAddr>,
     /// Prefixes it may use.
@@ -133,22 +137,34 @@ pub struct PeerReport {
     pub sent_bytes: u64,
     /// The newest session's cipher.
     pub suite: Option<String>,
-    /// As measured by the newest handshake.
+    /// Smoothed round trip of pings.
     pub rtt_microseconds: Option<u64>,
+    /// How much it varies.
+    pub rtt_variation_microseconds: Option<u64>,
+    /// Share of recent pings that were lost, 0 to 1.
+    pub loss: f64,
+    /// Sessions that were agreed since the start.
+    pub handshakes: u64,
+    /// Pings sent to watch the link.
+    pub pings: u64,
+    /// Those of them that were lost.
+    pub pings_lost: u64,
 }
 
 /// What a link is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LinkState {
-    /// A confirmed session is there.
+    /// It carries traffic.
     Up,
-    /// A handshake is under way.
-    Connecting,
-    /// No session, and nobody is trying: no traffic yet, or nobody answered.
-    Idle,
-    /// The peer said goodbye and has not come back.
+    /// It carries traffic, badly.
+    Degraded,
+    /// It carries traffic and is to get no new connections.
+    Draining,
+    /// It carries nothing.
     Down,
+    /// Nobody knows and nobody asks: no session and no traffic.
+    Idle,
     /// A state of a newer daemon.
     #[serde(other)]
     Unknown,
@@ -159,9 +175,10 @@ impl LinkState {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Up => "up",
-            Self::Connecting => "connecting",
-            Self::Idle => "idle",
+            Self::Degraded => "degraded",
+            Self::Draining => "draining",
             Self::Down => "down",
+            Self::Idle => "idle",
             Self::Unknown => "unknown",
         }
     }
@@ -235,6 +252,8 @@ pub(crate) mod tests {
             name: name.into(),
             public_key: "AAAA".into(),
             state,
+            reason: (state != LinkState::Up).then(|| "no-traffic".into()),
+            state_since: 1_800_000_000.5,
             endpoint: None,
             allowed_ips: vec!["10.77.0.11/32".parse().unwrap()],
             latest_handshake: None,
@@ -242,6 +261,11 @@ pub(crate) mod tests {
             sent_bytes: 0,
             suite: None,
             rtt_microseconds: None,
+            rtt_variation_microseconds: None,
+            loss: 0.0,
+            handshakes: 0,
+            pings: 0,
+            pings_lost: 0,
         };
         StatusReport {
             schema_version: SCHEMA_VERSION,
@@ -310,14 +334,14 @@ pub(crate) mod tests {
     fn a_client_understands_a_newer_daemon_that_added_fields_and_states() {
         let mut json = serde_json::to_value(status()).unwrap();
         json["interface"]["colour"] = "green".into();
-        json["peers"][0]["state"] = "draining".into();
+        json["peers"][0]["state"] = "levitating".into();
         let Response::Status(status) = Response::decode(json.to_string().as_bytes()).unwrap() else { panic!() };
         assert_eq!(status.peers[0].state, LinkState::Unknown);
     }
 
     #[test]
     fn states_are_spelt_as_in_the_json() {
-        for state in [LinkState::Up, LinkState::Connecting, LinkState::Idle, LinkState::Down] {
+        for state in [LinkState::Up, LinkState::Degraded, LinkState::Draining, LinkState::Down, LinkState::Idle] {
             assert_eq!(serde_json::to_value(state).unwrap(), state.as_str());
         }
     }

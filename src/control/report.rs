@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::api::{InterfaceReport, LinkState, PeerReport, SCHEMA_VERSION, StatusReport};
 use crate::config::{Config, Role};
 use crate::keys::PublicKey;
-use crate::proto::stats::{DeviceStatus, PeerState, PeerStatus};
+use crate::proto::stats::{self, DeviceStatus, PeerStatus};
 
 /// What does not change while a daemon runs, and of which the core knows nothing.
 #[derive(Debug, Clone)]
@@ -92,22 +92,34 @@ fn peer_report(name: &str, status: &PeerStatus) -> PeerReport {
         name: name.to_owned(),
         public_key: status.public_key.to_string(),
         state: link_state(status.state),
+        reason: status.reason.map(|reason| reason.as_str().to_owned()),
+        state_since: status.state_since.as_secs_f64(),
         endpoint: status.endpoint.map(|endpoint| endpoint.remote),
         allowed_ips: status.allowed_ips.clone(),
         latest_handshake: status.latest_handshake.map(|time| time.as_secs()),
         received_bytes: status.received_bytes,
         sent_bytes: status.sent_bytes,
         suite: status.suite.map(|suite| suite.as_str().to_owned()),
-        rtt_microseconds: status.round_trip.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+        rtt_microseconds: status.round_trip.map(microseconds),
+        rtt_variation_microseconds: status.round_trip_variation.map(microseconds),
+        loss: status.loss,
+        handshakes: status.handshakes,
+        pings: status.pings,
+        pings_lost: status.pings_lost,
     }
 }
 
-fn link_state(state: PeerState) -> LinkState {
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn link_state(state: stats::LinkState) -> LinkState {
     match state {
-        PeerState::Up => LinkState::Up,
-        PeerState::Connecting => LinkState::Connecting,
-        PeerState::Idle => LinkState::Idle,
-        PeerState::Down => LinkState::Down,
+        stats::LinkState::Up => LinkState::Up,
+        stats::LinkState::Degraded => LinkState::Degraded,
+        stats::LinkState::Draining => LinkState::Draining,
+        stats::LinkState::Down => LinkState::Down,
+        stats::LinkState::Idle => LinkState::Idle,
     }
 }
 
@@ -133,7 +145,9 @@ mod tests {
     fn peer_status(public_key: PublicKey) -> PeerStatus {
         PeerStatus {
             public_key,
-            state: PeerState::Up,
+            state: stats::LinkState::Up,
+            reason: None,
+            state_since: Duration::from_millis(1_800_000_000_900),
             awaits_answer: false,
             endpoint: Some(Endpoint::new("192.0.2.1:51900".parse().unwrap())),
             allowed_ips: vec!["10.77.0.11/32".parse().unwrap()],
@@ -142,6 +156,11 @@ mod tests {
             sent_bytes: 2,
             suite: Some(Suite::Aes256Gcm),
             round_trip: Some(Duration::from_micros(412)),
+            round_trip_variation: Some(Duration::from_micros(9)),
+            loss: 0.25,
+            handshakes: 3,
+            pings: 8,
+            pings_lost: 2,
         }
     }
 

@@ -278,6 +278,11 @@ impl Handle {
         self.commands.send(Command::SetPrivateKey(key, previous));
     }
 
+    /// Has a peer's link called draining, or no longer.
+    pub fn set_draining(&self, key: PublicKey, draining: bool) {
+        self.commands.send(Command::SetDraining(key, draining));
+    }
+
     /// Asks for the state of the device and its peers, and everything that was dropped. `reply` is called on a thread of
     /// the data plane, which waits for it meanwhile; it is dropped uncalled if the data plane has stopped.
     pub fn status(&self, reply: impl FnOnce(DeviceStatus) + Send + 'static) {

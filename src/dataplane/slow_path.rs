@@ -56,6 +56,7 @@ pub(super) enum Command {
     RemovePeer(PublicKey),
     SetEndpoint(PublicKey, Endpoint),
     SetPrivateKey(PrivateKey, Option<PrivateKey>),
+    SetDraining(PublicKey, bool),
     Status(Box<dyn FnOnce(DeviceStatus) + Send>),
     Stop,
 }
@@ -176,6 +177,7 @@ impl SlowPath {
                 Ok(Command::RemovePeer(key)) => self.device.remove_peer(&key),
                 Ok(Command::SetEndpoint(key, endpoint)) => self.device.set_endpoint(now, &key, endpoint),
                 Ok(Command::SetPrivateKey(key, previous)) => self.device.set_private_key(now, key, previous),
+                Ok(Command::SetDraining(key, draining)) => drop(self.device.set_draining(&key, draining)),
                 Ok(Command::Status(reply)) => reply(self.status()),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
                     self.device.shutdown(now);

@@ -11,7 +11,7 @@ use super::*;
 use crate::packet::ip::{IpPacket, PROTOCOL_ICMP};
 use crate::proto::error::DropReason;
 use crate::proto::noise::Suite;
-use crate::proto::stats::PeerState;
+use crate::proto::stats::LinkState;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -139,7 +139,7 @@ fn the_first_packet_waits_for_the_handshake_and_arrives() {
     let received = two.receive();
     assert_eq!(VirtioHeader::decode(received.first_chunk().unwrap()).unwrap().checksum_start, 20);
     assert_eq!(received[VIRTIO_HEADER_LEN..], sample.packet());
-    two.wait_for("the session is confirmed", |status| status.peers[0].state == PeerState::Up);
+    two.wait_for("the session is confirmed", |status| status.peers[0].state == LinkState::Up);
 }
 
 #[test]
@@ -234,7 +234,7 @@ fn our_own_datagrams_do_not_enter_the_tunnel() {
     node.wait_for("counted", |status| status.drops.of(DropReason::RoutingLoop) == 1);
     looping[20] ^= 1;
     node.send_raw(&[&VirtioHeader::PLAIN.encode()[..], &looping].concat());
-    node.wait_for("another port's is carried", |status| status.peers[0].state == PeerState::Connecting);
+    node.wait_for("another port's is carried", |status| status.peers[0].state == LinkState::Down);
     assert_eq!(node.status().drops.of(DropReason::RoutingLoop), 1);
 }
 
@@ -258,7 +258,7 @@ fn stopping_tells_the_peers() {
     two.receive();
     let handle = one.dataplane.handle();
     one.dataplane.stop();
-    two.wait_for("the goodbye arrives", |status| status.peers[0].state == PeerState::Down);
+    two.wait_for("the goodbye arrives", |status| status.peers[0].state == LinkState::Down);
     handle.remove_peer(key(2).public_key());
     handle.status(|_| panic!("nobody is there to answer"));
     assert!(one.failures.recv_timeout(PATIENCE).is_err(), "stopping is no failure");

@@ -223,6 +223,14 @@ impl Device {
         self.update_timers(id);
     }
 
+    /// Has a peer's link called draining, or no longer. Nothing else changes: who sends new connections elsewhere is the
+    /// reader of its state. Returns whether there is such a peer.
+    pub fn set_draining(&mut self, key: &PublicKey, draining: bool) -> bool {
+        let Some(peer) = self.peers.by_key(key).and_then(|id| self.peers.get_mut(id)) else { return false };
+        peer.is_draining = draining;
+        true
+    }
+
     /// Says goodbye to every peer that has a session, and forgets all sessions.
     pub fn shutdown(&mut self, now: Instant) {
         let ids: Vec<PeerId> = self.peers.iter().map(|(id, _)| id).collect();
@@ -324,9 +332,12 @@ impl Device {
     }
 
     fn peer_status(&self, now: Instant, peer: &Peer) -> PeerStatus {
+        let (state, reason) = peer.link(now);
         PeerStatus {
             public_key: peer.name(),
-            state: peer.state(now),
+            state,
+            reason,
+            state_since: self.unix_time(now),
             awaits_answer: peer.attempt.is_some(),
             endpoint: peer.endpoint,
             allowed_ips: peer.config.allowed_ips.clone(),
@@ -335,6 +346,11 @@ impl Device {
             sent_bytes: peer.sent_bytes(),
             suite: peer.latest_session.map(|(_, suite)| suite),
             round_trip: peer.round_trip,
+            round_trip_variation: None,
+            loss: 0.0,
+            handshakes: peer.handshakes,
+            pings: 0,
+            pings_lost: 0,
         }
     }
 
@@ -392,6 +408,7 @@ impl Device {
         let Some(peer) = self.peers.get_mut(id) else { return };
         let Some(session) = peer.sessions.get(session).cloned() else { return };
         peer.is_gone = false;
+        peer.handshakes += 1;
         peer.latest_session = Some((session.created_at, session.suite));
         peer.watch_session(now);
         peer.timers.stop(Timer::Rekey);

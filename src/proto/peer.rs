@@ -17,7 +17,7 @@ use super::noise::{PendingInitiation, Suite};
 use super::session::Session;
 use super::session_slots::SessionSlots;
 use super::staged::StagedQueue;
-use super::stats::PeerState;
+use super::stats::{LinkReason, LinkState};
 use super::tai64n::Tai64N;
 use super::timers::{Timer, TimerTable};
 use super::traffic::Traffic;
@@ -66,6 +66,10 @@ pub(super) struct Peer {
     pub(super) latest_session: Option<(Instant, Suite)>,
     /// Set by a goodbye, cleared by a session.
     pub(super) is_gone: bool,
+    /// By command.
+    pub(super) is_draining: bool,
+    /// Sessions that were agreed.
+    pub(super) handshakes: u64,
     /// Bytes of handshakes and of sessions that are no more.
     pub(super) past_sent_bytes: u64,
     pub(super) past_received_bytes: u64,
@@ -113,6 +117,8 @@ impl Peer {
             round_trip: None,
             latest_session: None,
             is_gone: false,
+            is_draining: false,
+            handshakes: 0,
             past_sent_bytes: 0,
             past_received_bytes: 0,
             config,
@@ -159,15 +165,16 @@ impl Peer {
         self.sessions.current().filter(|session| !session.is_expired(now))
     }
 
-    pub(super) fn state(&self, now: Instant) -> PeerState {
+    pub(super) fn link(&self, now: Instant) -> (LinkState, Option<LinkReason>) {
+        let down = |reason| (LinkState::Down, Some(reason));
         if self.usable_session(now).is_some() {
-            PeerState::Up
+            if self.is_draining { (LinkState::Draining, Some(LinkReason::Drained)) } else { (LinkState::Up, None) }
         } else if self.is_gone {
-            PeerState::Down
+            down(LinkReason::Goodbye)
         } else if self.attempt.is_some() || self.sessions.next().is_some_and(|session| !session.is_expired(now)) {
-            PeerState::Connecting
+            down(LinkReason::NoHandshake)
         } else {
-            PeerState::Idle
+            (LinkState::Idle, Some(LinkReason::NoTraffic))
         }
     }
 

@@ -42,17 +42,38 @@ impl DropCounters {
     }
 }
 
-/// What a peer's link is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PeerState {
-    /// A confirmed session is there.
+/// What a peer's link is doing, as a load balancer may act upon it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LinkState {
+    /// It carries traffic.
     Up,
-    /// A handshake is under way.
-    Connecting,
-    /// Neither: nothing was sent yet, the last session ran out, or nobody answered.
-    Idle,
-    /// The peer said goodbye, and has not come back.
+    /// It carries traffic, badly.
+    Degraded,
+    /// It carries traffic and is to get no new connections: the operator's wish.
+    Draining,
+    /// It carries nothing.
     Down,
+    /// It has carried nothing for so long that nobody knows, and nobody asks: only of links that are not watched.
+    Idle,
+}
+
+/// Why a link is in its state. None of them for one that is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LinkReason {
+    /// Degraded: so many pings are lost.
+    Loss,
+    /// Draining: by command.
+    Drained,
+    /// Down: no handshake was answered, so far or since the last session ended.
+    NoHandshake,
+    /// Down: the peer answered with keys that are not its own, or has another preshared key.
+    KeyRefused,
+    /// Down: pings are not answered.
+    Unanswered,
+    /// Down: the peer said that it is going away.
+    Goodbye,
+    /// Idle: no session, and nothing to send.
+    NoTraffic,
 }
 
 /// One peer, as [`Device::status`](super::device::Device::status) tells it.
@@ -61,7 +82,11 @@ pub struct PeerStatus {
     /// Its configured key.
     pub public_key: PublicKey,
     /// What its link is doing.
-    pub state: PeerState,
+    pub state: LinkState,
+    /// Why; none for one that is up.
+    pub reason: Option<LinkReason>,
+    /// Since when, as time since the Unix epoch.
+    pub state_since: Duration,
     /// Set while an initiation of ours waits for its answer, be a session still there or not.
     pub awaits_answer: bool,
     /// Where datagrams go.
@@ -76,8 +101,18 @@ pub struct PeerStatus {
     pub sent_bytes: u64,
     /// The newest session's cipher.
     pub suite: Option<Suite>,
-    /// Round-trip time through the session, measured at its last handshake.
+    /// Smoothed round-trip time of pings (RFC 6298 §2).
     pub round_trip: Option<Duration>,
+    /// How much it varies, by the same source.
+    pub round_trip_variation: Option<Duration>,
+    /// Share of recent pings that were lost, 0 to 1.
+    pub loss: f64,
+    /// Sessions that were agreed.
+    pub handshakes: u64,
+    /// Pings that were sent to watch the link, and those of them that were lost.
+    pub pings: u64,
+    /// The lost ones.
+    pub pings_lost: u64,
 }
 
 /// A device's state at one moment.
@@ -104,4 +139,19 @@ pub struct Footprint {
     pub staged_bytes: usize,
     /// Source addresses that the rate limiter remembers.
     pub limited_sources: usize,
+}
+
+impl LinkReason {
+    /// As operators read it, in words of a protocol: `no-handshake`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Loss => "loss",
+            Self::Drained => "drained",
+            Self::NoHandshake => "no-handshake",
+            Self::KeyRefused => "key-refused",
+            Self::Unanswered => "unanswered",
+            Self::Goodbye => "goodbye",
+            Self::NoTraffic => "no-traffic",
+        }
+    }
 }

@@ -1,7 +1,7 @@
 use underpass::proto::constants::REJECT_AFTER_TIME;
 use underpass::proto::error::DropReason;
 use underpass::proto::event::Event;
-use underpass::proto::stats::PeerState;
+use underpass::proto::stats::LinkState;
 
 use crate::pair::{Pair, Side, seconds};
 
@@ -13,7 +13,7 @@ fn no_key_material_remains_after_a_sessions_end() {
     for side in [Side::One, Side::Two] {
         let router = pair.device(side).router();
         assert!(!format!("{router:?}").contains("Session {"), "{side:?} still has a session");
-        assert_eq!(pair.status(side).state, PeerState::Idle);
+        assert_eq!(pair.status(side).state, LinkState::Idle);
     }
     let ended = |side: Side| (side, Event::SessionEnded { peer: side.other().public_key() });
     assert!(pair.events.contains(&ended(Side::One)) && pair.events.contains(&ended(Side::Two)));

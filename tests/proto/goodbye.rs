@@ -3,7 +3,7 @@ use underpass::proto::constants::{
     REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_AFTER_TIME_RECEIVING, REKEY_JITTER, RETRY_INTERVALS, RETRY_JITTER,
 };
 use underpass::proto::event::Event;
-use underpass::proto::stats::PeerState;
+use underpass::proto::stats::LinkState;
 
 use crate::pair::{Pair, Side, seconds};
 
@@ -14,14 +14,14 @@ fn a_goodbye_ends_the_session_at_once_and_a_packet_makes_a_new_one() {
     let now = pair.now;
     pair.two.shutdown(now);
     pair.settle();
-    assert_eq!(pair.status(Side::One).state, PeerState::Down);
+    assert_eq!(pair.status(Side::One).state, LinkState::Down);
     assert!(!format!("{:?}", pair.one.router()).contains("local_index"));
     pair.restart(Side::Two, seconds(1_700_000_100));
     pair.advance(seconds(1));
     pair.send(Side::One, b"welcome back");
     pair.settle();
     assert_eq!(pair.payloads(Side::Two), [b"welcome back"]);
-    assert_eq!(pair.status(Side::One).state, PeerState::Up);
+    assert_eq!(pair.status(Side::One).state, LinkState::Up);
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn a_goodbye_while_a_rekey_is_due_asks_for_no_new_session() {
         let now = pair.now;
         pair.device(leaver).shutdown(now);
         pair.settle();
-        assert_eq!(pair.status(leaver.other()).state, PeerState::Down);
+        assert_eq!(pair.status(leaver.other()).state, LinkState::Down);
         pair.advance(REKEY_JITTER);
         assert!(pair.initiations(Side::One).is_empty() && pair.initiations(Side::Two).is_empty());
     }
@@ -87,12 +87,12 @@ fn a_goodbye_during_an_unfinished_handshake_counts() {
     let now = pair.now;
     pair.one.shutdown(now);
     pair.settle();
-    assert_eq!(pair.status(Side::Two).state, PeerState::Down);
+    assert_eq!(pair.status(Side::Two).state, LinkState::Down);
     assert!(pair.events.contains(&(Side::Two, Event::Goodbye { peer: Side::One.public_key() })));
 
     pair.lose = Box::new(|_, _| false);
     pair.advance(seconds(1));
     pair.send(Side::One, b"back again");
     pair.settle();
-    assert_eq!(pair.status(Side::Two).state, PeerState::Up);
+    assert_eq!(pair.status(Side::Two).state, LinkState::Up);
 }

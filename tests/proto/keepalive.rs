@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use underpass::proto::constants::{KEEPALIVE_TIMEOUT, UNANSWERED_TIMEOUT};
-use underpass::proto::stats::PeerState;
+use underpass::proto::stats::LinkState;
 
 use crate::pair::{LATENCY, Pair, Side, seconds};
 
@@ -55,7 +55,7 @@ fn an_idle_session_is_silent_and_ends() {
     pair.sent.clear();
     pair.advance(seconds(600));
     assert!(pair.sent.is_empty());
-    assert_eq!(pair.status(Side::One).state, PeerState::Idle);
+    assert_eq!(pair.status(Side::One).state, LinkState::Idle);
     assert!(pair.one.poll_timeout().is_none(), "nothing to wake up for");
 }
 

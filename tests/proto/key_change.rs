@@ -2,7 +2,7 @@ use underpass::keys::{PresharedKey, PrivateKey, PublicKey};
 use underpass::proto::constants::{RETRY_INTERVALS, RETRY_JITTER};
 use underpass::proto::event::Event;
 use underpass::proto::peer::PeerConfig;
-use underpass::proto::stats::PeerState;
+use underpass::proto::stats::LinkState;
 
 use crate::pair::{Pair, Side, peer_config, seconds, start};
 
@@ -98,7 +98,7 @@ fn a_handshake_under_way_begins_again_with_the_new_key() {
     pair.one.set_private_key(now, new_private, None);
     pair.advance(seconds(3));
     assert_eq!(pair.payloads(Side::Two), [b"x"]);
-    assert_eq!(pair.status(Side::One).state, PeerState::Up);
+    assert_eq!(pair.status(Side::One).state, LinkState::Up);
 }
 
 #[test]

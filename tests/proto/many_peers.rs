@@ -11,7 +11,7 @@ use underpass::proto::endpoint::Endpoint;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::staged::StagedPacket;
-use underpass::proto::stats::PeerState;
+use underpass::proto::stats::LinkState;
 
 use crate::pair::{inner_packet, seconds, start};
 
@@ -149,7 +149,7 @@ impl Site {
 
     fn links_up(&self) -> usize {
         let peers = self.devices[PROXY].status(self.now).peers;
-        peers.iter().filter(|peer| peer.state == PeerState::Up).count()
+        peers.iter().filter(|peer| peer.state == LinkState::Up).count()
     }
 
     /// The greatest number of initiations within any 100 ms.

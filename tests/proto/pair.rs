@@ -14,7 +14,7 @@ use underpass::proto::event::Event;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::staged::StagedPacket;
-use underpass::proto::stats::{PeerState, PeerStatus};
+use underpass::proto::stats::{LinkState, PeerStatus};
 use underpass::proto::transmit::{SourcePort, Transmit};
 
 /// One-way delay of the wire.
@@ -324,7 +324,7 @@ impl Pair {
     }
 
     pub(crate) fn is_up(&mut self, side: Side) -> bool {
-        self.status(side).state == PeerState::Up
+        self.status(side).state == LinkState::Up
     }
 
     /// The payloads delivered to `side`, in order.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use underpass::proto::constants::{MAX_LIMITED_SOURCES, MAX_STAGED_BYTES, MAX_STAGED_PACKETS};
 use underpass::proto::error::{DropReason, Miss};
 use underpass::proto::router::Router;
-use underpass::proto::stats::{Footprint, PeerState};
+use underpass::proto::stats::{Footprint, LinkState};
 use underpass::proto::timers::Timer;
 
 use crate::node::{Node, inner_addresses};
@@ -86,7 +86,7 @@ fn lookups(now: Instant, node: &mut Node) -> Checked {
                 let key = known.map(|known| known.config.public_key);
                 let status = status.iter().find(|status| Some(status.public_key) == key).expect("checked before");
                 ensure!(
-                    !has_heard || status.state == PeerState::Up,
+                    !has_heard || status.state == LinkState::Up,
                     "there is a route to {address}, and its state is {status:?}"
                 );
                 let agrees = !has_heard || status.endpoint == Some(route.endpoint());
@@ -96,7 +96,7 @@ fn lookups(now: Instant, node: &mut Node) -> Checked {
                 ensure!(known.is_some_and(|known| known.id == peer), "{address} does not lead to {expected:?}");
                 let key = known.map(|known| known.config.public_key);
                 let status = status.iter().find(|status| Some(status.public_key) == key).expect("checked before");
-                let is_up = has_heard && status.state == PeerState::Up && status.endpoint.is_some();
+                let is_up = has_heard && status.state == LinkState::Up && status.endpoint.is_some();
                 ensure!(!is_up, "there is no route to {address}, and its state is {status:?}");
             }
             Err(Miss::Drop(DropReason::NoPeerForDestination)) => {

@@ -8,7 +8,7 @@ use underpass::proto::constants::{
     HANDSHAKES_PER_SECOND_UNDER_LOAD, REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_JITTER, RETRY_INTERVALS, RETRY_JITTER,
 };
 use underpass::proto::noise::Suite;
-use underpass::proto::stats::PeerState;
+use underpass::proto::stats::LinkState;
 
 use crate::hostile::HostileKind;
 use crate::inner_packet::{Burst, LONGEST_PAYLOAD};
@@ -135,7 +135,7 @@ fn peers_without_traffic_fall_silent_and_forget_their_keys() {
     for node in &mut simulation.nodes {
         let footprint = node.device.footprint();
         assert_eq!((footprint.sessions, footprint.session_indices, node.deadline()), (0, 0, None));
-        assert_eq!(node.device.status(simulation.now).peers[0].state, PeerState::Idle);
+        assert_eq!(node.device.status(simulation.now).peers[0].state, LinkState::Idle);
     }
 }
 

@@ -13,7 +13,7 @@ use underpass::proto::event::Event;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::staged::StagedPacket;
-use underpass::proto::stats::{PeerState, PeerStatus};
+use underpass::proto::stats::{LinkState, PeerStatus};
 use underpass::proto::transmit::SourcePort;
 
 use crate::python::{Conversation, bytes, hex};
@@ -221,7 +221,7 @@ impl Link {
     }
 
     pub(crate) fn is_up(&self) -> bool {
-        self.status().state == PeerState::Up && self.theirs.has_session
+        self.status().state == LinkState::Up && self.theirs.has_session
     }
 
     /// Forgets what both said.
