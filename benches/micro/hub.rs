@@ -129,7 +129,8 @@ pub(crate) fn peer(number: usize, endpoint: Option<SocketAddr>) -> PeerConfig {
         public_key: key(number).public_key(),
         next_public_key: None,
         preshared_key: None,
-        endpoint: endpoint.map(Endpoint::new),
+        endpoints: Vec::from_iter(endpoint.map(Endpoint::new)),
+        watched: false,
         allowed_ips: vec![inner_address(number).into()],
         // So that it wants a session without a packet.
         persistent_keepalive: endpoint.map(|_| Duration::from_secs(25)),

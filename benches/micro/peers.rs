@@ -48,7 +48,7 @@ fn new_snapshot(bencher: Bencher<'_, '_>, (peers, active): (usize, usize)) {
     let mut there = false;
     bencher.bench_local(|| {
         there = !there;
-        hub.device.set_endpoint(hub.now, &key, endpoint(usize::from(there)));
+        hub.device.set_endpoints(hub.now, &key, vec![endpoint(usize::from(there))]);
         hub.device.poll_router().unwrap()
     });
 }

@@ -157,7 +157,9 @@ async fn warn_of_loops(config: &Config, netlink: &Netlink, settings: &InterfaceS
 fn start_resolver(config: &Config, dataplane: &Dataplane) -> Resolver {
     let families = Families::of(&dataplane.local_addresses());
     let handle = dataplane.handle();
-    Resolver::start(translate::named_peers(config), families, move |peer, endpoint| handle.set_endpoint(peer, endpoint))
+    Resolver::start(translate::named_peers(config), families, move |peer, endpoint| {
+        handle.set_endpoints(peer, vec![endpoint]);
+    })
 }
 
 fn log_start(config: &Config, identity: &Identity) {

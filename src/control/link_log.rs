@@ -1,6 +1,6 @@
 //! What is worth a line in the log when a link changes, at which level, under the peer's name.
 //!
-//! Each state is told once at INFO or WARN, however often the core says it again.
+//! Each state is told once, however often the core says it again.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -9,33 +9,30 @@ use super::report::PeerNames;
 use crate::keys::PublicKey;
 use crate::proto::event::Event;
 use crate::proto::noise::Suite;
+use crate::proto::stats::{LinkReason, LinkState};
 
 /// Follows the events of all links.
 #[derive(Debug)]
 pub struct LinkLog {
     names: PeerNames,
-    told: HashMap<PublicKey, Told>,
-    /// Where each peer was last.
-    endpoints: HashMap<PublicKey, SocketAddr>,
+    links: HashMap<PublicKey, Link>,
 }
 
-/// What the log said last of a link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
-    Up,
-    Idle,
-    Down,
-    Silent,
+/// What is known of one link.
+#[derive(Debug, Default)]
+struct Link {
+    endpoint: Option<SocketAddr>,
+    suite: Option<Suite>,
+    is_silent: bool,
+    has_been_up: bool,
 }
 
 /// What an event means to the reader of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {
-    Up(Suite),
-    /// New keys for a link that was up: nothing changed for its user.
+    Link(LinkState, Option<LinkReason>),
+    /// A new session: nothing changed for its user.
     Renewed,
-    Idle,
-    Down,
     Silent,
     /// Silent as before.
     StillSilent,
@@ -45,19 +42,32 @@ enum Change {
 impl LinkLog {
     /// Nothing was told yet.
     pub fn new(names: PeerNames) -> Self {
-        Self { names, told: HashMap::new(), endpoints: HashMap::new() }
+        Self { names, links: HashMap::new() }
     }
 
     /// Writes the line, if there is one.
     pub fn log(&mut self, event: &Event) {
         let Some((peer, change)) = self.change(event) else { return };
-        let endpoint = self.endpoints.get(&peer).map(tracing::field::display);
+        let Link { endpoint, suite, has_been_up, .. } = &self.links[&peer];
+        let endpoint = endpoint.map(tracing::field::display);
         let peer = self.names.of(&peer);
         match change {
-            Change::Up(suite) => tracing::info!(peer, endpoint, suite = suite.as_str(), "link up"),
+            Change::Link(LinkState::Up, _) => {
+                tracing::info!(peer, endpoint, suite = suite.map(Suite::as_str), "link up");
+            }
+            Change::Link(LinkState::Down, Some(LinkReason::NoHandshake)) if !has_been_up => {
+                tracing::debug!(peer, "link down: no handshake was answered yet");
+            }
+            Change::Link(state, reason) => {
+                let reason = reason.map(LinkReason::as_str);
+                let state = state.as_str();
+                if matches!(state, "down" | "degraded") && reason != Some("goodbye") {
+                    tracing::warn!(peer, endpoint, reason, "link {state}");
+                } else {
+                    tracing::info!(peer, reason, "link {state}");
+                }
+            }
             Change::Renewed => tracing::debug!(peer, "session renewed"),
-            Change::Idle => tracing::info!(peer, "link idle: the session ended and nothing asked for another"),
-            Change::Down => tracing::info!(peer, "link down: the peer said goodbye"),
             Change::Silent => tracing::warn!(
                 peer,
                 "the peer does not answer: is it running, is its UDP port open, do both sides have each other's public key?"
@@ -68,23 +78,37 @@ impl LinkLog {
     }
 
     fn change(&mut self, event: &Event) -> Option<(PublicKey, Change)> {
-        let (peer, told, change, again) = match event {
-            Event::Packet { .. } => return None,
-            Event::EndpointChanged { peer, endpoint } => {
-                // The first is told when the link is up; the same one again has another local address.
-                let before = self.endpoints.insert(*peer, endpoint.remote)?;
-                return (before != endpoint.remote).then_some((*peer, Change::Moved));
+        let peer = match event {
+            Event::Packet { .. } | Event::RoundTrip { .. } | Event::SessionEnded { .. } | Event::Goodbye { .. } => {
+                return None;
             }
-            Event::SessionEstablished { peer, suite, .. } => {
-                (peer, Told::Up, Change::Up(*suite), Some(Change::Renewed))
-            }
-            Event::SessionEnded { peer } => (peer, Told::Idle, Change::Idle, None),
-            Event::Goodbye { peer } => (peer, Told::Down, Change::Down, None),
-            Event::HandshakeGivenUp { peer } => (peer, Told::Silent, Change::Silent, Some(Change::StillSilent)),
+            Event::LinkChanged { peer, .. }
+            | Event::SessionEstablished { peer, .. }
+            | Event::HandshakeUnanswered { peer }
+            | Event::HandshakeGivenUp { peer }
+            | Event::EndpointChanged { peer, .. } => *peer,
         };
-        let before = self.told.insert(*peer, told);
-        let change = if before == Some(told) { again? } else { change };
-        Some((*peer, change))
+        let link = self.links.entry(peer).or_default();
+        let change = match event {
+            Event::EndpointChanged { endpoint, .. } => {
+                // The first is told when the link is up; the same one again has another local address.
+                let before = link.endpoint.replace(endpoint.remote)?;
+                return (before != endpoint.remote).then_some((peer, Change::Moved));
+            }
+            Event::SessionEstablished { suite, .. } => {
+                link.is_silent = false;
+                link.suite = Some(*suite);
+                Change::Renewed
+            }
+            Event::LinkChanged { state, reason, .. } => {
+                let change = Change::Link(*state, *reason);
+                link.has_been_up |= *state == LinkState::Up;
+                change
+            }
+            _ if std::mem::replace(&mut link.is_silent, true) => Change::StillSilent,
+            _ => Change::Silent,
+        };
+        Some((peer, change))
     }
 }
 
@@ -109,18 +133,24 @@ mod tests {
 
     #[test]
     fn a_link_comes_up_once_however_often_its_keys_change() {
-        let up = Change::Up(Suite::Aes256Gcm);
-        assert_eq!(changes(&[established(), established()]), [up, Change::Renewed]);
-        let goodbye = Event::Goodbye { peer: key() };
-        assert_eq!(changes(&[established(), goodbye, established()]), [up, Change::Down, up]);
+        let link = |state, reason| Event::LinkChanged { peer: key(), state, reason };
+        let up = || link(LinkState::Up, None);
+        let is_up = Change::Link(LinkState::Up, None);
+        assert_eq!(changes(&[established(), up(), established()]), [Change::Renewed, is_up, Change::Renewed]);
+        let goodbye = Some(LinkReason::Goodbye);
+        let down = || link(LinkState::Down, goodbye);
+        assert_eq!(changes(&[up(), down(), up()]), [is_up, Change::Link(LinkState::Down, goodbye), is_up]);
     }
 
     #[test]
     fn silence_is_a_warning_once() {
         let silence = || Event::HandshakeGivenUp { peer: key() };
-        assert_eq!(changes(&[silence(), silence()]), [Change::Silent, Change::StillSilent]);
+        assert_eq!(
+            changes(&[Event::HandshakeUnanswered { peer: key() }, silence()]),
+            [Change::Silent, Change::StillSilent]
+        );
         let again = changes(&[silence(), established(), silence()]);
-        assert_eq!(again, [Change::Silent, Change::Up(Suite::Aes256Gcm), Change::Silent]);
+        assert_eq!(again, [Change::Silent, Change::Renewed, Change::Silent]);
     }
 
     #[test]

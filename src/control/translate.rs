@@ -3,7 +3,7 @@
 use std::num::NonZero;
 use std::thread;
 
-use crate::config::{Config, DeviceMode, Endpoint, Peer, SuiteChoice, Workers};
+use crate::config::{Config, DeviceMode, Endpoint, Peer, Role, SuiteChoice, Workers};
 use crate::dataplane::{self, DataplaneConfig};
 use crate::proto;
 use crate::proto::device::DeviceConfig;
@@ -32,7 +32,7 @@ pub fn dataplane_config(config: &Config) -> DataplaneConfig {
             send_lanes: workers,
             lane_paths: true,
         },
-        peers: config.peers.iter().map(peer_config).collect(),
+        peers: config.peers.iter().map(|peer| peer_config(config.role, peer)).collect(),
     }
 }
 
@@ -46,15 +46,17 @@ fn named_peer(peer: &Peer) -> Option<NamedPeer> {
     Some(NamedPeer { name: peer.name.clone(), public_key: peer.public_key, host: host.clone(), port: *port })
 }
 
-fn peer_config(peer: &Peer) -> PeerConfig {
+fn peer_config(role: Role, peer: &Peer) -> PeerConfig {
     PeerConfig {
         public_key: peer.public_key,
         next_public_key: peer.next_public_key,
         preshared_key: peer.preshared_key.clone(),
-        endpoint: match &peer.endpoint {
-            Some(Endpoint::Address(address)) => Some(proto::endpoint::Endpoint::new(*address)),
-            Some(Endpoint::Name { .. }) | None => None,
+        endpoints: match &peer.endpoint {
+            Some(Endpoint::Address(address)) => vec![proto::endpoint::Endpoint::new(*address)],
+            Some(Endpoint::Name { .. }) | None => Vec::new(),
         },
+        // The load balancer wants to know.
+        watched: role == Role::Proxy,
         allowed_ips: peer.allowed_ips.clone(),
         persistent_keepalive: peer.persistent_keepalive,
         suite: Some(suite(peer.suite)),

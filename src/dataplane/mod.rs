@@ -268,9 +268,9 @@ impl Handle {
         self.commands.send(Command::RemovePeer(key));
     }
 
-    /// Tells where a peer is.
-    pub fn set_endpoint(&self, key: PublicKey, address: SocketAddr) {
-        self.commands.send(Command::SetEndpoint(key, Endpoint::new(address)));
+    /// Tells where a peer is, in the order of preference.
+    pub fn set_endpoints(&self, key: PublicKey, addresses: Vec<SocketAddr>) {
+        self.commands.send(Command::SetEndpoints(key, addresses.into_iter().map(Endpoint::new).collect()));
     }
 
     /// Changes who we are; `previous` stays accepted.

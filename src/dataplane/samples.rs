@@ -183,7 +183,8 @@ pub fn config(number: u8, remote: Option<SocketAddr>, allowed_ips: &[&str]) -> P
         public_key: key(number).public_key(),
         next_public_key: None,
         preshared_key: None,
-        endpoint: remote.map(Endpoint::new),
+        endpoints: Vec::from_iter(remote.map(Endpoint::new)),
+        watched: false,
         allowed_ips: allowed_ips.iter().map(|net| net.parse().unwrap()).collect(),
         // So that it wants a session without a packet.
         persistent_keepalive: Some(Duration::from_secs(25)),

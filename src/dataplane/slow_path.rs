@@ -54,7 +54,7 @@ pub(super) enum Input {
 pub(super) enum Command {
     UpsertPeer(PeerConfig),
     RemovePeer(PublicKey),
-    SetEndpoint(PublicKey, Endpoint),
+    SetEndpoints(PublicKey, Vec<Endpoint>),
     SetPrivateKey(PrivateKey, Option<PrivateKey>),
     SetDraining(PublicKey, bool),
     Status(Box<dyn FnOnce(DeviceStatus) + Send>),
@@ -175,9 +175,9 @@ impl SlowPath {
                     }
                 }
                 Ok(Command::RemovePeer(key)) => self.device.remove_peer(&key),
-                Ok(Command::SetEndpoint(key, endpoint)) => self.device.set_endpoint(now, &key, endpoint),
+                Ok(Command::SetEndpoints(key, endpoints)) => self.device.set_endpoints(now, &key, endpoints),
                 Ok(Command::SetPrivateKey(key, previous)) => self.device.set_private_key(now, key, previous),
-                Ok(Command::SetDraining(key, draining)) => drop(self.device.set_draining(&key, draining)),
+                Ok(Command::SetDraining(key, draining)) => drop(self.device.set_draining(now, &key, draining)),
                 Ok(Command::Status(reply)) => reply(self.status()),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
                     self.device.shutdown(now);

@@ -113,7 +113,8 @@ fn peer(number: u8, remote: Option<SocketAddr>, allowed: &[&str]) -> PeerConfig 
         public_key: key(number).public_key(),
         next_public_key: None,
         preshared_key: None,
-        endpoint: remote.map(Endpoint::new),
+        endpoints: Vec::from_iter(remote.map(Endpoint::new)),
+        watched: false,
         allowed_ips: allowed.iter().map(|net| net.parse().unwrap()).collect(),
         persistent_keepalive: None,
         suite: None,
@@ -276,7 +277,7 @@ fn peers_come_and_go_while_it_runs() {
     one.send(&Sample { segment_size: 0, ..Sample::tcp_v4(1, 0) });
     one.wait_for("no way to it", |status| status.drops.of(DropReason::NoPeerForDestination) == 1);
     handle.upsert_peer(peer(2, None, DESTINATIONS));
-    handle.set_endpoint(key(2).public_key(), two.address());
+    handle.set_endpoints(key(2).public_key(), vec![two.address()]);
     one.wait_for("added again", |status| status.peers.iter().any(|peer| peer.endpoint.is_some()));
     one.send(&Sample { segment_size: 0, ..Sample::tcp_v4(1, 0) });
     two.receive();

@@ -1,4 +1,4 @@
-//! ICMP "host unreachable" for packets that no peer takes, so that an application fails at once instead of waiting.
+//! ICMP "host unreachable" for packets that no peer takes, or whose peer is known to be out of reach, so that an application fails at once instead of waiting.
 //!
 //! The answer comes from the address that could not be reached: it is routed through the TUN, so a reverse-path filter
 //! lets it in, and it is not one of the host's own, which would be a martian there.

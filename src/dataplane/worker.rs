@@ -250,7 +250,7 @@ impl Worker {
                 Err(Miss::NoSession(_) | Miss::SlowPath) => parts.stage(&segments),
                 Err(Miss::Drop(reason)) => {
                     parts.counters.add(reason, segments.count() as u64);
-                    if reason == DropReason::NoPeerForDestination {
+                    if matches!(reason, DropReason::NoPeerForDestination | DropReason::LinkDown) {
                         parts.answer_unreachable(now, &mut self.answers, segments.packet());
                     }
                 }

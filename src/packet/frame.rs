@@ -150,9 +150,9 @@ pub fn starts_with_packet(plaintext: &[u8]) -> bool {
     plaintext.first() == Some(&KIND_PACKET)
 }
 
-/// Whether a plaintext begins with a probe: such a datagram moves no endpoint.
-pub fn starts_with_probe(plaintext: &[u8]) -> bool {
-    matches!(plaintext, [KIND_CONTROL, _, _, _, CONTROL_PROBE, ..])
+/// Whether a plaintext begins with a probe or a pong: such a datagram moves no endpoint.
+pub fn starts_with_probe_or_pong(plaintext: &[u8]) -> bool {
+    matches!(plaintext, [KIND_CONTROL, _, _, _, CONTROL_PROBE | CONTROL_PONG, ..])
 }
 
 /// Fills `tail` with padding: what a datagram needs to be as long as its neighbours in one send.

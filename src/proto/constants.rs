@@ -17,7 +17,7 @@ pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
 pub const REKEY_JITTER: Duration = Duration::from_secs(10);
 /// At this age a session seals and opens nothing more, and its keys are zeroed.
 pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
-/// An initiator that only receives asks for a new session at this age: one passive keepalive and one retry before the end.
+/// An initiator that only receives asks for a new session at this age: time for some retries before the end.
 pub const REKEY_AFTER_TIME_RECEIVING: Duration = Duration::from_secs(165);
 
 /// A worker that finds a session due for rekey says so again after this long.
@@ -37,17 +37,48 @@ pub const MIN_ACCEPTED_INITIATION_INTERVAL: Duration = Duration::from_millis(20)
 /// Two sessions of opposite roles made within this interval came from simultaneous initiations.
 pub const SIMULTANEOUS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Data received but nothing sent for this long: send a keepalive, so that the peer knows we live.
-pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Data sent but nothing received for this long: the session may be dead at the other side, start a handshake.
-pub const UNANSWERED_TIMEOUT: Duration = Duration::from_secs(15);
+/// Links and paths of lanes are watched for this long after the last data.
+pub const PING_AFTER_DATA: Duration = Duration::from_secs(3);
+/// A link that is watched is pinged this often.
+pub const LIVENESS_INTERVAL: Duration = Duration::from_millis(200);
+/// All links together are pinged at most this often: with more of them, each more rarely. A ping and its pong cost about
+/// 10 us of a core (measured, `docs/performance.md`).
+pub const LIVENESS_PINGS_PER_SECOND: u32 = 5_000;
+/// Once a ping has found no answer, and nothing else was heard, the next follow after so long.
+pub const LIVENESS_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// After so many pings in a row, with nothing heard, the peer is dead. At a loss of 5 % each way that happens by chance once
+/// in 120 million pings.
+pub const LIVENESS_PINGS_UNANSWERED: u32 = 8;
+/// An answer is missed after a round trip and four times its variation, but not sooner than this.
+pub const LIVENESS_MIN_PATIENCE: Duration = Duration::from_millis(50);
+/// Nor later, and after so long while no round trip is known.
+pub const LIVENESS_MAX_PATIENCE: Duration = Duration::from_millis(500);
+/// A peer that is dead while its session lasts is pinged this often.
+pub const LIVENESS_DEAD_INTERVAL: Duration = Duration::from_secs(1);
+/// So many pongs bring a dead peer back to life: a link that answers now and then is not up.
+pub const LIVENESS_PONGS_TO_REVIVE: u32 = 3;
+/// A ping that was not answered for this long, or two patiences, is lost.
+pub const PING_LOST_AFTER: Duration = Duration::from_secs(1);
+/// A link that loses this share of its pings is degraded,
+pub const DEGRADED_ABOVE_LOSS: f64 = 0.25;
+/// until it loses no more than this.
+pub const DEGRADED_UNTIL_LOSS: f64 = 0.10;
+
+/// After so many pings in a row, with nothing heard, the peer's other endpoints are probed.
+pub const ALTERNATIVE_AFTER_PINGS: u32 = 3;
+/// An initiation that was not answered goes to the peer's other endpoints after this long (RFC 8305 §5).
+pub const ALTERNATIVE_DELAY: Duration = Duration::from_millis(250);
+/// Endpoints that come before the one in use are probed this often.
+pub const PREFERRED_PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// One of them is used again after it has answered so often in a row.
+pub const PREFERRED_PONGS: u32 = 5;
+/// An unanswered attempt for a watched link is repeated every `MIN_INITIATION_INTERVAL` for this long, then like others.
+pub const EAGER_RETRY_FOR: Duration = Duration::from_secs(60);
 
 /// While data passes, the path of each lane is tried this often: or once in a round trip, where that is longer.
 pub const LANE_PING_INTERVAL: Duration = Duration::from_millis(400);
 /// Pings of a lane in a row without an answer after which its path is lost, and the lane takes that of lane 0.
 pub const LANE_PINGS_UNANSWERED: usize = 3;
-/// Paths of lanes are tried for this long after the last data.
-pub const LANE_PING_AFTER_DATA: Duration = Duration::from_secs(3);
 /// Not heard of for this long, the path of a lane is forgotten: shorter than translators remember UDP.
 pub const LANE_PATH_LIFETIME: Duration = Duration::from_secs(5);
 /// Probes of a path that gives no answer grow apart, from [`LANE_PING_INTERVAL`] up to this.

@@ -1,11 +1,12 @@
 //! The slow path's surface: a device with its peers, everything rare, one owner.
 //!
 //! The module [`proto`](super) states the contract. This file has the commands and what a session brings; `handshakes`
-//! has the three handshake messages, `lanes` the
-//! paths of lanes, `timeouts` what happens when nothing does.
+//! has the three handshake messages, `liveness` what is known of a peer's life, `lanes` the paths of lanes, `timeouts` what
+//! happens when nothing does.
 
 mod handshakes;
 mod lanes;
+mod liveness;
 mod timeouts;
 
 use std::collections::VecDeque;
@@ -18,14 +19,14 @@ use crate::packet::ip::IpPacket;
 use crate::packet::message::{Message, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD};
 
 use super::allowed_ips::AllowedIps;
-use super::constants::{MAX_LANES, REKEY_AFTER_TIME_RECEIVING, REKEY_JITTER};
+use super::constants::{MAX_LANES, MIN_INITIATION_INTERVAL, REKEY_AFTER_TIME_RECEIVING, REKEY_JITTER};
 use super::cookie::{CookieChecker, MacKeys};
 use super::endpoint::Endpoint;
 use super::error::{DropReason, Miss};
 use super::event::Event;
 use super::lane_paths::LanePaths;
 use super::noise::Suite;
-use super::peer::{Peer, PeerConfig};
+use super::peer::{Peer, PeerConfig, ReturnPath};
 use super::peer_table::{PeerId, PeerTable};
 use super::randomness::Randomness;
 use super::rate_limiter::RateLimiter;
@@ -137,7 +138,7 @@ impl Device {
         for id in attempting {
             self.end_attempt(id);
             self.initiate(now, id);
-            self.update_timers(id);
+            self.settle(now, id);
         }
     }
 
@@ -150,7 +151,7 @@ impl Device {
         }
         let known = self.known_peer(&config);
         let id = known.unwrap_or_else(|| self.peers.insert(Peer::new(now, config.clone())));
-        keys.iter().for_each(|key| self.take_key_from_others(id, key));
+        keys.iter().for_each(|key| self.take_key_from_others(now, id, key));
         let allowed_ips = Arc::make_mut(&mut self.allowed_ips);
         if known.is_some() {
             allowed_ips.remove_peer(id);
@@ -165,10 +166,13 @@ impl Device {
             Some(_) => peer.timers.set(Timer::PersistentKeepalive, now),
             None => peer.timers.stop(Timer::PersistentKeepalive),
         }
+        if peer.config.watched {
+            peer.timers.set(Timer::Liveness, now);
+        }
         old_keys.iter().for_each(|key| self.peers.release_key(key));
         keys.iter().for_each(|key| self.peers.add_key(*key, id));
         self.router_is_stale = true;
-        self.update_timers(id);
+        self.settle(now, id);
         Some(id)
     }
 
@@ -181,7 +185,7 @@ impl Device {
     }
 
     /// A key leads to one peer.
-    fn take_key_from_others(&mut self, id: PeerId, key: &PublicKey) {
+    fn take_key_from_others(&mut self, now: Instant, id: PeerId, key: &PublicKey) {
         let Some(other) = self.peers.by_key(key).filter(|other| *other != id) else { return };
         let peer = self.peers.get_mut(other).expect("keys lead to peers that exist");
         let left = std::iter::once(peer.config.public_key).chain(peer.config.next_public_key).find(|left| left != key);
@@ -189,7 +193,7 @@ impl Device {
         peer.configure(PeerConfig { public_key, next_public_key: None, ..peer.config.clone() });
         self.peers.release_key(key);
         self.end_attempt(other);
-        self.update_timers(other);
+        self.settle(now, other);
     }
 
     /// Removes a peer with its sessions, without a word to it.
@@ -206,28 +210,33 @@ impl Device {
         self.router_is_stale = true;
     }
 
-    /// Tells where a peer is, as a name was resolved. A handshake under way goes there at once.
-    pub fn set_endpoint(&mut self, now: Instant, key: &PublicKey, endpoint: Endpoint) {
+    /// Tells where a peer is, in the order of preference, as names were resolved. The one in use stays if it is among them.
+    pub fn set_endpoints(&mut self, now: Instant, key: &PublicKey, endpoints: Vec<Endpoint>) {
         let Some(id) = self.peers.by_key(key) else { return };
         let peer = self.peers.get_mut(id).expect("found by its key");
-        peer.config.endpoint = Some(endpoint);
-        if peer.endpoint == Some(endpoint) {
-            return;
-        }
-        let had_none = peer.endpoint.replace(endpoint).is_none();
-        let wants_session = !peer.staged.is_empty() || peer.config.persistent_keepalive.is_some();
+        let preferred = endpoints.first().copied();
+        let is_known = |endpoint: Endpoint| endpoints.iter().any(|known| known.remote == endpoint.remote);
+        let stays = peer.endpoint.is_some_and(is_known);
+        peer.config.endpoints = endpoints;
+        let (Some(preferred), false) = (preferred, stays) else { return };
+        let had_none = peer.endpoint.replace(preferred).is_none();
+        peer.return_path = ReturnPath::default();
+        let wants_session = !peer.staged.is_empty() || peer.is_always_wanted();
         self.router_is_stale = true;
         if had_none && wants_session && self.peers.get(id).is_some_and(|peer| peer.usable_session(now).is_none()) {
             self.initiate(now, id);
         }
-        self.update_timers(id);
+        self.settle(now, id);
     }
 
     /// Has a peer's link called draining, or no longer. Nothing else changes: who sends new connections elsewhere is the
     /// reader of its state. Returns whether there is such a peer.
-    pub fn set_draining(&mut self, key: &PublicKey, draining: bool) -> bool {
-        let Some(peer) = self.peers.by_key(key).and_then(|id| self.peers.get_mut(id)) else { return false };
-        peer.is_draining = draining;
+    pub fn set_draining(&mut self, now: Instant, key: &PublicKey, draining: bool) -> bool {
+        let Some(id) = self.peers.by_key(key) else { return false };
+        if let Some(peer) = self.peers.get_mut(id) {
+            peer.is_draining = draining;
+        }
+        self.settle(now, id);
         true
     }
 
@@ -238,7 +247,7 @@ impl Device {
             self.send_control(now, id, Control::Goodbye);
             self.end_attempt(id);
             self.end_sessions(id, |peer| peer.sessions.end_all());
-            self.update_timers(id);
+            self.settle(now, id);
         }
     }
 
@@ -281,7 +290,7 @@ impl Device {
                 self.on_control(now, id, session, (lane, endpoint), control);
             }
         }
-        self.update_timers(id);
+        self.settle(now, id);
     }
 
     // Outputs.
@@ -333,11 +342,12 @@ impl Device {
 
     fn peer_status(&self, now: Instant, peer: &Peer) -> PeerStatus {
         let (state, reason) = peer.link(now);
+        let (pings, pings_lost) = peer.liveness.counts();
         PeerStatus {
             public_key: peer.name(),
             state,
             reason,
-            state_since: self.unix_time(now),
+            state_since: self.unix_time(if (state, reason) == peer.told_link { peer.link_since } else { now }),
             awaits_answer: peer.attempt.is_some(),
             endpoint: peer.endpoint,
             allowed_ips: peer.config.allowed_ips.clone(),
@@ -345,12 +355,12 @@ impl Device {
             received_bytes: peer.received_bytes(),
             sent_bytes: peer.sent_bytes(),
             suite: peer.latest_session.map(|(_, suite)| suite),
-            round_trip: peer.round_trip,
-            round_trip_variation: None,
-            loss: 0.0,
+            round_trip: peer.liveness.round_trip(),
+            round_trip_variation: peer.liveness.round_trip_variation(),
+            loss: peer.liveness.loss(),
             handshakes: peer.handshakes,
-            pings: 0,
-            pings_lost: 0,
+            pings,
+            pings_lost,
         }
     }
 
@@ -407,10 +417,14 @@ impl Device {
     fn on_session_established(&mut self, now: Instant, id: PeerId, session: u32) {
         let Some(peer) = self.peers.get_mut(id) else { return };
         let Some(session) = peer.sessions.get(session).cloned() else { return };
+        if !session.is_initiator {
+            peer.liveness.on_session();
+        }
         peer.is_gone = false;
+        peer.is_key_refused = false;
         peer.handshakes += 1;
         peer.latest_session = Some((session.created_at, session.suite));
-        peer.watch_session(now);
+        peer.watch_expiry();
         peer.timers.stop(Timer::Rekey);
         self.router_is_stale = true;
         self.events.push_back(Event::SessionEstablished {
@@ -420,6 +434,7 @@ impl Device {
         });
         self.send_staged(now, id);
         self.renew_lane_paths(now, id);
+        self.tend_link(now, id);
     }
 
     /// Traffic has found a session to be old. Its successor is asked for within the jitter, not at once: many peers'
@@ -448,20 +463,19 @@ impl Device {
     fn on_control(&mut self, now: Instant, id: PeerId, session: u32, from: (u8, Endpoint), control: Control) {
         let (lane, endpoint) = from;
         match control {
-            Control::Ping(token) | Control::Probe(token) => self.answer_ping(now, id, lane, endpoint, token),
+            Control::Ping(token) => self.answer_ping(now, id, lane, endpoint, token),
+            Control::Probe(token) => self.answer_probe(now, id, lane, endpoint, token),
             Control::Pong(token) => {
-                let Some(peer) = self.peers.get_mut(id) else { return };
-                match peer.ping.take_if(|(expected, _)| *expected == token) {
-                    Some((_, sent_at)) => peer.round_trip = Some(now.saturating_duration_since(sent_at)),
-                    None => self.on_lane_pong(now, id, token),
+                if !self.on_pong(now, id, token) {
+                    self.on_lane_pong(now, id, token);
                 }
             }
-            Control::Goodbye => self.on_goodbye(id, session),
+            Control::Goodbye => self.on_goodbye(now, id, session),
             Control::Unknown(_) => {}
         }
     }
 
-    fn on_goodbye(&mut self, id: PeerId, session: u32) {
+    fn on_goodbye(&mut self, now: Instant, id: PeerId, session: u32) {
         self.end_sessions(id, |peer| peer.sessions.end_up_to(session));
         let Some(peer) = self.peers.get_mut(id) else { return };
         // A session that waits for the peer's first data says nothing: it may have been agreed before the peer went.
@@ -469,11 +483,12 @@ impl Device {
             return;
         }
         peer.is_gone = true;
-        peer.timers.stop(Timer::PassiveKeepalive);
-        peer.timers.stop(Timer::Unanswered);
         self.events.push_back(Event::Goodbye { peer: peer.name() });
         // It was called for the successor of a session that nobody needs any more.
-        if peer.config.persistent_keepalive.is_none() {
+        if peer.config.watched {
+            // Not at once: who says goodbye might still answer.
+            peer.timers.set(Timer::Liveness, now + MIN_INITIATION_INTERVAL);
+        } else if peer.config.persistent_keepalive.is_none() {
             self.end_attempt(id);
         }
     }
@@ -484,9 +499,12 @@ impl Device {
         let destination = IpPacket::parse(&packet.bytes).map_err(|_| DropReason::MalformedPacket)?.destination();
         let id = self.allowed_ips.lookup(destination).ok_or(DropReason::NoPeerForDestination)?;
         let peer = self.peers.get_mut(id).expect("allowed IPs lead to peers that exist");
+        if peer.refuses_packets(now) {
+            return Err(DropReason::LinkDown);
+        }
         if peer.usable_session(now).is_some() && peer.endpoint.is_some() {
             self.send_packet(now, id, &packet);
-            self.update_timers(id);
+            self.settle(now, id);
             return Ok(());
         }
         // A peer that has called is about to be found: its first data may already be on its way between threads.
@@ -496,7 +514,7 @@ impl Device {
         let dropped = peer.staged.push(packet);
         self.drops.add(DropReason::StagedOverflow, dropped);
         self.initiate(now, id);
-        self.update_timers(id);
+        self.settle(now, id);
         Ok(())
     }
 
@@ -512,7 +530,7 @@ impl Device {
         };
         let flags = if packet.checksum_partial { FLAG_CHECKSUM_PARTIAL } else { 0 };
         let session = self.peers.get(id).and_then(|peer| peer.usable_session(now));
-        let resumes = session.is_some_and(|session| session.is_silent(now));
+        let resumes = session.is_some_and(|session| !session.is_busy());
         self.send_frames(now, id, &[&packet_header(flags, length), &packet.bytes]);
         if resumes {
             self.on_resumed(now, id);
@@ -580,7 +598,9 @@ impl Device {
         self.router_is_stale = true;
     }
 
-    fn update_timers(&mut self, id: PeerId) {
+    /// Called last, whatever has happened to a peer.
+    fn settle(&mut self, now: Instant, id: PeerId) {
+        self.tell_link(now, id);
         self.timers.update(id, self.peers.get(id).and_then(|peer| peer.timers.next()));
     }
 
@@ -606,6 +626,7 @@ impl Device {
             .collect();
         sessions.sort_unstable_by_key(|entry| entry.session.local_index);
         let route = |peer: &Peer| PeerRoute {
+            refuses: peer.told_refusal,
             endpoint: peer.endpoint,
             session: peer.sessions.current().cloned(),
             lanes: peer.lane_paths.routes(peer.endpoint),

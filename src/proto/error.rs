@@ -72,6 +72,8 @@ drop_reasons! {
     NoPeerForDestination = "no_peer_for_destination",
     /// A packet for a peer whose endpoint is not known.
     NoEndpoint = "no_endpoint",
+    /// A packet for a peer whose link is known to be down.
+    LinkDown = "link_down",
     /// A packet that gave way to newer ones while waiting for a session.
     StagedOverflow = "staged_overflow",
     /// A packet whose peer did not answer any handshake in time.

@@ -1,9 +1,12 @@
 //! What a device has to tell its owner: packets for the TUN, and changes worth a log line.
 
+use std::time::Duration;
+
 use crate::keys::PublicKey;
 
 use super::endpoint::Endpoint;
 use super::noise::Suite;
+use super::stats::{LinkReason, LinkState};
 
 /// An output of [`Device::poll_event`](super::device::Device::poll_event). Keys name peers by their configured key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +32,27 @@ pub enum Event {
     /// The last session ended and no other took its place.
     SessionEnded {
         /// With whom.
+        peer: PublicKey,
+    },
+    /// A link's state, or the reason for it, is another.
+    LinkChanged {
+        /// Whose.
+        peer: PublicKey,
+        /// The state that it has come to.
+        state: LinkState,
+        /// Why; none for one that is up.
+        reason: Option<LinkReason>,
+    },
+    /// A ping was answered.
+    RoundTrip {
+        /// By whom.
+        peer: PublicKey,
+        /// How long it took.
+        round_trip: Duration,
+    },
+    /// Nobody has answered the first initiations of an attempt, which goes on.
+    HandshakeUnanswered {
+        /// Who does not answer.
         peer: PublicKey,
     },
     /// Nobody answered for [`GIVE_UP_AFTER`](super::constants::GIVE_UP_AFTER).

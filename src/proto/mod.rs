@@ -6,7 +6,7 @@
 //! of four kinds:
 //!
 //! - **inputs** `handle_datagram`, `handle_packet`, `handle_notice`, `handle_timeout`;
-//! - **commands** `upsert_peer`, `remove_peer`, `set_endpoint`, `set_private_key`, `shutdown`;
+//! - **commands** `upsert_peer`, `remove_peer`, `set_endpoints`, `set_draining`, `set_private_key`, `shutdown`;
 //! - **outputs** `poll_transmit`, `poll_event`, `poll_router`, each called until it has no more;
 //! - **`poll_timeout`**, after the outputs: when to call `handle_timeout` if nothing else happens.
 //!
@@ -44,7 +44,8 @@
 //!     public_key: private_key.public_key(),
 //!     next_public_key: None,
 //!     preshared_key: None,
-//!     endpoint,
+//!     endpoints: Vec::from_iter(endpoint),
+//!     watched: false,
 //!     allowed_ips: Vec::new(),
 //!     persistent_keepalive: Some(Duration::from_secs(25)),
 //!     suite: None,
@@ -83,6 +84,7 @@ pub mod error;
 pub mod event;
 pub mod handshake;
 mod lane_paths;
+mod liveness;
 pub mod noise;
 pub mod peer;
 pub mod peer_table;

@@ -9,10 +9,10 @@ use ipnet::IpNet;
 
 use crate::keys::{PresharedKey, PublicKey};
 
-use super::constants::{KEEPALIVE_TIMEOUT, UNANSWERED_TIMEOUT};
 use super::cookie::{CookieJar, MacKeys};
 use super::endpoint::Endpoint;
 use super::lane_paths::LanePaths;
+use super::liveness::Liveness;
 use super::noise::{PendingInitiation, Suite};
 use super::session::Session;
 use super::session_slots::SessionSlots;
@@ -31,9 +31,11 @@ pub struct PeerConfig {
     pub next_public_key: Option<PublicKey>,
     /// Mixed into every handshake with it.
     pub preshared_key: Option<PresharedKey>,
-    /// Where to find it; without one it has to call us. It may roam from there, and is looked for there too when it does
-    /// not answer where it went.
-    pub endpoint: Option<Endpoint>,
+    /// Where to find it, in the order of preference; without one it has to call us. It may roam from there, and is looked
+    /// for there too when it does not answer where it went.
+    pub endpoints: Vec<Endpoint>,
+    /// Somebody wants to know the state of its link at any time: keep a session, and ping.
+    pub watched: bool,
     /// Prefixes it may use.
     pub allowed_ips: Vec<IpNet>,
     /// Send something at least this often, and keep a session. Zero is none.
@@ -60,12 +62,18 @@ pub(super) struct Peer {
     pub(super) staged: StagedQueue,
     pub(super) traffic: Arc<Traffic>,
     pub(super) timers: TimerTable,
-    /// The ping under way: its token and when it was sent.
-    pub(super) ping: Option<(u64, Instant)>,
-    pub(super) round_trip: Option<Duration>,
+    pub(super) liveness: Liveness,
+    /// What was told of the link last, and since when it has been so.
+    pub(super) told_link: (LinkState, Option<LinkReason>),
+    pub(super) link_since: Instant,
+    /// Whether the router was told to refuse packets.
+    pub(super) told_refusal: bool,
+    pub(super) return_path: ReturnPath,
     pub(super) latest_session: Option<(Instant, Suite)>,
     /// Set by a goodbye, cleared by a session.
     pub(super) is_gone: bool,
+    /// A response did not come from the peer's keys; cleared by a session.
+    pub(super) is_key_refused: bool,
     /// By command.
     pub(super) is_draining: bool,
     /// Sessions that were agreed.
@@ -73,6 +81,16 @@ pub(super) struct Peer {
     /// Bytes of handshakes and of sessions that are no more.
     pub(super) past_sent_bytes: u64,
     pub(super) past_received_bytes: u64,
+}
+
+/// The way back to a peer's preferred endpoint, while a lesser one is in use.
+#[derive(Debug, Default)]
+pub(super) struct ReturnPath {
+    /// When it is probed next.
+    pub(super) probe_at: Option<Instant>,
+    /// Whether the last probe was answered, and how many in a row.
+    pub(super) is_answered: bool,
+    pub(super) pongs: u32,
 }
 
 /// One static key of a peer.
@@ -90,6 +108,8 @@ pub(super) struct Attempt {
     pub(super) initiations: usize,
     /// The latest initiation and its session index; none before the first was sent.
     pub(super) pending: Option<(PendingInitiation, u32)>,
+    /// Its bytes, for the peer's other endpoints.
+    pub(super) message: Vec<u8>,
 }
 
 impl RemoteKey {
@@ -103,7 +123,7 @@ impl Peer {
         Self {
             remotes: Vec::new(),
             active_remote: 0,
-            endpoint: config.endpoint,
+            endpoint: config.endpoints.first().copied(),
             attempt: None,
             last_initiation_at: None,
             last_accepted_at: None,
@@ -113,10 +133,14 @@ impl Peer {
             staged: StagedQueue::default(),
             traffic: Arc::new(Traffic::new(now)),
             timers: TimerTable::default(),
-            ping: None,
-            round_trip: None,
+            liveness: Liveness::default(),
+            told_link: (LinkState::Idle, Some(LinkReason::NoTraffic)),
+            link_since: now,
+            told_refusal: false,
+            return_path: ReturnPath::default(),
             latest_session: None,
             is_gone: false,
+            is_key_refused: false,
             is_draining: false,
             handshakes: 0,
             past_sent_bytes: 0,
@@ -137,8 +161,9 @@ impl Peer {
             })
             .collect();
         self.active_remote = self.remotes.iter().position(|remote| Some(remote.key) == active).unwrap_or(0);
-        if config.endpoint != self.config.endpoint && config.endpoint.is_some() {
-            self.endpoint = config.endpoint;
+        if config.endpoints != self.config.endpoints && !config.endpoints.is_empty() {
+            self.endpoint = config.endpoints.first().copied();
+            self.return_path = ReturnPath::default();
         }
         let persistent_keepalive = config.persistent_keepalive.filter(|interval| !interval.is_zero());
         self.config = PeerConfig { persistent_keepalive, ..config };
@@ -168,24 +193,45 @@ impl Peer {
     pub(super) fn link(&self, now: Instant) -> (LinkState, Option<LinkReason>) {
         let down = |reason| (LinkState::Down, Some(reason));
         if self.usable_session(now).is_some() {
-            if self.is_draining { (LinkState::Draining, Some(LinkReason::Drained)) } else { (LinkState::Up, None) }
-        } else if self.is_gone {
-            down(LinkReason::Goodbye)
-        } else if self.attempt.is_some() || self.sessions.next().is_some_and(|session| !session.is_expired(now)) {
-            down(LinkReason::NoHandshake)
-        } else {
-            (LinkState::Idle, Some(LinkReason::NoTraffic))
+            return match () {
+                () if self.liveness.is_dead() => down(LinkReason::Unanswered),
+                () if self.is_draining => (LinkState::Draining, Some(LinkReason::Drained)),
+                () if self.liveness.is_degraded() => (LinkState::Degraded, Some(LinkReason::Loss)),
+                () => (LinkState::Up, None),
+            };
+        }
+        let is_wanted = self.attempt.is_some() || self.config.watched;
+        match () {
+            () if self.is_gone => down(LinkReason::Goodbye),
+            () if self.is_key_refused && is_wanted => down(LinkReason::KeyRefused),
+            () if is_wanted || self.sessions.next().is_some_and(|session| !session.is_expired(now)) => {
+                down(LinkReason::NoHandshake)
+            }
+            () => (LinkState::Idle, Some(LinkReason::NoTraffic)),
         }
     }
 
-    /// Arms what a live session waits for.
-    pub(super) fn watch_session(&mut self, now: Instant) {
-        for (timer, wait) in [(Timer::PassiveKeepalive, KEEPALIVE_TIMEOUT), (Timer::Unanswered, UNANSWERED_TIMEOUT)] {
-            if self.timers.get(timer).is_none() {
-                self.timers.set(timer, now + wait);
-            }
+    /// Whether packets are better refused at once than kept for a session.
+    pub(super) fn refuses_packets(&self, now: Instant) -> bool {
+        if self.usable_session(now).is_some() {
+            // Nobody looks for a peer that was given up: the next packet is to begin that again.
+            return self.liveness.is_dead() && self.attempt.is_some();
         }
-        self.watch_expiry();
+        let is_unanswered = self.attempt.as_ref().is_some_and(|attempt| attempt.initiations > 1);
+        self.config.watched && (self.is_gone || is_unanswered)
+    }
+
+    /// Whether an attempt goes on for ever.
+    pub(super) fn is_always_wanted(&self) -> bool {
+        self.config.watched || self.config.persistent_keepalive.is_some()
+    }
+
+    /// The preferred endpoint, while a lesser one is in use. Where a peer has roamed by itself is no lesser one.
+    pub(super) fn missed_preferred(&self) -> Option<Endpoint> {
+        let (preferred, lesser) = self.config.endpoints.split_first()?;
+        let current = self.endpoint?.remote;
+        let is_missed = preferred.remote != current && lesser.iter().any(|endpoint| endpoint.remote == current);
+        is_missed.then_some(*preferred)
     }
 
     pub(super) fn watch_expiry(&mut self) {

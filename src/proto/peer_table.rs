@@ -83,6 +83,11 @@ impl PeerTable {
         self.by_index.remove(&index);
     }
 
+    /// How many peers there are.
+    pub(super) fn len(&self) -> usize {
+        self.peers.len() - self.free.len()
+    }
+
     /// How many session indices are given out.
     pub(super) fn indices(&self) -> usize {
         self.by_index.len()

@@ -45,6 +45,8 @@ pub(super) struct ReceivingSession {
 #[derive(Debug, Default)]
 pub(super) struct PeerRoute {
     pub(super) endpoint: Option<Endpoint>,
+    /// The link is known to be down: packets are refused at once.
+    pub(super) refuses: bool,
     /// The session to seal with: confirmed, not expired when the snapshot was made.
     pub(super) session: Option<Arc<Session>>,
     /// What each lane's way has of its own.
@@ -109,7 +111,7 @@ pub enum Notice {
         /// Where it came from.
         endpoint: Endpoint,
     },
-    /// Data passes after a silence.
+    /// Data passes, after a silence. This repeats until the slow path has heard it.
     Resumed {
         /// The session's local index.
         session: u32,
@@ -171,7 +173,7 @@ impl Route<'_> {
         self.session
     }
 
-    /// Seals `header room (12) | frames | tag room (16)` in place with the lane's next counter.
+    /// Seals `header room (12) | packet frames | tag room (16)` in place with the lane's next counter.
     pub fn seal(
         &self,
         now: Instant,
@@ -180,7 +182,7 @@ impl Route<'_> {
         notices: &mut Vec<Notice>,
     ) -> Result<(), DropReason> {
         let session = self.session.local_index;
-        if self.session.is_silent(now) {
+        if !self.session.is_busy() {
             notices.push(Notice::Resumed { session });
         }
         if self.session.seal(now, lane, datagram)? {
@@ -228,6 +230,9 @@ impl Router {
     pub fn route(&self, now: Instant, destination: IpAddr) -> Result<Route<'_>, Miss> {
         let peer = self.allowed_ips.lookup(destination).ok_or(DropReason::NoPeerForDestination)?;
         let route = &self.peers[peer.index()];
+        if route.refuses && route.confirmed.get().is_none() {
+            return Err(DropReason::LinkDown.into());
+        }
         // Without a session, packets are waiting in the slow path: a later one must not overtake them.
         let session = route.session.as_ref().map(|session| route.confirmed.get().unwrap_or(session));
         match (session, route.endpoint()) {
@@ -259,14 +264,14 @@ impl Router {
         let found = self.sessions.binary_search_by_key(&header.receiver_index, |entry| entry.session.local_index);
         let receiving = &self.sessions[found.map_err(|_| DropReason::UnknownSession)?];
         let (session, peer) = (receiving.session.local_index, receiving.peer);
-        let is_silent = receiving.session.is_silent(now);
         let authentic = receiving.session.open(now, header, datagram)?;
-        if is_silent {
+        if !receiving.session.is_busy() && frame::starts_with_packet(authentic.plaintext) {
             notices.push(Notice::Resumed { session });
         }
         let route = &self.peers[peer.index()];
         let has_own_path = receiving.session.follows_path_of(header.lane);
-        if authentic.is_newest && !has_own_path && route.on_seen(from) {
+        let tells_where = authentic.is_newest && !frame::starts_with_probe_or_pong(authentic.plaintext);
+        if tells_where && !has_own_path && route.on_seen(from) {
             notices.push(Notice::Roamed { session, endpoint: from });
         }
         // These repeat until a new snapshot shows that they were heard, so that none is lost for good in a full queue.
@@ -276,11 +281,7 @@ impl Router {
         if receiving.takes_over {
             route.confirmed.get_or_init(|| receiving.session.clone());
         }
-        if authentic.is_newest
-            && has_own_path
-            && route.lanes.followed(header.lane).or(route.endpoint) != Some(from)
-            && !frame::starts_with_probe(authentic.plaintext)
-        {
+        if tells_where && has_own_path && route.lanes.followed(header.lane).or(route.endpoint) != Some(from) {
             notices.push(Notice::LaneMoved { session, lane: header.lane, endpoint: from });
         }
         if authentic.rekey_due {

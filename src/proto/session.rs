@@ -13,8 +13,8 @@ use crate::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN, TransportHeader};
 
 use super::aead::AeadKey;
 use super::constants::{
-    LANE_PING_AFTER_DATA, REJECT_AFTER_BYTES, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_BYTES,
-    REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME, REKEY_AFTER_TIME_RECEIVING, REKEY_JITTER, REKEY_REQUEST_INTERVAL,
+    REJECT_AFTER_BYTES, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_BYTES, REKEY_AFTER_MESSAGES,
+    REKEY_AFTER_TIME, REKEY_AFTER_TIME_RECEIVING, REKEY_JITTER, REKEY_REQUEST_INTERVAL,
 };
 use super::error::DropReason;
 use super::noise::{SessionKeys, Suite};
@@ -169,10 +169,9 @@ impl Session {
         if self.is_initiator { self.send_lanes.len() } else { self.receive_lanes.len() }
     }
 
-    /// Whether data that passes at `now` ends so long a silence that the paths of our lanes are not being watched.
-    pub(super) fn is_silent(&self, now: Instant) -> bool {
-        let silent = |last: Instant| now.saturating_duration_since(last) >= LANE_PING_AFTER_DATA;
-        self.has_lane_paths && self.is_initiator && self.traffic.last_data().is_none_or(silent)
+    /// Whether the slow path knows that data passes.
+    pub(super) fn is_busy(&self) -> bool {
+        self.traffic.is_busy()
     }
 
     /// Whether datagrams of the peer's `lane` may come by a path that only they take.

@@ -141,6 +141,19 @@ pub struct Footprint {
     pub limited_sources: usize,
 }
 
+impl LinkState {
+    /// As operators read it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Degraded => "degraded",
+            Self::Draining => "draining",
+            Self::Down => "down",
+            Self::Idle => "idle",
+        }
+    }
+}
+
 impl LinkReason {
     /// As operators read it, in words of a protocol: `no-handshake`.
     pub fn as_str(self) -> &'static str {

@@ -10,10 +10,6 @@ use super::peer_table::PeerId;
 pub enum Timer {
     /// An initiation was not answered: send another, or give up.
     Retry,
-    /// Data may have been received and not answered for [`KEEPALIVE_TIMEOUT`](super::constants::KEEPALIVE_TIMEOUT).
-    PassiveKeepalive,
-    /// Data may have been sent and not answered for [`UNANSWERED_TIMEOUT`](super::constants::UNANSWERED_TIMEOUT).
-    Unanswered,
     /// The peer's persistent keepalive may be due.
     PersistentKeepalive,
     /// Traffic has found the session to be old: ask for its successor.
@@ -22,6 +18,10 @@ pub enum Timer {
     Expiry,
     /// The paths of lanes are to be looked after.
     LanePaths,
+    /// The link is to be looked after.
+    Liveness,
+    /// An initiation is to go to the peer's other endpoints too.
+    Alternatives,
 }
 
 impl Timer {
@@ -29,12 +29,12 @@ impl Timer {
     /// All timers, in the order in which they are handled.
     pub const ALL: [Self; Self::COUNT] = [
         Self::Expiry,
-        Self::Unanswered,
         Self::Rekey,
         Self::Retry,
+        Self::Alternatives,
+        Self::Liveness,
         Self::LanePaths,
         Self::PersistentKeepalive,
-        Self::PassiveKeepalive,
     ];
 }
 

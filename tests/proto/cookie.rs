@@ -16,7 +16,8 @@ fn flood(pair: &mut Pair, number: u32, source: impl Fn(u32) -> [u8; 4]) {
     let bytes = inner_packet(Side::One.inner(), Side::Two.inner(), b"x");
     attacker.handle_packet(pair.now, StagedPacket { bytes, checksum_partial: false }).unwrap();
     let payload = attacker.poll_transmit().unwrap().payload;
-    let datagram = InFlight { arrives_at: pair.now, to: Side::Two, from: Side::One.address(), payload };
+    let datagram =
+        InFlight { arrives_at: pair.now, to: Side::Two, from: Side::One.address(), to_second: false, payload };
     for i in 0..number {
         pair.deliver(InFlight { from: (source(i), 1000).into(), ..datagram.clone() });
     }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use underpass::packet::frame::{Control, Frame, Frames, packet_header};
 use underpass::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN};
 use underpass::proto::constants::{
-    LANE_PATH_LIFETIME, LANE_PING_AFTER_DATA, LANE_PING_INTERVAL, LANE_PINGS_UNANSWERED, LANE_PROBE_MAX_INTERVAL,
+    LANE_PATH_LIFETIME, LANE_PING_INTERVAL, LANE_PINGS_UNANSWERED, LANE_PROBE_MAX_INTERVAL, PING_AFTER_DATA,
 };
 use underpass::proto::endpoint::Endpoint;
+use underpass::proto::event::Event;
 use underpass::proto::transmit::{SourcePort, Transmit};
 
 use crate::pair::{InFlight, Pair, Side, inner_packet, seconds};
@@ -107,12 +108,19 @@ fn lanes_of_a_side_that_has_more_of_them_share_the_paths() {
     }
 }
 
+/// What was sent on other lanes than the first.
+fn datagrams_of_lanes(pair: &Pair) -> Vec<u8> {
+    let lanes = pair.sent.iter().map(|(_, _, payload)| payload[1]);
+    lanes.filter(|lane| *lane > 0).collect()
+}
+
 #[test]
 fn the_endpoint_of_a_peer_is_that_of_its_lane_0() {
     let mut pair = connected([3, 3]);
     talk(&mut pair, [&[1, 2], &[1, 2]], seconds(3));
     let address = port(&pair, Side::One, 0);
     assert_eq!(pair.status(Side::Two).endpoint.unwrap().remote, address);
+    pair.events.retain(|(_, event)| !matches!(event, Event::RoundTrip { .. }));
     assert!(pair.events.is_empty(), "{:?}", pair.events);
 }
 
@@ -124,7 +132,7 @@ fn one_lane_has_no_path_of_its_own_and_sends_no_probe() {
     for lane in 0..3 {
         assert_eq!(way(&mut pair, Side::Two, lane), (two, one));
     }
-    assert!(pair.sent.is_empty(), "nothing but data passes: {:?}", pair.sent);
+    assert!(datagrams_of_lanes(&pair).is_empty(), "nothing but data and what watches the link");
 }
 
 #[test]
@@ -138,7 +146,7 @@ fn a_side_that_does_not_know_paths_of_lanes_sees_none() {
         talk(&mut pair, [&[0, 1], &[0, 1]], seconds(5));
         let [one, two] = pair.addresses;
         assert_eq!((way(&mut pair, Side::One, 1), way(&mut pair, Side::Two, 1)), ((one, two), (two, one)));
-        assert!(pair.sent.is_empty(), "nothing but data passes: {:?}", pair.sent);
+        assert!(datagrams_of_lanes(&pair).is_empty(), "nothing but data and what watches the link");
     }
 }
 
@@ -196,7 +204,7 @@ fn a_path_that_is_closed_from_the_start_is_probed_ever_more_rarely() {
 fn an_idle_link_is_not_pinged_and_its_paths_are_proven_anew_when_data_comes() {
     let mut pair = connected([2, 2]);
     talk(&mut pair, [&[1], &[1]], seconds(1));
-    pair.advance(LANE_PING_AFTER_DATA + LANE_PATH_LIFETIME + seconds(1));
+    pair.advance(PING_AFTER_DATA + LANE_PATH_LIFETIME + seconds(1));
     let [one, two] = pair.addresses;
     assert_eq!((way(&mut pair, Side::One, 1), way(&mut pair, Side::Two, 1)), ((one, two), (two, one)));
     pair.sent.clear();
@@ -281,7 +289,7 @@ fn a_probe_from_elsewhere_moves_nothing() {
     router.route(now, Side::Two.inner().into()).unwrap().seal(now, 1, &mut payload, &mut Vec::new()).unwrap();
     let before = way(&mut pair, Side::Two, 1);
     let elsewhere: SocketAddr = "192.0.2.1:51960".parse().unwrap();
-    pair.deliver(InFlight { arrives_at: now, to: Side::Two, from: elsewhere, payload });
+    pair.deliver(InFlight { arrives_at: now, to: Side::Two, from: elsewhere, to_second: false, payload });
     assert_eq!(way(&mut pair, Side::Two, 1), before);
     let mut pong = pair.wire.pop_back().unwrap();
     let mut notices = Vec::new();
@@ -295,6 +303,8 @@ fn a_probe_from_elsewhere_moves_nothing() {
 fn a_peer_that_restarts_is_not_sought_at_the_ports_of_its_former_life() {
     let mut pair = connected([2, 2]);
     talk(&mut pair, [&[1], &[1]], seconds(1));
+    // Two watches the link no more, and would not find out by itself; the path is not yet forgotten.
+    pair.advance(PING_AFTER_DATA + LANE_PING_INTERVAL);
     pair.restart_as(Side::One, seconds(1_700_000_100), |config| config.send_lanes = 2);
     // Its ports are closed to what comes in, so nothing of the new life can be proven.
     black_hole(&mut pair, &[Side::One]);

@@ -11,6 +11,7 @@ mod handshake;
 mod keepalive;
 mod key_change;
 mod lane_paths;
+mod liveness;
 mod many_peers;
 mod pair;
 mod rekey;

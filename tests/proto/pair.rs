@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use underpass::keys::{PrivateKey, PublicKey};
-use underpass::packet::message::Message;
+use underpass::packet::frame::FRAME_HEADER_LEN;
+use underpass::packet::message::{Message, TRANSPORT_OVERHEAD};
 use underpass::proto::constants::MAX_LANES;
 use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::endpoint::Endpoint;
@@ -16,6 +17,9 @@ use underpass::proto::peer::PeerConfig;
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::stats::{LinkState, PeerStatus};
 use underpass::proto::transmit::{SourcePort, Transmit};
+
+/// A ping, pong or probe alone: a frame header, a type and a token.
+pub(crate) const PING_DATAGRAM_LEN: usize = TRANSPORT_OVERHEAD + FRAME_HEADER_LEN + 9;
 
 /// One-way delay of the wire.
 pub(crate) const LATENCY: Duration = Duration::from_millis(10);
@@ -59,6 +63,8 @@ pub(crate) struct InFlight {
     pub arrives_at: Instant,
     pub to: Side,
     pub from: SocketAddr,
+    /// It goes to the receiver's second address.
+    pub to_second: bool,
     pub payload: Vec<u8>,
 }
 
@@ -85,6 +91,8 @@ pub(crate) struct Pair {
     pub lose: Box<Loss>,
     /// Datagrams to be lost on their way.
     pub lose_between: Box<PathLoss>,
+    /// Another address of side two, from which it answers what was sent there.
+    pub second: Option<SocketAddr>,
 }
 
 pub(crate) fn start() -> Instant {
@@ -108,7 +116,8 @@ pub(crate) fn peer_config(side: Side) -> PeerConfig {
         public_key: side.public_key(),
         next_public_key: None,
         preshared_key: None,
-        endpoint: Some(Endpoint::new(side.address())),
+        endpoints: vec![Endpoint::new(side.address())],
+        watched: false,
         allowed_ips: vec![format!("10.77.0.{}/32", side as u8 + 1).parse().unwrap()],
         persistent_keepalive: None,
         suite: None,
@@ -180,6 +189,7 @@ impl Pair {
             refused: Vec::new(),
             lose: Box::new(|_, _| false),
             lose_between: Box::new(|_, _| false),
+            second: None,
         }
     }
 
@@ -267,7 +277,8 @@ impl Pair {
 
     pub(crate) fn deliver(&mut self, mut datagram: InFlight) {
         let (now, to) = (self.now, datagram.to);
-        let local = Some(self.addresses[to as usize].ip());
+        let second = self.second.filter(|_| datagram.to_second);
+        let local = Some(second.unwrap_or(self.addresses[to as usize]).ip());
         let from = Endpoint { remote: datagram.from, local, interface: 0 };
         if let Err(reason) = self.device(to).handle_datagram(now, from, &mut datagram.payload) {
             self.refused.push((to, reason));
@@ -300,19 +311,23 @@ impl Pair {
             SourcePort::Listen => 0,
             SourcePort::Lane(lane) => lane,
         };
-        let address = self.addresses[side as usize];
+        let is_second = |address: &SocketAddr| side == Side::Two && Some(address.ip()) == transmit.endpoint.local;
+        let address = self.second.filter(is_second).unwrap_or(self.addresses[side as usize]);
         let from = SocketAddr::new(address.ip(), address.port() + u16::from(lane));
         let remote = transmit.endpoint.remote;
         let is_at = |address: &SocketAddr| {
             address.ip() == remote.ip()
                 && (address.port()..address.port() + u16::from(MAX_LANES)).contains(&remote.port())
         };
-        let Some(to) = self.addresses.iter().position(is_at) else { return };
+        let to_second = self.second.as_ref().is_some_and(is_at);
+        let to = if to_second { Some(Side::Two as usize) } else { self.addresses.iter().position(is_at) };
+        let Some(to) = to else { return };
         if !(self.lose_between)(from, remote) {
             self.wire.push_back(InFlight {
                 arrives_at: self.now + LATENCY,
                 to: [Side::One, Side::Two][to],
                 from,
+                to_second,
                 payload: transmit.payload,
             });
         }
@@ -341,11 +356,13 @@ impl Pair {
             .collect()
     }
 
-    /// When `side` sent transport data.
+    /// When `side` sent transport data: packets and keepalives, not what watches the link.
     pub(crate) fn transports(&self, side: Side) -> Vec<Instant> {
+        let is_ping = |payload: &[u8]| payload.len() == PING_DATAGRAM_LEN;
         self.sent
             .iter()
             .filter(|(_, from, payload)| *from == side && matches!(Message::parse(payload), Ok(Message::Transport(_))))
+            .filter(|(_, _, payload)| !is_ping(payload))
             .map(|(at, ..)| *at)
             .collect()
     }

@@ -43,7 +43,7 @@ fn the_responder_does_not_rekey_by_age() {
 fn an_initiator_that_only_receives_rekeys_before_the_end() {
     let mut pair = Pair::new();
     pair.connect(Side::One);
-    // Its passive keepalives are sent with the session, so they ask for a rekey; keep them away to see the other rule.
+    // Its pings are sent with the session, so they ask for a rekey before.
     let connected = pair.now;
     stream(&mut pair, Side::Two, seconds(400));
     let initiations = pair.initiations(Side::One);

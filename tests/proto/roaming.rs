@@ -3,7 +3,6 @@ use std::time::Duration;
 
 use underpass::keys::PrivateKey;
 use underpass::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN};
-use underpass::proto::constants::UNANSWERED_TIMEOUT;
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::event::Event;
 
@@ -33,7 +32,7 @@ fn any_authentic_packet_moves_the_endpoint() {
 
 #[test]
 fn a_peer_without_an_endpoint_is_found_when_it_calls() {
-    let mut pair = Pair::with(|_| (), |one| one.endpoint = None);
+    let mut pair = Pair::with(|_| (), |one| one.endpoints = Vec::new());
     pair.send(Side::Two, b"where are you");
     assert!(pair.sent.is_empty());
     pair.connect(Side::One);
@@ -178,7 +177,13 @@ fn an_answer_to_a_peer_that_restarted_is_one_that_it_can_open() {
     let datagram = pair.wire.pop_front().unwrap();
     assert_eq!(datagram.to, Side::Two);
     let (_, payload) = answer_at_once(&mut pair, Side::Two, datagram);
-    pair.deliver(InFlight { arrives_at: pair.now, to: Side::One, from: Side::Two.address(), payload });
+    pair.deliver(InFlight {
+        arrives_at: pair.now,
+        to: Side::One,
+        from: Side::Two.address(),
+        to_second: false,
+        payload,
+    });
     assert_eq!(pair.refused, []);
 }
 
@@ -189,6 +194,6 @@ fn a_local_address_that_gets_no_answer_is_left() {
     assert!(pair.status(Side::One).endpoint.unwrap().local.is_some());
     pair.lose = Box::new(|_, _| true);
     pair.send(Side::One, b"anyone there?");
-    pair.advance(UNANSWERED_TIMEOUT + Duration::from_secs(1));
+    pair.advance(Duration::from_secs(2));
     assert_eq!(pair.status(Side::One).endpoint.unwrap().local, None);
 }

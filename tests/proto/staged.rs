@@ -34,14 +34,14 @@ fn a_responders_staged_packets_wait_for_the_confirmation() {
 
 #[test]
 fn without_an_endpoint_packets_are_refused_not_kept() {
-    let mut pair = Pair::with(|two| two.endpoint = None, |_| ());
+    let mut pair = Pair::with(|two| two.endpoints = Vec::new(), |_| ());
     let packet = inner_packet(Side::One.inner(), Side::Two.inner(), b"x");
     assert_eq!(pair.send_packet(Side::One, packet), Err(DropReason::NoEndpoint));
 }
 
 #[test]
 fn a_packet_for_a_peer_that_has_just_called_waits_for_its_first_data() {
-    let mut pair = Pair::with(|_| (), |one| one.endpoint = None);
+    let mut pair = Pair::with(|_| (), |one| one.endpoints = Vec::new());
     pair.send(Side::One, b"calling");
     pair.advance(LATENCY);
     let packet = inner_packet(Side::Two.inner(), Side::One.inner(), b"answer");
@@ -49,7 +49,7 @@ fn a_packet_for_a_peer_that_has_just_called_waits_for_its_first_data() {
     pair.settle();
     assert_eq!(pair.payloads(Side::One), [b"answer"]);
 
-    let mut pair = Pair::with(|_| (), |one| one.endpoint = None);
+    let mut pair = Pair::with(|_| (), |one| one.endpoints = Vec::new());
     pair.send(Side::One, b"calling");
     pair.advance(LATENCY);
     pair.lose = Box::new(|_, _| true);
@@ -64,15 +64,15 @@ fn a_packet_for_a_peer_that_has_just_called_waits_for_its_first_data() {
 fn a_name_that_resolves_late_starts_the_handshake() {
     let mut pair = Pair::with(
         |two| {
-            two.endpoint = None;
+            two.endpoints = Vec::new();
             two.persistent_keepalive = Some(seconds(25));
         },
-        |one| one.endpoint = None,
+        |one| one.endpoints = Vec::new(),
     );
     pair.advance(seconds(10));
     assert!(pair.sent.is_empty());
-    let (now, endpoint) = (pair.now, peer_config(Side::Two).endpoint.unwrap());
-    pair.one.set_endpoint(now, &Side::Two.public_key(), endpoint);
+    let (now, endpoint) = (pair.now, peer_config(Side::Two).endpoints[0]);
+    pair.one.set_endpoints(now, &Side::Two.public_key(), vec![endpoint]);
     pair.settle();
     assert!(pair.is_up(Side::One) && pair.is_up(Side::Two));
 }

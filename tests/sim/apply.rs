@@ -171,7 +171,7 @@ impl Simulation {
         let Some(known) = self.nodes[node].peers.get(&peer) else { return Ok(()) };
         let (key, endpoint) = (known.config.public_key, Endpoint::new(self.network.public_address(peer)));
         if !self.network.is_natted(peer) {
-            self.nodes[node].device.set_endpoint(self.now, &key, endpoint);
+            self.nodes[node].device.set_endpoints(self.now, &key, vec![endpoint]);
         }
         self.collect(node)
     }

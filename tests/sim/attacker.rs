@@ -158,8 +158,8 @@ impl Simulation {
             lane_paths: false,
         };
         let mut stranger = Device::new(self.now, self.unix_time(receiver), config, self.random.seed());
-        let endpoint = Some(Endpoint::new(self.network.public_address(receiver)));
-        stranger.upsert_peer(self.now, PeerConfig { endpoint, ..self.peer_config(receiver) });
+        let endpoints = vec![Endpoint::new(self.network.public_address(receiver))];
+        stranger.upsert_peer(self.now, PeerConfig { endpoints, ..self.peer_config(receiver) });
         let [source, destination] = [99, receiver].map(|node| inner_addresses(node)[0]);
         let read = Flow { source, destination, is_tcp: false, port: 1 }.read(0, Burst::single(8, false));
         let packet = StagedPacket { bytes: read[HEADER_LEN..].to_vec(), checksum_partial: false };

@@ -6,7 +6,7 @@ use std::time::Instant;
 use underpass::proto::constants::{MAX_LIMITED_SOURCES, MAX_STAGED_BYTES, MAX_STAGED_PACKETS};
 use underpass::proto::error::{DropReason, Miss};
 use underpass::proto::router::Router;
-use underpass::proto::stats::{Footprint, LinkState};
+use underpass::proto::stats::{Footprint, LinkReason, LinkState, PeerStatus};
 use underpass::proto::timers::Timer;
 
 use crate::node::{Node, inner_addresses};
@@ -85,10 +85,7 @@ fn lookups(now: Instant, node: &mut Node) -> Checked {
                 ensure!(known.is_some_and(|known| known.id == route.peer()), "{address} does not lead to {expected:?}");
                 let key = known.map(|known| known.config.public_key);
                 let status = status.iter().find(|status| Some(status.public_key) == key).expect("checked before");
-                ensure!(
-                    !has_heard || status.state == LinkState::Up,
-                    "there is a route to {address}, and its state is {status:?}"
-                );
+                ensure!(!has_heard || carries(status), "there is a route to {address}, and its state is {status:?}");
                 let agrees = !has_heard || status.endpoint == Some(route.endpoint());
                 ensure!(agrees, "the endpoint of {address} is not that of {status:?}");
             }
@@ -96,8 +93,19 @@ fn lookups(now: Instant, node: &mut Node) -> Checked {
                 ensure!(known.is_some_and(|known| known.id == peer), "{address} does not lead to {expected:?}");
                 let key = known.map(|known| known.config.public_key);
                 let status = status.iter().find(|status| Some(status.public_key) == key).expect("checked before");
-                let is_up = has_heard && status.state == LinkState::Up && status.endpoint.is_some();
+                let is_up = has_heard && carries(status) && status.endpoint.is_some();
                 ensure!(!is_up, "there is no route to {address}, and its state is {status:?}");
+            }
+            Err(Miss::Drop(DropReason::LinkDown)) => {
+                let key = known.map(|known| known.config.public_key);
+                let status = status.iter().find(|status| Some(status.public_key) == key);
+                let is_down = status.is_some_and(|status| status.state == LinkState::Down);
+                // Its session may end at this very moment, which the device is about to notice.
+                let is_ending = node.deadline().is_some_and(|deadline| deadline <= now);
+                ensure!(
+                    !has_heard || is_down || is_ending,
+                    "{address} is refused as down, and its state is {status:?}"
+                );
             }
             Err(Miss::Drop(DropReason::NoPeerForDestination)) => {
                 ensure!(expected.is_none(), "{address} leads to nobody, not to {expected:?}");
@@ -106,6 +114,12 @@ fn lookups(now: Instant, node: &mut Node) -> Checked {
         }
     }
     Ok(())
+}
+
+/// Whether packets go out: also to a peer that was found dead and given up, to see whether it is back.
+fn carries(status: &PeerStatus) -> bool {
+    let is_given_up = status.reason == Some(LinkReason::Unanswered) && !status.awaits_answer;
+    matches!(status.state, LinkState::Up | LinkState::Degraded) || is_given_up
 }
 
 /// Nothing holds the keys of a session that no snapshot shows.

@@ -304,6 +304,8 @@ impl Node {
 
     /// Gives the workers the first snapshot that they see.
     pub(crate) fn start(&mut self) {
+        // That links to watch are not up yet.
+        while self.device.poll_event().is_some() {}
         let snapshot = self.snapshot();
         self.workers.iter_mut().for_each(|worker| worker.snapshot = snapshot.clone());
     }

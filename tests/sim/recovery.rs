@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use underpass::proto::constants::{RETRY_INTERVALS, RETRY_JITTER, UNANSWERED_TIMEOUT};
+use underpass::proto::constants::{
+    LIVENESS_INTERVAL, LIVENESS_MAX_PATIENCE, LIVENESS_PINGS_UNANSWERED, LIVENESS_RETRY_INTERVAL, RETRY_INTERVALS,
+    RETRY_JITTER,
+};
 
 use crate::inner_packet::{Burst, LONGEST_PAYLOAD};
 use crate::node::{HAND_OVER, Node, inner_addresses};
@@ -11,8 +14,12 @@ use crate::simulation::{Simulation, pairs};
 
 /// The longest wait between two initiations.
 const RETRY: Duration = RETRY_INTERVALS[3].saturating_add(RETRY_JITTER);
+/// Silence of the other side is found out within so long.
+const FOUND_DEAD: Duration = LIVENESS_INTERVAL
+    .saturating_add(LIVENESS_MAX_PATIENCE.saturating_mul(2))
+    .saturating_add(LIVENESS_RETRY_INTERVAL.saturating_mul(LIVENESS_PINGS_UNANSWERED));
 /// No pair takes longer.
-const LONGEST: Duration = UNANSWERED_TIMEOUT.saturating_add(RETRY.saturating_mul(4));
+const LONGEST: Duration = FOUND_DEAD.saturating_add(RETRY.saturating_mul(4));
 const ROUND_TRIP: Duration = Duration::from_millis(20);
 /// A round trip, and what threads take to tell each other.
 const SETTLE: Duration = Duration::from_millis(60);
@@ -97,7 +104,7 @@ impl Simulation {
     /// Whether `one` knows an address at which it reaches `two`, also when the two have first to find out that they must
     /// begin anew.
     fn may_find(&self, one: usize, two: usize) -> bool {
-        let configured = self.nodes[one].peers[&two].config.endpoint.map(|endpoint| endpoint.remote);
+        let configured = self.nodes[one].peers[&two].config.endpoints.first().map(|endpoint| endpoint.remote);
         let mut known = [configured, self.nodes[one].endpoint_of(self.now, two)].into_iter().flatten();
         known.any(|address| self.network.reaches(self.now + LONGEST, one, address) == Some(two))
     }
@@ -115,7 +122,7 @@ impl Simulation {
         let retries = RETRY * (1 + u32::from(keys) + u32::from(astray)) + ROUND_TRIP * 3 + INTERVAL;
         // That a session or an address leads nowhere has to be found out first.
         let in_vain = sealing.contains(&Some(false)) || (astray && sealing != [None; 2]);
-        if in_vain { UNANSWERED_TIMEOUT + retries } else { retries }
+        if in_vain { FOUND_DEAD + retries } else { retries }
     }
 
     /// Whether what `from` seals for `to` can be opened there; `None` if it would not seal, or not for long.

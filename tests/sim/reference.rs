@@ -176,11 +176,12 @@ impl Ledger {
         }
     }
 
-    /// Two initiations to one peer are not too close together, unless they are one that goes to two addresses.
+    /// Two initiations to one peer are not too close together, unless they are one that goes to two addresses, there maybe a
+    /// little later.
     pub(crate) fn on_initiation(&mut self, now: Instant, incarnation: u64, peer: usize, index: u32) -> Checked {
-        if let Some((last, last_index)) = self.initiations.insert((incarnation, peer), (now, index))
-            && last_index != index
-        {
+        let newest = self.initiations.entry((incarnation, peer)).or_insert((now, index));
+        if newest.1 != index {
+            let (last, _) = std::mem::replace(newest, (now, index));
             let apart = now.saturating_duration_since(last);
             ensure!(apart >= MIN_INITIATION_INTERVAL, "initiations to node {peer} only {apart:?} apart");
         }

@@ -6,15 +6,17 @@ use serde_json::json;
 use underpass::keys::PresharedKey;
 use underpass::packet::frame::{Control, FLAG_CHECKSUM_PARTIAL, FLAG_CONTINUES, packet_header};
 use underpass::packet::message::{COOKIE_REPLY_LEN, INITIATION_LEN, TRANSPORT_OVERHEAD};
-use underpass::proto::constants::{
-    HANDSHAKES_PER_SECOND_AND_SOURCE, KEEPALIVE_TIMEOUT, REJECT_AFTER_TIME, UNANSWERED_TIMEOUT,
-};
+use underpass::proto::constants::{HANDSHAKES_PER_SECOND_AND_SOURCE, PING_AFTER_DATA, REJECT_AFTER_TIME};
 use underpass::proto::error::DropReason;
 use underpass::proto::event::Event;
 use underpass::proto::noise::Suite;
+use underpass::proto::stats::LinkState;
 
 use crate::link::{Link, OURS, Setup, THEIRS, TICK};
 use crate::packets::{cut_tcp, tcp, udp, without_checksum};
+
+/// After which the second implementation takes silence for loss.
+const THEIR_PATIENCE: Duration = Duration::from_secs(15);
 
 fn setups() -> impl Iterator<Item = Setup> {
     let preshared_key = PresharedKey::from_bytes([9; 32]).unwrap();
@@ -285,25 +287,24 @@ fn rekeys_lose_nothing() {
 }
 
 #[test]
-fn data_without_an_answer_is_answered_by_a_keepalive() {
+fn our_pings_are_answered_while_data_passes_and_stop_after_it() {
     let mut link = connected(Setup::default());
-    let keepalives = |link: &Link, ours: bool| {
-        link.sent.iter().filter(|(by_us, datagram)| *by_us == ours && datagram.len() == TRANSPORT_OVERHEAD).count()
-    };
     link.advance(seconds(30));
     for ours in [true, false] {
         link.clear();
+        let before = link.status().pings;
         if ours {
-            link.they_send(&udp(THEIRS, OURS, b"x"));
-        } else {
             link.we_send(udp(OURS, THEIRS, b"x"));
+        } else {
+            link.they_send(&udp(THEIRS, OURS, b"x"));
         }
-        link.advance(KEEPALIVE_TIMEOUT - TICK);
-        assert_eq!(keepalives(&link, ours), 0);
-        link.advance(TICK * 2);
-        assert_eq!(keepalives(&link, ours), 1);
+        link.advance(PING_AFTER_DATA * 2);
+        let status = link.status();
+        assert!(status.pings >= before + 10, "{status:?}");
+        assert_eq!((status.pings_lost, status.state), (0, LinkState::Up));
+        link.clear();
         link.advance(seconds(30));
-        assert_eq!(keepalives(&link, ours) + keepalives(&link, !ours), 1, "a keepalive does not answer a keepalive");
+        assert_eq!(link.sent, []);
     }
 }
 
@@ -312,7 +313,7 @@ fn they_notice_that_we_restarted() {
     let mut link = connected(Setup::default());
     link.restart_device();
     link.they_send(&udp(THEIRS, OURS, b"lost"));
-    link.advance(UNANSWERED_TIMEOUT + TICK * 2);
+    link.advance(THEIR_PATIENCE + TICK * 2);
     assert!(link.is_up());
     link.they_send(&udp(THEIRS, OURS, b"found again"));
     assert_eq!(link.delivered, [(udp(THEIRS, OURS, b"found again"), false)]);
@@ -321,13 +322,13 @@ fn they_notice_that_we_restarted() {
 #[test]
 fn an_idle_session_ends_on_both_sides() {
     let mut link = connected(Setup::default());
-    link.advance(seconds(1));
+    link.advance(PING_AFTER_DATA * 2);
     link.clear();
     link.advance(REJECT_AFTER_TIME);
     assert!(!link.theirs.has_session);
     assert!(!link.is_up());
     assert!(link.events.iter().any(|event| matches!(event, Event::SessionEnded { .. })));
-    assert!(link.sent.iter().all(|(_, datagram)| datagram.len() == TRANSPORT_OVERHEAD), "keepalives only");
+    assert_eq!(link.sent, []);
 }
 
 #[test]

@@ -17,7 +17,8 @@ REKEY_AFTER_MESSAGES, REJECT_AFTER_MESSAGES = 2**28, 2**29
 REKEY_AFTER_BYTES, REJECT_AFTER_BYTES = 2**39, 2**40
 RETRY_INTERVALS, RETRY_JITTER, MIN_INITIATION_INTERVAL, GIVE_UP_AFTER = (1, 2, 4, 5), 0.333, 1, 90
 MIN_ACCEPTED_INITIATION_INTERVAL, SIMULTANEOUS_INTERVAL = 0.020, 10
-KEEPALIVE_TIMEOUT, UNANSWERED_TIMEOUT = 10, 15
+# 11.3 leaves open how silence is found: this peer does not ping.
+PATIENCE = 15
 COOKIE_LIFETIME, COOKIE_SECRET_LIFETIME = 115, 120
 MAX_LANES, REPLAY_WINDOW = 64, 8192
 LANE_PATH_LIFETIME = 5
@@ -502,7 +503,7 @@ class Peer:
         self.last_timestamp, self.newest_timestamp = bytes(12), bytes(12)
         self.cookie, self.last_mac1 = None, None
         self.cookie_secret = None
-        self.owed_since = self.unanswered_since = self.last_active = None
+        self.unanswered_since = self.last_active = None
         self.train, self.train_position = None, None
         self.pings = {}
 
@@ -557,9 +558,7 @@ class Peer:
                 self.begin_attempt(now)
             elif now >= self.last_active + self.persistent_keepalive:
                 self.send_frames(now, b"")
-        if self.usable(now) and self.owed_since is not None and now >= self.owed_since + KEEPALIVE_TIMEOUT:
-            self.send_frames(now, b"")
-        if self.unanswered_since is not None and now >= self.unanswered_since + UNANSWERED_TIMEOUT:
+        if self.unanswered_since is not None and now >= self.unanswered_since + PATIENCE:
             self.unanswered_since = None
             if self.usable(now):
                 self.begin_attempt(now)
@@ -616,7 +615,7 @@ class Peer:
             self.preshared_key, index, self.lanes, self.random.randbytes(32), self.random.randbytes(32), LANE_PATHS
         )
         self.last_timestamp, self.last_accepted_at = received.timestamp, now
-        self.on_received(now, False)
+        self.on_received(now)
         self.send_handshake(now, source, response)
         self.next = Session(
             now, received.suite, False, keys, (index, received.index), (self.lanes, received.lanes), received.features
@@ -633,7 +632,7 @@ class Peer:
         if message[2] != pending.suite.byte:
             raise Refused("another suite")
         *keys, lanes = pending.consume(message, self.preshared_key)
-        self.on_received(now, False)
+        self.on_received(now)
         self.attempt = None
         lanes = self.lanes, lanes
         session = Session(now, pending.suite, True, keys, (receiver, sender), lanes, pending.remote_features)
@@ -680,12 +679,12 @@ class Peer:
         plaintext, lane, counter, newest = session.open(now, datagram)
         if session is self.next:
             self.confirm(now)
-        if lane and session.follows_paths:
-            if newest and not plaintext[:1] + plaintext[4:5] == bytes([CONTROL, PROBE]):
-                session.paths[lane] = source, now
+        newest &= plaintext[:1] + plaintext[4:5] not in (bytes([CONTROL, PROBE]), bytes([CONTROL, PONG]))
+        if newest and lane and session.follows_paths:
+            session.paths[lane] = source, now
         elif newest:
             self.endpoint = source
-        self.on_received(now, plaintext[:1] == bytes([PACKET]))
+        self.on_received(now)
         if session is self.current and session.is_initiator and now - session.created_at >= REKEY_AFTER_TIME_RECEIVING:
             self.rekey_soon(now)
         position = (session.local_index, lane, counter)
@@ -794,7 +793,7 @@ class Peer:
 
     def handle_control(self, now, session, lane, source, kind, rest):
         if kind in (PING, PROBE):
-            destination = source if lane and session.follows_paths else None
+            destination = source if kind == PROBE or lane and session.follows_paths else None
             self.send_frames(now, control_frame(PONG, rest[:8]), destination=destination)
         elif kind == PONG and self.pings.pop(rest[:8], None) is not None:
             self.events.append("pong")
@@ -805,11 +804,9 @@ class Peer:
     # 11
 
     def on_sent(self, now, is_data):
-        self.owed_since, self.last_active = None, now
+        self.last_active = now
         if is_data and self.unanswered_since is None:
             self.unanswered_since = now
 
-    def on_received(self, now, is_data):
+    def on_received(self, now):
         self.unanswered_since, self.last_active = None, now
-        if is_data and self.owed_since is None:
-            self.owed_since = now

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::packet::frame::Control;
 use crate::packet::message::{CookieReply, Initiation, Response};
 use crate::proto::constants::{
-    MIN_ACCEPTED_INITIATION_INTERVAL, MIN_INITIATION_INTERVAL, RETRY_INTERVALS, RETRY_JITTER,
+    ALTERNATIVE_DELAY, EAGER_RETRY_FOR, MIN_ACCEPTED_INITIATION_INTERVAL, MIN_INITIATION_INTERVAL, RETRY_INTERVALS,
+    RETRY_JITTER,
 };
 use crate::proto::endpoint::Endpoint;
 use crate::proto::error::DropReason;
@@ -33,7 +33,7 @@ impl Device {
         if peer.attempt.is_some() || peer.endpoint.is_none() {
             return;
         }
-        peer.attempt = Some(Attempt { started_at: now, initiations: 0, pending: None });
+        peer.attempt = Some(Attempt { started_at: now, initiations: 0, pending: None, message: Vec::new() });
         match peer.last_initiation_at.map(|last| last + MIN_INITIATION_INTERVAL) {
             Some(earliest) if earliest > now => peer.timers.set(Timer::Retry, earliest),
             _ => self.send_initiation(now, id),
@@ -63,7 +63,9 @@ impl Device {
             parameters,
         };
         let created = create_initiation(&fields, &self.local_keys[0].private, &remote.key, &mut self.randomness);
-        let interval = RETRY_INTERVALS[attempt.initiations.min(RETRY_INTERVALS.len() - 1)];
+        let is_eager = peer.config.watched && now < attempt.started_at + EAGER_RETRY_FOR;
+        let step = if is_eager { 0 } else { attempt.initiations.min(RETRY_INTERVALS.len() - 1) };
+        let interval = RETRY_INTERVALS[step];
         peer.timers.set(Timer::Retry, now + interval + jitter);
         peer.last_initiation_at = Some(now);
         attempt.initiations += 1;
@@ -74,13 +76,36 @@ impl Device {
         peer.cookies.write_macs(now, &remote.mac_keys, &mut message);
         attempt.pending = Some((pending, index));
         peer.traffic.on_sent(now, false);
-        // Nobody answered at this address: whoever forwards a datagram of a peer makes it seem to have roamed there.
-        let configured =
-            peer.config.endpoint.filter(|configured| attempt.initiations > 1 && configured.remote != endpoint.remote);
-        for endpoint in std::iter::once(endpoint).chain(configured) {
-            peer.past_sent_bytes += message.len() as u64;
-            self.transmits.push_back(Transmit { endpoint, port: SourcePort::Listen, payload: message.clone() });
+        attempt.message.clone_from(&message);
+        let is_retry = attempt.initiations > 1;
+        if peer.config.endpoints.iter().any(|other| other.remote != endpoint.remote) {
+            // Nobody answers at this address, or has answered there lately: whoever forwards a datagram of a peer makes it
+            // seem to have roamed there.
+            let is_lost = is_retry || peer.liveness.is_dead();
+            peer.timers.set(Timer::Alternatives, if is_lost { now } else { now + ALTERNATIVE_DELAY });
         }
+        peer.past_sent_bytes += message.len() as u64;
+        self.transmits.push_back(Transmit { endpoint, port: SourcePort::Listen, payload: message });
+        self.send_to_alternatives_if_due(now, id);
+    }
+
+    fn send_to_alternatives_if_due(&mut self, now: Instant, id: PeerId) {
+        let is_due = self.peers.get_mut(id).is_some_and(|peer| peer.timers.take_due(Timer::Alternatives, now));
+        if is_due {
+            self.send_to_alternatives(now, id);
+        }
+    }
+
+    /// Sends the newest initiation to the endpoints where it has not gone yet: the first that answers is used.
+    pub(super) fn send_to_alternatives(&mut self, now: Instant, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let (Some(attempt), Some(endpoint)) = (&peer.attempt, peer.endpoint) else { return };
+        for other in peer.config.endpoints.iter().filter(|other| other.remote != endpoint.remote) {
+            peer.past_sent_bytes += attempt.message.len() as u64;
+            let payload = attempt.message.clone();
+            self.transmits.push_back(Transmit { endpoint: *other, port: SourcePort::Listen, payload });
+        }
+        peer.traffic.on_sent(now, false);
     }
 
     /// Forgets the attempt under way, with its ephemeral keys.
@@ -89,6 +114,7 @@ impl Device {
         if let Some(peer) = self.peers.get_mut(id) {
             peer.attempt = None;
             peer.timers.stop(Timer::Retry);
+            peer.timers.stop(Timer::Alternatives);
         }
     }
 
@@ -154,7 +180,7 @@ impl Device {
         self.end_sessions(id, |peer| peer.sessions.add_responded(session));
         // The endpoint does not move yet: after a restart this may be a replay. The first transport data moves it.
         self.transmits.push_back(Transmit { endpoint: from, port: SourcePort::Listen, payload: message });
-        self.update_timers(id);
+        self.settle(now, id);
         Ok(())
     }
 
@@ -184,14 +210,18 @@ impl Device {
         if Suite::from_byte(response.suite()) != Some(suite) {
             return Err(DropReason::UnknownSuite);
         }
-        let (keys, theirs) =
-            consume_response(pending, response, preshared_key.as_ref()).map_err(|_| DropReason::HandshakeFailed)?;
+        let Ok((keys, theirs)) = consume_response(pending, response, preshared_key.as_ref()) else {
+            peer.is_key_refused = true;
+            self.settle(now, id);
+            return Err(DropReason::HandshakeFailed);
+        };
 
         peer.past_received_bytes += response.bytes.len() as u64;
         peer.traffic.on_received(now, false);
         // The index goes on as the session's.
         peer.attempt = None;
         peer.timers.stop(Timer::Retry);
+        peer.timers.stop(Timer::Alternatives);
         let parameters = SessionParameters {
             local_index: index,
             remote_index: response.sender_index(),
@@ -205,10 +235,13 @@ impl Device {
         let precedence = self.precedence(id);
         self.end_sessions(id, |peer| peer.sessions.add_initiated(session, precedence));
         self.on_roamed(id, from);
+        if let Some(peer) = self.peers.get_mut(id) {
+            peer.liveness.on_session();
+        }
         // The first transport data confirms the session to the responder; as a ping it measures the round trip.
         self.ping(now, id);
         self.on_session_established(now, id, index);
-        self.update_timers(id);
+        self.settle(now, id);
         Ok(())
     }
 
@@ -246,14 +279,6 @@ impl Device {
             self.cookie_checker.reply(now, from.remote, mac_keys, sender_index, message, &mut self.randomness);
         self.transmits.push_back(Transmit { endpoint: from, port: SourcePort::Listen, payload });
         Err(DropReason::CookieDemanded)
-    }
-
-    fn ping(&mut self, now: Instant, id: PeerId) {
-        let token = self.randomness.u64();
-        if let Some(peer) = self.peers.get_mut(id) {
-            peer.ping = Some((token, now));
-        }
-        self.send_control(now, id, Control::Ping(token));
     }
 
     pub(super) fn give_up(&mut self, id: PeerId) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::packet::frame::Control;
-use crate::proto::constants::{LANE_PATH_LIFETIME, LANE_PING_AFTER_DATA, LANE_PING_INTERVAL};
+use crate::proto::constants::{LANE_PATH_LIFETIME, LANE_PING_INTERVAL, PING_AFTER_DATA};
 use crate::proto::endpoint::Endpoint;
 use crate::proto::lane_paths::{LaneAction, LanePaths, Silence};
 use crate::proto::peer::Peer;
@@ -64,6 +64,7 @@ impl Device {
     }
 
     pub(super) fn on_resumed(&mut self, now: Instant, id: PeerId) {
+        self.tend_link(now, id);
         let Some(peer) = self.peers.get_mut(id) else { return };
         if matches!(peer.lane_paths, LanePaths::Opened(_)) {
             self.tend_lane_paths(now, id);
@@ -86,12 +87,8 @@ impl Device {
             actions.push((lane, action, token));
         }
         let is_busy = silence == Silence::None || peer.lane_paths.is_split();
-        let interval = LANE_PING_INTERVAL.max(peer.round_trip.unwrap_or_default());
+        let interval = LANE_PING_INTERVAL.max(peer.liveness.round_trip().unwrap_or_default());
         peer.timers.set(Timer::LanePaths, now + if is_busy { interval } else { IDLE_INTERVAL.max(interval) });
-        if silence == Silence::None {
-            // Where a peer's other lanes come from says nothing of its endpoint.
-            self.send_keepalive(now, id);
-        }
         for (lane, action, token) in actions {
             let listen = Way::main(endpoint);
             let own = Way::own(endpoint, lane);
@@ -118,7 +115,7 @@ impl Device {
         for (_, path) in peer.lane_paths.opened().filter(|(opened, _)| *opened == lane) {
             path.expect_pong(now, token, endpoint);
         }
-        peer.timers.set(Timer::LanePaths, now + LANE_PING_INTERVAL.max(peer.round_trip.unwrap_or_default()));
+        peer.timers.set(Timer::LanePaths, now + LANE_PING_INTERVAL.max(peer.liveness.round_trip().unwrap_or_default()));
         self.send_control_by(now, id, lane, Way::own(endpoint, lane), Control::Ping(token));
     }
 
@@ -133,7 +130,14 @@ impl Device {
         }
     }
 
-    /// A ping or a probe came: it is answered, on a lane with a path of its own to where it came from.
+    /// A probe came: it asks whether it can be answered where it came from.
+    pub(super) fn answer_probe(&mut self, now: Instant, id: PeerId, lane: u8, from: Endpoint, token: u64) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        peer.lane_paths.on_ping(now, lane, from);
+        self.send_control_by(now, id, SLOW_PATH_LANE, Way::main(from), Control::Pong(token));
+    }
+
+    /// A ping came: it is answered, on a lane with a path of its own to where it came from.
     pub(super) fn answer_ping(&mut self, now: Instant, id: PeerId, lane: u8, from: Endpoint, token: u64) {
         let Some(peer) = self.peers.get_mut(id) else { return };
         peer.lane_paths.on_ping(now, lane, from);
@@ -157,7 +161,7 @@ fn silence(now: Instant, peer: &Peer) -> Silence {
     let begin = peer.latest_session.map(|(at, _)| at);
     let last = peer.traffic.last_data().max(begin);
     match last.map_or(Duration::MAX, |last| now.saturating_duration_since(last)) {
-        silence if silence < LANE_PING_AFTER_DATA => Silence::None,
+        silence if silence < PING_AFTER_DATA => Silence::None,
         silence if silence < LANE_PATH_LIFETIME => Silence::Short,
         _ => Silence::Long,
     }

@@ -2,13 +2,16 @@
 
 use std::time::Instant;
 
-use crate::proto::constants::{GIVE_UP_AFTER, KEEPALIVE_TIMEOUT, UNANSWERED_TIMEOUT};
+use crate::proto::constants::GIVE_UP_AFTER;
 use crate::proto::error::DropReason;
 use crate::proto::event::Event;
 use crate::proto::peer_table::PeerId;
 use crate::proto::timers::Timer;
 
 use super::Device;
+
+/// After so many initiations without an answer, somebody is told.
+const UNANSWERED_INITIATIONS: usize = 3;
 
 impl Device {
     /// Acts on every deadline at or before `now`.
@@ -19,18 +22,18 @@ impl Device {
                     self.on_timer(now, id, timer);
                 }
             }
-            self.update_timers(id);
+            self.settle(now, id);
         }
     }
 
     fn on_timer(&mut self, now: Instant, id: PeerId, timer: Timer) {
         match timer {
             Timer::Retry => self.on_retry(now, id),
-            Timer::PassiveKeepalive => self.on_passive_keepalive(now, id),
-            Timer::Unanswered => self.on_unanswered(now, id),
             Timer::PersistentKeepalive => self.on_persistent_keepalive(now, id),
             Timer::Rekey => self.initiate(now, id),
             Timer::Expiry => self.on_expiry(now, id),
+            Timer::Liveness => self.tend_link(now, id),
+            Timer::Alternatives => self.send_to_alternatives(now, id),
             Timer::LanePaths => self.on_lane_paths(now, id),
         }
     }
@@ -39,45 +42,18 @@ impl Device {
         let Some(peer) = self.peers.get_mut(id) else { return };
         let Some(attempt) = &peer.attempt else { return };
         let exhausted = now.saturating_duration_since(attempt.started_at) >= GIVE_UP_AFTER;
-        if exhausted && peer.config.persistent_keepalive.is_none() {
+        if exhausted && !peer.is_always_wanted() {
             self.give_up(id);
         } else {
+            if attempt.initiations == UNANSWERED_INITIATIONS {
+                self.events.push_back(Event::HandshakeUnanswered { peer: peer.name() });
+            }
             // The first of an attempt may still be going to be sent: it was waiting for its interval.
             if attempt.initiations > 0 {
                 peer.forget_local_address();
                 self.router_is_stale = true;
             }
             self.send_initiation(now, id);
-        }
-    }
-
-    fn on_passive_keepalive(&mut self, now: Instant, id: PeerId) {
-        let Some(peer) = self.peers.get_mut(id) else { return };
-        if peer.usable_session(now).is_none() {
-            return;
-        }
-        // Data that comes after this look is owed an answer later than the next look.
-        let due = peer.traffic.owed_since().map_or(now, |since| since) + KEEPALIVE_TIMEOUT;
-        let owes = due <= now;
-        peer.timers.set(Timer::PassiveKeepalive, if owes { now + KEEPALIVE_TIMEOUT } else { due });
-        if owes {
-            self.send_keepalive(now, id);
-        }
-    }
-
-    fn on_unanswered(&mut self, now: Instant, id: PeerId) {
-        let Some(peer) = self.peers.get_mut(id) else { return };
-        if peer.usable_session(now).is_none() {
-            return;
-        }
-        let due = peer.traffic.unanswered_since().map_or(now, |since| since) + UNANSWERED_TIMEOUT;
-        let unanswered = due <= now;
-        peer.timers.set(Timer::Unanswered, if unanswered { now + UNANSWERED_TIMEOUT } else { due });
-        if unanswered {
-            peer.traffic.forget_unanswered();
-            peer.forget_local_address();
-            self.router_is_stale = true;
-            self.initiate(now, id);
         }
     }
 
@@ -101,13 +77,11 @@ impl Device {
         self.end_sessions(id, |peer| peer.sessions.expire(now));
         let Some(peer) = self.peers.get_mut(id) else { return };
         if peer.sessions.is_empty() {
-            peer.timers.stop(Timer::PassiveKeepalive);
-            peer.timers.stop(Timer::Unanswered);
-            peer.ping = None;
             // Nobody is being called, so nobody will take them.
             let dropped = if peer.attempt.is_none() { peer.staged.clear() } else { 0 };
             self.drops.add(DropReason::HandshakeGivenUp, dropped);
             self.events.push_back(Event::SessionEnded { peer: peer.name() });
+            self.tend_link(now, id);
         }
     }
 }

@@ -1,0 +1,188 @@
+//! How a device watches its links: when it pings, what follows from silence, and which of a peer's endpoints it uses.
+
+use std::time::{Duration, Instant};
+
+use crate::packet::frame::Control;
+use crate::proto::constants::{
+    ALTERNATIVE_AFTER_PINGS, LIVENESS_INTERVAL, LIVENESS_PINGS_PER_SECOND, PING_AFTER_DATA, PREFERRED_PONGS,
+    PREFERRED_PROBE_INTERVAL,
+};
+use crate::proto::endpoint::Endpoint;
+use crate::proto::error::DropReason;
+use crate::proto::event::Event;
+use crate::proto::liveness::Finding;
+use crate::proto::peer::{Peer, ReturnPath};
+use crate::proto::peer_table::PeerId;
+use crate::proto::timers::Timer;
+use crate::proto::transmit::Way;
+
+use super::{Device, SLOW_PATH_LANE};
+
+impl Device {
+    /// Looks after a peer's link: it has a session, or data passes again, or it is time.
+    pub(super) fn tend_link(&mut self, now: Instant, id: PeerId) {
+        let interval = self.ping_interval();
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        if peer.usable_session(now).is_none() {
+            peer.timers.stop(Timer::Liveness);
+            peer.traffic.set_busy(false);
+            if peer.config.watched {
+                self.initiate(now, id);
+            }
+            return;
+        }
+        let is_busy = passes_data(now, peer);
+        peer.traffic.set_busy(is_busy);
+        if !is_busy && !peer.config.watched {
+            return peer.timers.stop(Timer::Liveness);
+        }
+        match peer.liveness.tend(now, peer.traffic.last_received(), interval) {
+            Some(Finding::Ping { unanswered }) => {
+                self.ping(now, id);
+                if self.peers.get(id).is_some_and(|peer| peer.liveness.is_dead()) {
+                    self.initiate(now, id);
+                }
+                if unanswered >= ALTERNATIVE_AFTER_PINGS {
+                    self.probe_alternatives(now, id);
+                }
+            }
+            Some(Finding::Died) => {
+                self.on_died(now, id);
+            }
+            None => {}
+        }
+        self.probe_preferred(now, id);
+        if let Some(peer) = self.peers.get_mut(id) {
+            // Both could be due at once only after a death, which has its own pace.
+            let next = peer.liveness.next_at(now, interval);
+            peer.timers.set(Timer::Liveness, next.max(now + Duration::from_millis(1)));
+        }
+    }
+
+    /// Pings the peer within the current session.
+    pub(super) fn ping(&mut self, now: Instant, id: PeerId) {
+        let token = self.randomness.u64();
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        if let Some(endpoint) = peer.endpoint {
+            peer.liveness.on_ping_sent(now, token, endpoint);
+            self.send_control(now, id, Control::Ping(token));
+        }
+    }
+
+    /// A pong came. Returns whether it answers a ping or a probe of this file.
+    pub(super) fn on_pong(&mut self, now: Instant, id: PeerId, token: u64) -> bool {
+        let interval = self.ping_interval();
+        let Some(peer) = self.peers.get_mut(id) else { return false };
+        let was_dead = peer.liveness.is_dead();
+        let doubtful = peer.liveness.is_doubtful();
+        let Some(answered) = peer.liveness.on_pong(now, token) else { return false };
+        if answered.is_ping {
+            self.events.push_back(Event::RoundTrip { peer: peer.name(), round_trip: answered.round_trip });
+        } else if was_dead || doubtful {
+            self.move_to(now, id, answered.endpoint);
+        } else {
+            self.on_preferred_pong(now, id, answered.endpoint);
+        }
+        if let Some(peer) = self.peers.get_mut(id)
+            && peer.timers.get(Timer::Liveness).is_some()
+        {
+            peer.timers.set(Timer::Liveness, peer.liveness.next_at(now, interval).max(now + Duration::from_millis(1)));
+        }
+        true
+    }
+
+    /// A new handshake is the only way to a peer that has restarted; one that has only moved may be found by it too.
+    fn on_died(&mut self, now: Instant, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        peer.forget_local_address();
+        self.router_is_stale = true;
+        self.initiate(now, id);
+    }
+
+    /// Asks at the peer's other endpoints whether it hears us there.
+    fn probe_alternatives(&mut self, now: Instant, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let current = peer.endpoint.map(|endpoint| endpoint.remote);
+        let others = peer.config.endpoints.iter().filter(|endpoint| Some(endpoint.remote) != current);
+        let others: Vec<Endpoint> = others.copied().collect();
+        for endpoint in others {
+            self.probe(now, id, endpoint);
+        }
+    }
+
+    /// Asks at the preferred endpoint, now and then, while another is in use.
+    fn probe_preferred(&mut self, now: Instant, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let Some(preferred) = peer.missed_preferred() else { return };
+        let return_path = &mut peer.return_path;
+        if return_path.probe_at.is_some_and(|at| now < at) {
+            return;
+        }
+        if !std::mem::take(&mut return_path.is_answered) {
+            return_path.pongs = 0;
+        }
+        return_path.probe_at = Some(now + PREFERRED_PROBE_INTERVAL);
+        self.probe(now, id, preferred);
+    }
+
+    /// The preferred endpoint has to answer for a while before it is used again.
+    fn on_preferred_pong(&mut self, now: Instant, id: PeerId, endpoint: Endpoint) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        if peer.missed_preferred().is_none_or(|preferred| preferred.remote != endpoint.remote) {
+            return;
+        }
+        if !std::mem::replace(&mut peer.return_path.is_answered, true) {
+            peer.return_path.pongs += 1;
+        }
+        if peer.return_path.pongs >= PREFERRED_PONGS {
+            self.move_to(now, id, endpoint);
+        }
+    }
+
+    /// Uses another of the peer's endpoints from here on, which has just answered, and has the peer answer there.
+    fn move_to(&mut self, now: Instant, id: PeerId, endpoint: Endpoint) {
+        self.on_roamed(id, endpoint);
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        peer.liveness.on_moved();
+        peer.return_path = ReturnPath::default();
+        self.ping(now, id);
+    }
+
+    fn probe(&mut self, now: Instant, id: PeerId, endpoint: Endpoint) {
+        let token = self.randomness.u64();
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        peer.liveness.on_probe_sent(now, token, endpoint);
+        self.send_control_by(now, id, SLOW_PATH_LANE, Way::main(endpoint), Control::Probe(token));
+    }
+
+    /// Called whenever something has happened to a peer: tells of a change of its link, once.
+    pub(super) fn tell_link(&mut self, now: Instant, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let link = peer.link(now);
+        if link != peer.told_link {
+            peer.told_link = link;
+            peer.link_since = now;
+            let (state, reason) = link;
+            self.events.push_back(Event::LinkChanged { peer: peer.name(), state, reason });
+        }
+        let refuses = peer.refuses_packets(now);
+        if refuses != std::mem::replace(&mut peer.told_refusal, refuses) {
+            self.router_is_stale = true;
+            if refuses {
+                let dropped = peer.staged.clear();
+                self.drops.add(DropReason::LinkDown, dropped);
+            }
+        }
+    }
+
+    /// Many links are watched at a pace that leaves the slow path time for other things.
+    fn ping_interval(&self) -> Duration {
+        let peers = u32::try_from(self.peers.len()).unwrap_or(u32::MAX);
+        LIVENESS_INTERVAL.max(Duration::from_secs(1) / LIVENESS_PINGS_PER_SECOND * peers)
+    }
+}
+
+/// Whether data passes, which wants to know how the link is.
+fn passes_data(now: Instant, peer: &Peer) -> bool {
+    peer.traffic.last_data().is_some_and(|last| now.saturating_duration_since(last) < PING_AFTER_DATA)
+}

@@ -1,0 +1,294 @@
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use underpass::keys::PresharedKey;
+use underpass::proto::constants::{
+    DEGRADED_ABOVE_LOSS, LIVENESS_INTERVAL, LIVENESS_PINGS_UNANSWERED, MIN_INITIATION_INTERVAL, PING_AFTER_DATA,
+    PREFERRED_PONGS, PREFERRED_PROBE_INTERVAL, RETRY_JITTER,
+};
+use underpass::proto::endpoint::Endpoint;
+use underpass::proto::error::{DropReason, Miss};
+use underpass::proto::event::Event;
+use underpass::proto::peer::PeerConfig;
+use underpass::proto::stats::{LinkReason, LinkState};
+
+use crate::pair::{LATENCY, PING_DATAGRAM_LEN, Pair, Side, seconds};
+
+/// What a load balancer may wait for at most.
+const SOON: Duration = Duration::from_millis(750);
+
+/// Side one is a proxy that watches its link to side two.
+fn watched() -> Pair {
+    watched_with(|_| ())
+}
+
+fn watched_with(change: impl FnOnce(&mut PeerConfig)) -> Pair {
+    let mut pair = Pair::with(
+        |two| {
+            two.watched = true;
+            change(two);
+        },
+        |one| one.endpoints = Vec::new(),
+    );
+    pair.advance(seconds(1));
+    assert!(pair.is_up(Side::One), "{:?}", pair.status(Side::One));
+    pair.events.clear();
+    pair.sent.clear();
+    pair
+}
+
+fn link(pair: &mut Pair) -> (LinkState, Option<LinkReason>) {
+    let status = pair.status(Side::One);
+    (status.state, status.reason)
+}
+
+/// The changes of the link that side one has told of.
+fn told(pair: &Pair) -> Vec<(LinkState, Option<LinkReason>)> {
+    let changes = pair.events.iter().filter_map(|(side, event)| match event {
+        Event::LinkChanged { state, reason, .. } if *side == Side::One => Some((*state, *reason)),
+        _ => None,
+    });
+    changes.collect()
+}
+
+/// Advances until `done`, and returns how long it took.
+fn until(pair: &mut Pair, what: &str, done: impl Fn(&mut Pair) -> bool) -> Duration {
+    let start = pair.now;
+    while !done(pair) {
+        assert!(pair.now - start < seconds(60), "{what}: {:?}", pair.status(Side::One));
+        pair.advance(Duration::from_millis(1));
+    }
+    pair.now - start
+}
+
+/// Repeatable, and the same for every run.
+fn lose_share(pair: &mut Pair, percent: u64, seed: u64) {
+    let mut state = seed;
+    pair.lose = Box::new(move |_, _| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % 100 < percent
+    });
+}
+
+#[test]
+fn a_watched_link_comes_up_without_traffic_and_stays_up() {
+    let mut pair = watched();
+    pair.advance(seconds(1_000));
+    assert_eq!(link(&mut pair), (LinkState::Up, None));
+    assert_eq!(told(&pair), []);
+    let status = pair.status(Side::One);
+    assert!(status.handshakes > 5, "its sessions are renewed");
+    assert_eq!((status.round_trip, status.pings_lost), (Some(LATENCY * 2), 0));
+}
+
+#[test]
+fn a_peer_that_falls_silent_is_down_soon_and_up_again_soon() {
+    for phase in 0..20 {
+        let mut pair = watched();
+        pair.advance(Duration::from_millis(phase * 10));
+        pair.lose = Box::new(|side, _| side == Side::Two);
+        let took = until(&mut pair, "down", |pair| link(pair) == (LinkState::Down, Some(LinkReason::Unanswered)));
+        assert!(took < SOON, "{took:?}");
+        pair.advance(seconds(20));
+        pair.lose = Box::new(|_, _| false);
+        let took = until(&mut pair, "up", |pair| link(pair) == (LinkState::Up, None));
+        assert!(took < MIN_INITIATION_INTERVAL + RETRY_JITTER + LATENCY * 4, "{took:?}");
+        assert_eq!(told(&pair), [(LinkState::Down, Some(LinkReason::Unanswered)), (LinkState::Up, None)]);
+    }
+}
+
+#[test]
+fn a_peer_that_restarted_is_met_again_within_a_second_whichever_side_notices() {
+    for by_data in [false, true] {
+        let mut pair = watched();
+        pair.restart(Side::Two, seconds(1_700_000_100));
+        if by_data {
+            pair.send(Side::Two, b"I am back");
+        }
+        let took = until(&mut pair, "a new session", |pair| pair.is_up(Side::Two));
+        assert!(took < seconds(1), "{took:?}");
+    }
+}
+
+#[test]
+fn random_loss_of_5_percent_is_no_reason_for_a_change_in_an_hour() {
+    let mut pair = watched();
+    lose_share(&mut pair, 5, 7);
+    pair.advance(seconds(3_600));
+    assert_eq!(told(&pair), []);
+    let loss = pair.status(Side::One).loss;
+    assert!(loss > 0.02 && loss < 0.25, "{loss}");
+}
+
+#[test]
+fn a_link_that_loses_much_is_degraded_until_it_does_no_more() {
+    let mut pair = watched();
+    lose_share(&mut pair, 22, 7);
+    pair.advance(seconds(60));
+    assert_eq!(link(&mut pair), (LinkState::Degraded, Some(LinkReason::Loss)));
+    assert!(pair.status(Side::One).loss > DEGRADED_ABOVE_LOSS / 2.0);
+    assert_eq!(told(&pair), [(LinkState::Degraded, Some(LinkReason::Loss))], "it is told once");
+    pair.lose = Box::new(|_, _| false);
+    pair.advance(seconds(60));
+    assert_eq!(link(&mut pair), (LinkState::Up, None));
+}
+
+#[test]
+fn a_goodbye_is_told_at_once_and_the_peer_sought_until_it_is_back() {
+    let mut pair = watched();
+    let now = pair.now;
+    pair.two.shutdown(now);
+    pair.settle();
+    assert_eq!(link(&mut pair), (LinkState::Down, Some(LinkReason::Goodbye)));
+    pair.lose = Box::new(|_, _| true);
+    pair.advance(seconds(30));
+    assert_eq!(link(&mut pair), (LinkState::Down, Some(LinkReason::Goodbye)));
+    pair.lose = Box::new(|_, _| false);
+    pair.restart(Side::Two, seconds(1_700_000_100));
+    let took = until(&mut pair, "up", |pair| pair.is_up(Side::One));
+    assert!(took < MIN_INITIATION_INTERVAL + RETRY_JITTER + LATENCY * 4, "{took:?}");
+}
+
+#[test]
+fn packets_for_a_link_that_is_down_are_refused_at_once() {
+    let mut pair = watched();
+    let route = |pair: &mut Pair| {
+        let now = pair.now;
+        pair.one.router().route(now, Side::Two.inner().into()).map(drop)
+    };
+    assert_eq!(route(&mut pair), Ok(()));
+    pair.lose = Box::new(|_, _| true);
+    until(&mut pair, "down", |pair| link(pair).0 == LinkState::Down);
+    assert_eq!(route(&mut pair), Err(Miss::Drop(DropReason::LinkDown)));
+    pair.advance(seconds(300));
+    assert_eq!(link(&mut pair), (LinkState::Down, Some(LinkReason::NoHandshake)), "its session has ended");
+    assert_eq!(route(&mut pair), Err(Miss::Drop(DropReason::LinkDown)));
+    pair.lose = Box::new(|_, _| false);
+    pair.advance(seconds(6));
+    assert_eq!(route(&mut pair), Ok(()));
+}
+
+#[test]
+fn a_drained_link_carries_on_and_is_called_draining_until_undrained() {
+    let mut pair = watched();
+    let (now, key) = (pair.now, Side::Two.public_key());
+    assert!(pair.one.set_draining(now, &key, true));
+    assert_eq!(link(&mut pair), (LinkState::Draining, Some(LinkReason::Drained)));
+    pair.send(Side::One, b"still carried");
+    pair.settle();
+    assert_eq!(pair.payloads(Side::Two), [b"still carried"]);
+    pair.lose = Box::new(|_, _| true);
+    pair.advance(seconds(1));
+    assert_eq!(link(&mut pair).0, LinkState::Down);
+    pair.lose = Box::new(|_, _| false);
+    pair.advance(seconds(2));
+    assert_eq!(link(&mut pair).0, LinkState::Draining, "the wish outlives an outage");
+    let now = pair.now;
+    assert!(pair.one.set_draining(now, &key, false));
+    assert_eq!(link(&mut pair), (LinkState::Up, None));
+    assert!(!pair.one.set_draining(now, &Side::One.public_key(), true), "nobody by that key");
+}
+
+#[test]
+fn an_answer_with_other_keys_is_told() {
+    let mut pair = Pair::with(
+        |two| {
+            two.watched = true;
+            two.preshared_key = PresharedKey::from_bytes([9; 32]).ok();
+        },
+        |_| (),
+    );
+    pair.advance(seconds(3));
+    assert_eq!(link(&mut pair), (LinkState::Down, Some(LinkReason::KeyRefused)));
+}
+
+#[test]
+fn an_unwatched_link_is_pinged_while_data_passes_only() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    pair.advance(PING_AFTER_DATA + seconds(1));
+    pair.sent.clear();
+    pair.send(Side::One, b"x");
+    pair.advance(PING_AFTER_DATA + seconds(1));
+    let pings =
+        pair.sent.iter().filter(|(_, side, bytes)| *side == Side::One && bytes.len() == PING_DATAGRAM_LEN).count();
+    let expected = PING_AFTER_DATA.as_millis() / LIVENESS_INTERVAL.as_millis();
+    // Pings and pongs of one side.
+    assert!((pings as u128).abs_diff(expected * 2) <= 4, "{pings}");
+    pair.sent.clear();
+    pair.advance(seconds(60));
+    assert!(pair.sent.is_empty());
+}
+
+#[test]
+fn a_machine_that_stood_still_does_not_take_that_for_silence() {
+    let mut pair = watched();
+    // Nothing is handled for ten seconds; then the timer comes before what the network has kept.
+    pair.now += seconds(10);
+    let now = pair.now;
+    pair.one.handle_timeout(now);
+    assert_eq!(link(&mut pair), (LinkState::Up, None));
+    pair.advance(seconds(1));
+    assert_eq!(told(&pair), []);
+    assert!(LIVENESS_PINGS_UNANSWERED > 2);
+}
+
+/// A second address of side two.
+const SECOND: &str = "192.0.2.12:51900";
+
+/// Side two has two endpoints; the first is preferred.
+fn with_two_endpoints() -> Pair {
+    let mut pair = watched_with(|two| two.endpoints.push(Endpoint::new(SECOND.parse().unwrap())));
+    pair.second = Some(SECOND.parse().unwrap());
+    pair
+}
+
+fn cut(pair: &mut Pair, endpoint: SocketAddr) {
+    pair.lose_between = Box::new(move |from, to| from == endpoint || to == endpoint);
+}
+
+/// Where side one sends, and the answers of side two from where they were asked for: it listens at both.
+fn endpoint(pair: &mut Pair) -> SocketAddr {
+    pair.status(Side::One).endpoint.unwrap().remote
+}
+
+#[test]
+fn traffic_moves_to_the_second_endpoint_within_a_second_without_a_new_session_and_back_when_the_first_is_steady() {
+    let mut pair = with_two_endpoints();
+    let (first, second): (SocketAddr, SocketAddr) = (Side::Two.address(), SECOND.parse().unwrap());
+    assert_eq!(endpoint(&mut pair), first);
+    cut(&mut pair, first);
+    let took = until(&mut pair, "failover", |pair| endpoint(pair) == second);
+    assert!(took < SOON, "{took:?}");
+    pair.advance(seconds(60));
+    assert_eq!((endpoint(&mut pair), link(&mut pair)), (second, (LinkState::Up, None)));
+    assert!(told(&pair).is_empty(), "it was never down: {:?}", told(&pair));
+    assert!(pair.initiations(Side::One).is_empty(), "its session goes on");
+    pair.send(Side::One, b"by the second");
+    pair.settle();
+    assert_eq!(pair.payloads(Side::Two), [b"by the second"]);
+
+    let back: Instant = pair.now;
+    pair.lose_between = Box::new(|_, _| false);
+    until(&mut pair, "return", |pair| endpoint(pair) == first);
+    let took = pair.now - back;
+    assert!(took >= PREFERRED_PROBE_INTERVAL * (PREFERRED_PONGS - 2), "with hysteresis: {took:?}");
+    pair.advance(seconds(60));
+    assert_eq!(endpoint(&mut pair), first);
+    assert!(told(&pair).is_empty());
+}
+
+#[test]
+fn a_first_endpoint_that_is_dead_from_the_start_costs_a_fraction_of_a_second() {
+    let mut pair = Pair::with(
+        |two| {
+            two.watched = true;
+            two.endpoints.push(Endpoint::new(SECOND.parse().unwrap()));
+        },
+        |one| one.endpoints = Vec::new(),
+    );
+    pair.second = Some(SECOND.parse().unwrap());
+    cut(&mut pair, Side::Two.address());
+    let took = until(&mut pair, "up", |pair| pair.is_up(Side::One));
+    assert!(took < Duration::from_millis(350), "{took:?}");
+}
