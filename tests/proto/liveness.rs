@@ -3,8 +3,8 @@ use std::time::{Duration, Instant};
 
 use underpass::keys::PresharedKey;
 use underpass::proto::constants::{
-    DEGRADED_ABOVE_LOSS, LIVENESS_INTERVAL, LIVENESS_PINGS_UNANSWERED, MIN_INITIATION_INTERVAL, PING_AFTER_DATA,
-    PREFERRED_PONGS, PREFERRED_PROBE_INTERVAL, RETRY_JITTER,
+    DEGRADED_ABOVE_LOSS, LIVENESS_INTERVAL, MIN_INITIATION_INTERVAL, PING_AFTER_DATA, PREFERRED_PONGS,
+    PREFERRED_PROBE_INTERVAL, RETRY_JITTER,
 };
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::error::{DropReason, Miss};
@@ -230,7 +230,6 @@ fn a_machine_that_stood_still_does_not_take_that_for_silence() {
     assert_eq!(link(&mut pair), (LinkState::Up, None));
     pair.advance(seconds(1));
     assert_eq!(told(&pair), []);
-    assert!(LIVENESS_PINGS_UNANSWERED > 2);
 }
 
 /// A second address of side two.
