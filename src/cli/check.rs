@@ -64,7 +64,7 @@ struct PeerPlan {
     name: String,
     public_key: String,
     next_public_key: Option<String>,
-    endpoint: Option<String>,
+    endpoints: Vec<String>,
     addresses: Vec<String>,
     allowed_ips: Vec<String>,
     preshared_key: bool,
@@ -148,7 +148,7 @@ impl PeerPlan {
             name: peer.name.clone(),
             public_key: peer.public_key.to_string(),
             next_public_key: peer.next_public_key.map(|key| key.to_string()),
-            endpoint: peer.endpoint.as_ref().map(ToString::to_string),
+            endpoints: texts(&peer.endpoints),
             addresses: texts(&peer.addresses),
             allowed_ips: texts(&peer.allowed_ips),
             preshared_key: peer.preshared_key.is_some(),
@@ -161,7 +161,10 @@ impl PeerPlan {
         writeln!(out, "\n{HEADING}{}{HEADING:#}", self.name)?;
         line(out, "public key", &self.public_key)?;
         optional_line(out, "next key", self.next_public_key.as_ref())?;
-        line(out, "endpoint", self.endpoint.as_deref().unwrap_or("none: this side waits to be called"))?;
+        match &self.endpoints[..] {
+            [] => line(out, "endpoint", "none: this side waits to be called")?,
+            endpoints => line(out, "endpoint", endpoints.join(", then "))?,
+        }
         line(out, "routed to it", self.allowed_ips.join(", "))?;
         line(out, "preshared key", if self.preshared_key { "yes" } else { "no" })?;
         line(

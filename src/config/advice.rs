@@ -12,15 +12,20 @@ impl Config {
     /// One sentence for each thing that an operator should look at again.
     pub fn advice(&self) -> Vec<String> {
         let interface = &self.interface;
-        let loops = self.peers.iter().filter_map(|peer| endpoint_in_the_tunnel(interface, peer));
+        let loops = self.peers.iter().flat_map(|peer| endpoints_in_the_tunnel(interface, peer));
         let families = self.peers.iter().filter_map(|peer| address_family_without_source(interface, peer));
         loops.chain(families).collect()
     }
 }
 
 /// Sealed datagrams to such an endpoint would be routed into the tunnel again.
-fn endpoint_in_the_tunnel(interface: &Interface, peer: &Peer) -> Option<String> {
-    let Some(Endpoint::Address(address)) = peer.endpoint else { return None };
+fn endpoints_in_the_tunnel(interface: &Interface, peer: &Peer) -> Vec<String> {
+    let warning = |endpoint| endpoint_in_the_tunnel(interface, peer, endpoint);
+    peer.endpoints.iter().filter_map(warning).collect()
+}
+
+fn endpoint_in_the_tunnel(interface: &Interface, peer: &Peer, endpoint: &Endpoint) -> Option<String> {
+    let Endpoint::Address(address) = endpoint else { return None };
     let prefix = peer.allowed_ips.iter().find(|prefix| prefix.contains(&address.ip()))?;
     if interface.fwmark.is_some() {
         return None;

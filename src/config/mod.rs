@@ -193,8 +193,8 @@ pub struct Peer {
     pub public_key: PublicKey,
     /// The key it will change to, accepted already. Unique as `public_key` is.
     pub next_public_key: Option<PublicKey>,
-    /// Where to reach it. `None`: it must call first.
-    pub endpoint: Option<Endpoint>,
+    /// Where to reach it, in the order of preference, each once. Empty: it must call first.
+    pub endpoints: Vec<Endpoint>,
     /// Its tunnel addresses.
     pub addresses: Vec<IpAddr>,
     /// All prefixes that it may use and that are routed to it: `addresses` as host prefixes, then the further ones. No

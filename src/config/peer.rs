@@ -12,7 +12,7 @@ use toml::Spanned;
 
 use super::error::Problems;
 use super::key_source::KeySource;
-use super::raw::{Field, List, RawPeer};
+use super::raw::{Field, List, OneOrMore, RawPeer};
 use super::scope::{Refusal, Scope};
 use super::{Endpoint, Peer, SuiteChoice, value};
 use crate::keys::PublicKey;
@@ -109,8 +109,7 @@ impl OnePeer<'_, '_, '_, '_> {
         let next_public_key = self.scope.get("next_public_key", raw.next_public_key);
         let next_public_key = self.check_public_key("next_public_key", next_public_key);
         let Prefixes { addresses, allowed_ips } = self.check_addresses(raw.addresses, raw.allowed_ips);
-        let endpoint = self.scope.get("endpoint", raw.endpoint);
-        let endpoint = self.check_endpoint(endpoint, &addresses);
+        let endpoints = self.check_endpoints(raw.endpoint, &addresses);
         let preshared_key_file = self.scope.get("preshared_key_file", raw.preshared_key_file);
         let suite = self.scope.get("suite", raw.suite);
         Some(Peer {
@@ -120,7 +119,7 @@ impl OnePeer<'_, '_, '_, '_> {
             name: name?,
             public_key: public_key?,
             next_public_key,
-            endpoint,
+            endpoints,
             addresses,
             allowed_ips,
         })
@@ -221,18 +220,34 @@ impl OnePeer<'_, '_, '_, '_> {
         }
     }
 
-    fn check_endpoint(&mut self, field: Option<Spanned<String>>, addresses: &[IpAddr]) -> Option<Endpoint> {
-        let span = field.as_ref().map(Spanned::span)?;
-        let endpoint = self.scope.check("endpoint", field, |text| value::endpoint(text))?;
-        if let Endpoint::Address(address) = &endpoint
-            && addresses.contains(&address.ip())
-        {
-            let what =
-                format!("{} is the peer's address inside the tunnel, which leads into the tunnel again", address.ip());
-            let remedy = "write the address that the untrusted network knows the peer by";
-            self.scope.refuse("endpoint", span, Refusal::new(what, remedy));
+    fn check_endpoints(&mut self, raw: Option<Field<OneOrMore>>, addresses: &[IpAddr]) -> Vec<Endpoint> {
+        let Some(list) = self.scope.get("endpoint", raw) else { return Vec::new() };
+        let (span, OneOrMore(list)) = (list.span(), list.into_inner());
+        if list.is_empty() {
+            let remedy = "write the address that the untrusted network knows the peer by, or delete the line";
+            self.scope.refuse("endpoint", span, Refusal::new("the list is empty", remedy));
+            return Vec::new();
         }
-        Some(endpoint)
+        let mut endpoints = Vec::with_capacity(list.len());
+        for endpoint in self.scope.check_each("endpoint", Some(Spanned::new(span, list)), value::endpoint) {
+            let (span, endpoint) = (endpoint.span(), endpoint.into_inner());
+            if let Endpoint::Address(address) = &endpoint
+                && addresses.contains(&address.ip())
+            {
+                let what = format!(
+                    "{} is the peer's address inside the tunnel, which leads into the tunnel again",
+                    address.ip()
+                );
+                let remedy = "write the address that the untrusted network knows the peer by";
+                self.scope.refuse("endpoint", span, Refusal::new(what, remedy));
+            } else if endpoints.contains(&endpoint) {
+                let refusal = Refusal::new(format!("{endpoint} stands there twice"), "delete one of them");
+                self.scope.refuse("endpoint", span, refusal);
+            } else {
+                endpoints.push(endpoint);
+            }
+        }
+        endpoints
     }
 
     fn check_keepalive(&mut self, raw: Option<Field<i64>>) -> Option<Duration> {

@@ -47,7 +47,7 @@ pub(super) struct RawPeer {
     pub(super) name: Option<Field<String>>,
     pub(super) public_key: Option<Field<String>>,
     pub(super) next_public_key: Option<Field<String>>,
-    pub(super) endpoint: Option<Field<String>>,
+    pub(super) endpoint: Option<Field<OneOrMore>>,
     pub(super) addresses: Option<Field<List>>,
     pub(super) allowed_ips: Option<Field<List>>,
     pub(super) preshared_key_file: Option<Field<String>>,
@@ -57,6 +57,9 @@ pub(super) struct RawPeer {
 
 /// A list of strings, each with its place in the file.
 pub(super) type List = Vec<Spanned<String>>;
+
+/// A string, or a list of them.
+pub(super) struct OneOrMore(pub(super) List);
 
 /// `workers`: a number, or a word.
 pub(super) enum RawWorkers {
@@ -128,6 +131,16 @@ impl FromValue for List {
                 String::from_value(span.clone(), item.into_inner()).map(|text| Spanned::new(span, text))
             })
             .collect()
+    }
+}
+
+impl FromValue for OneOrMore {
+    fn from_value(span: Range<usize>, value: Value) -> Result<Self, WrongType> {
+        match value {
+            Value::String(text) => Ok(Self(vec![Spanned::new(span, text)])),
+            Value::Array(_) => List::from_value(span, value).map(Self),
+            other => Err(other.instead_of("a string, or a list of strings", span)),
+        }
     }
 }
 

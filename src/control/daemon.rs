@@ -2,7 +2,6 @@
 //!
 //! Everything per packet runs in the data plane's threads; this is one task that mostly waits.
 
-use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::future::pending;
 use std::io;
@@ -14,7 +13,7 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, channel, unbounded_channel};
 use tokio::sync::oneshot;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 
 use super::api::{ApiError, Command, ErrorCode, Response};
 use super::link_log::LinkLog;
@@ -24,11 +23,10 @@ use super::resolver::{Families, Resolver};
 use super::socket::{ControlSocket, SocketError};
 use super::systemd::{self, Readiness};
 use super::translate;
-use crate::config::{Config, Endpoint};
+use crate::config::Config;
 use crate::dataplane::{Dataplane, Failure, Handle, StartError, clock};
-use crate::keys::PublicKey;
 use crate::proto::event::Event;
-use crate::proto::stats::DeviceStatus;
+use crate::proto::stats::{DeviceStatus, LinkState};
 
 /// Why a daemon did not start, or ended without being asked to.
 #[derive(Debug, thiserror::Error)]
@@ -52,11 +50,7 @@ pub enum DaemonError {
 
 /// Runs until SIGTERM or SIGINT, then says goodbye to the peers and leaves nothing behind.
 pub fn run(config: Config) -> Result<(), DaemonError> {
-    let runtime = Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(MAX_LOOKUPS)
-        .build()
-        .map_err(DaemonError::Runtime)?;
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(DaemonError::Runtime)?;
     let outcome = runtime.block_on(run_until_signal(config));
     // Not dropped, which would wait for a look-up that hangs.
     runtime.shutdown_background();
@@ -103,9 +97,8 @@ async fn run_until_signal(config: Config) -> Result<(), DaemonError> {
             Ok(())
         }
         failure = first_failure(failed) => Err(DaemonError::Failed(failure)),
-        never = log_changes(changes, log) => match never {},
+        never = follow_changes(changes, log, &resolver) => match never {},
         never = socket.serve(answer) => match never {},
-        never = refresh_silent_peers(&resolver, &handle) => match never {},
     };
     systemd::notify(Readiness::Stopping);
     drop((resolver, socket));
@@ -142,14 +135,15 @@ async fn warn_of_loops(config: &Config, netlink: &Netlink, settings: &InterfaceS
     let addresses = settings.addresses.iter().map(IpNet::trunc);
     let tunnelled: Vec<IpNet> = addresses.chain(settings.routes.iter().map(|route| route.destination)).collect();
     for peer in &config.peers {
-        let Some(Endpoint::Address(endpoint)) = peer.endpoint else { continue };
-        let inside = tunnelled.iter().any(|prefix| prefix.contains(&endpoint.ip()));
-        if inside && netlink.egress(endpoint.ip(), config.interface.fwmark).await == Some(settings.index) {
-            tracing::warn!(
-                peer = peer.name,
-                %endpoint,
-                "the route to this endpoint leads into the tunnel itself: take it out of allowed_ips, or route it elsewhere"
-            );
+        for endpoint in translate::addresses(peer) {
+            let inside = tunnelled.iter().any(|prefix| prefix.contains(&endpoint.ip()));
+            if inside && netlink.egress(endpoint.ip(), config.interface.fwmark).await == Some(settings.index) {
+                tracing::warn!(
+                    peer = peer.name,
+                    %endpoint,
+                    "the route to this endpoint leads into the tunnel itself: take it out of allowed_ips, or route it elsewhere"
+                );
+            }
         }
     }
 }
@@ -157,15 +151,15 @@ async fn warn_of_loops(config: &Config, netlink: &Netlink, settings: &InterfaceS
 fn start_resolver(config: &Config, dataplane: &Dataplane) -> Resolver {
     let families = Families::of(&dataplane.local_addresses());
     let handle = dataplane.handle();
-    Resolver::start(translate::named_peers(config), families, move |peer, endpoint| {
-        handle.set_endpoints(peer, vec![endpoint]);
+    Resolver::start(translate::named_peers(config), families, move |peer, endpoints| {
+        handle.set_endpoints(peer, endpoints);
     })
 }
 
 fn log_start(config: &Config, identity: &Identity) {
+    let families = Families::of(&identity.listen);
     for peer in &config.peers {
-        let Some(Endpoint::Address(endpoint)) = peer.endpoint else { continue };
-        if !Families::of(&identity.listen).contain(&endpoint) {
+        for endpoint in translate::addresses(peer).filter(|endpoint| !families.contain(endpoint)) {
             tracing::warn!(peer = peer.name, %endpoint, "no socket of this address family: see interface.listen");
         }
     }
@@ -189,9 +183,12 @@ async fn first_failure(mut failures: UnboundedReceiver<Failure>) -> Failure {
     }
 }
 
-async fn log_changes(mut changes: Receiver<Event>, mut log: LinkLog) -> Infallible {
+async fn follow_changes(mut changes: Receiver<Event>, mut log: LinkLog, resolver: &Resolver) -> Infallible {
     while let Some(event) = changes.recv().await {
         log.log(&event);
+        if let Event::LinkChanged { peer, state, .. } = event {
+            resolver.set_down(&peer, state == LinkState::Down);
+        }
     }
     pending().await
 }
@@ -210,25 +207,6 @@ async fn status(handle: &Handle) -> Option<DeviceStatus> {
         let _ = reply.send(status);
     });
     timeout(STATUS_TIMEOUT, status).await.ok()?.ok()
-}
-
-/// Has the names of peers looked up again while they do not answer.
-async fn refresh_silent_peers(resolver: &Resolver, handle: &Handle) -> Infallible {
-    if resolver.is_empty() {
-        return pending().await;
-    }
-    let mut silent_before = BTreeSet::new();
-    let mut ticks = interval(SILENCE_CHECK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let Some(status) = status(handle).await else { continue };
-        let waiting = status.peers.iter().filter(|peer| peer.awaits_answer).map(|peer| peer.public_key);
-        let silent: BTreeSet<PublicKey> = waiting.collect();
-        // Twice in a row: at one tick a rekey may be under way that is answered in time.
-        silent.intersection(&silent_before).for_each(|peer| resolver.refresh(peer));
-        silent_before = silent;
-    }
 }
 
 /// Stopping joins threads: not on the runtime's own, and not for ever.
@@ -271,11 +249,7 @@ impl Signals {
 
 /// Changes that wait for the log; past it they are not logged. Every link of a large proxy may come up at once.
 const MAX_CHANGES: usize = 4096;
-/// Look-ups block a thread each.
-const MAX_LOOKUPS: usize = 8;
 /// The slow path answers between two timers.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
-/// Between two looks, a handshake is retried twice.
-const SILENCE_CHECK: Duration = Duration::from_secs(10);
 /// Below what service managers and people allow.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);

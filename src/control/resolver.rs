@@ -1,33 +1,33 @@
-//! Endpoints that the configuration gives as DNS names: looks them up in the background until an answer comes, and again
-//! when a peer is silent.
+//! Endpoints that the configuration gives as DNS names: looks them up in the background until an answer comes, again when
+//! the answer's time to live is over, and while a peer's link is down.
 //!
-//! Nobody waits for it: the daemon starts without DNS. It chooses addresses, it sends nothing to them.
+//! Nobody waits for it: the daemon starts without DNS. It says which addresses there are, it sends nothing to them.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use tokio::sync::Notify;
-use tokio::task::JoinSet;
-use tokio::time::sleep;
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::LookupIpStrategy;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 
+use crate::config::Endpoint;
 use crate::keys::PublicKey;
 
-/// A peer whose endpoint is a name.
+/// A peer with an endpoint that is a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedPeer {
     /// Its name in the configuration, for the log.
     pub name: String,
     /// Who it is.
     pub public_key: PublicKey,
-    /// The DNS name.
-    pub host: String,
-    /// The UDP port.
-    pub port: u16,
+    /// All its endpoints, in the order of preference: names and addresses.
+    pub endpoints: Vec<Endpoint>,
 }
 
 /// The IP versions that a socket is bound for.
@@ -40,10 +40,26 @@ pub struct Families {
 }
 
 /// Keeps the endpoints of named peers up to date until dropped.
-#[derive(Debug)]
 pub struct Resolver {
-    silent: HashMap<PublicKey, Arc<Notify>>,
-    _tasks: JoinSet<()>,
+    followed: HashMap<PublicKey, Followed>,
+    follow: Box<Follow>,
+}
+
+/// Begins to follow a peer's names. What it is told is whether the peer's link is down.
+type Follow = dyn Fn(NamedPeer, watch::Receiver<bool>) -> JoinHandle<()> + Send + Sync;
+
+/// A peer whose names are being followed, until dropped.
+struct Followed {
+    peer: NamedPeer,
+    is_down: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+/// What a look-up found, and for how long that holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Found {
+    addresses: Vec<IpAddr>,
+    valid_for: Duration,
 }
 
 impl Families {
@@ -69,167 +85,235 @@ impl fmt::Display for Families {
 }
 
 impl Resolver {
-    /// Looks up every name by the system's resolver and hands each result to `update`. Must be called inside a tokio
-    /// runtime, whose limit of blocking threads is the limit of simultaneous look-ups.
+    /// Looks up every name by the servers of `/etc/resolv.conf` and by `/etc/hosts`, and hands each result to `update`: a
+    /// peer's addresses in the order of preference. Must be called inside a tokio runtime.
     pub fn start<U>(peers: Vec<NamedPeer>, families: Families, update: U) -> Self
     where
-        U: Fn(PublicKey, SocketAddr) + Clone + Send + 'static,
+        U: Fn(PublicKey, Vec<SocketAddr>) + Clone + Send + Sync + 'static,
     {
         Self::start_with(peers, families, PACE, look_up, update)
     }
 
     fn start_with<L, F, U>(peers: Vec<NamedPeer>, families: Families, pace: Pace, lookup: L, update: U) -> Self
     where
-        L: Fn(String, u16) -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = io::Result<Vec<SocketAddr>>> + Send,
-        U: Fn(PublicKey, SocketAddr) + Clone + Send + 'static,
+        L: Fn(String) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = io::Result<Found>> + Send,
+        U: Fn(PublicKey, Vec<SocketAddr>) + Clone + Send + Sync + 'static,
     {
-        let mut silent = HashMap::new();
-        let mut tasks = JoinSet::new();
-        for peer in peers {
-            let notify = Arc::new(Notify::new());
-            silent.insert(peer.public_key, Arc::clone(&notify));
+        let follow = move |peer: NamedPeer, is_down: watch::Receiver<bool>| {
             let (lookup, update) = (lookup.clone(), update.clone());
-            tasks.spawn(async move { follow(&peer, families, pace, &notify, lookup, update).await });
+            tokio::spawn(async move { follow(&peer, families, pace, is_down, lookup, update).await })
+        };
+        let mut resolver = Self { followed: HashMap::new(), follow: Box::new(follow) };
+        resolver.set_peers(peers, |_| false);
+        resolver
+    }
+
+    /// Follows these peers from here on. Those that were followed go on as they are, unless `is_new` of a peer that was
+    /// configured anew and has to be told its addresses again.
+    pub fn set_peers(&mut self, peers: Vec<NamedPeer>, is_new: impl Fn(&PublicKey) -> bool) {
+        let mut before = std::mem::take(&mut self.followed);
+        for peer in peers {
+            let key = peer.public_key;
+            let same = before.remove(&key).filter(|followed| followed.peer == peer && !is_new(&key));
+            let followed = same.unwrap_or_else(|| {
+                let (is_down, receiver) = watch::channel(false);
+                let task = (self.follow)(peer.clone(), receiver);
+                Followed { peer, is_down, task }
+            });
+            self.followed.insert(key, followed);
         }
-        Self { silent, _tasks: tasks }
     }
 
-    /// Set if no peer is named, so that nobody need watch for silence.
-    pub fn is_empty(&self) -> bool {
-        self.silent.is_empty()
-    }
-
-    /// The peer does not answer: its name may have moved. Without effect on peers that are not named, and at most one
-    /// look-up per half minute.
-    pub fn refresh(&self, peer: &PublicKey) {
-        if let Some(notify) = self.silent.get(peer) {
-            notify.notify_one();
+    /// Tells whether a peer's link is down: its names may lead elsewhere by now. Without effect on peers that are not named.
+    pub fn set_down(&self, peer: &PublicKey, is_down: bool) {
+        if let Some(followed) = self.followed.get(peer) {
+            followed.is_down.send_if_modified(|before| std::mem::replace(before, is_down) != is_down);
         }
     }
 }
 
-/// The pauses between look-ups of one name.
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resolver").field("peers", &self.followed.len()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The pauses between look-ups of one peer's names.
 #[derive(Debug, Clone, Copy)]
 struct Pace {
     /// After the first failure; doubled with each further one.
     first_retry: Duration,
     last_retry: Duration,
-    /// Between two successful look-ups.
+    /// Between two look-ups while the link is down, and at least so long while it is not.
     interval: Duration,
+    /// At most so long, whatever the time to live.
+    longest: Duration,
 }
 
 const PACE: Pace = Pace {
     first_retry: Duration::from_secs(1),
     last_retry: Duration::from_secs(60),
     interval: Duration::from_secs(30),
+    longest: Duration::from_secs(3_600),
 };
 
-/// Takes the addresses of a name in turn, since the one before did not answer.
-async fn follow<L, F, U>(peer: &NamedPeer, families: Families, pace: Pace, silent: &Notify, lookup: L, update: U)
-where
-    L: Fn(String, u16) -> F,
-    F: Future<Output = io::Result<Vec<SocketAddr>>>,
-    U: Fn(PublicKey, SocketAddr),
+async fn follow<L, F, U>(
+    peer: &NamedPeer,
+    families: Families,
+    pace: Pace,
+    mut is_down: watch::Receiver<bool>,
+    lookup: L,
+    update: U,
+) where
+    L: Fn(String) -> F,
+    F: Future<Output = io::Result<Found>>,
+    U: Fn(PublicKey, Vec<SocketAddr>),
 {
-    let (mut tried, mut last) = (Vec::new(), None);
+    let mut known: HashMap<&str, Vec<IpAddr>> = HashMap::new();
+    let mut told = Vec::new();
+    let mut retry = pace.first_retry;
     loop {
-        let addresses = resolve(peer, families, pace, &lookup).await;
-        let endpoint = next_address(&addresses, &mut tried);
-        if last.replace(endpoint) == Some(endpoint) {
-            tracing::debug!(peer = peer.name, host = peer.host, %endpoint, "endpoint resolved as before");
-        } else {
-            tracing::info!(peer = peer.name, host = peer.host, %endpoint, "endpoint resolved");
-        }
-        update(peer.public_key, endpoint);
-        sleep(pace.interval).await;
-        silent.notified().await;
-    }
-}
-
-/// The first that was not tried yet; once all were, the one tried longest ago. The resolver may give them in another order
-/// each time.
-fn next_address(addresses: &[SocketAddr], tried: &mut Vec<SocketAddr>) -> SocketAddr {
-    tried.retain(|address| addresses.contains(address));
-    let untried = addresses.iter().copied().find(|address| !tried.contains(address));
-    let next = untried.unwrap_or_else(|| tried.remove(0));
-    tried.push(next);
-    next
-}
-
-/// Tries until there is a usable address; the result is not empty.
-async fn resolve<L, F>(peer: &NamedPeer, families: Families, pace: Pace, lookup: &L) -> Vec<SocketAddr>
-where
-    L: Fn(String, u16) -> F,
-    F: Future<Output = io::Result<Vec<SocketAddr>>>,
-{
-    let mut pause = pace.first_retry;
-    loop {
-        match lookup(peer.host.clone(), peer.port).await.and_then(|found| usable(found, families)) {
-            Ok(addresses) => return addresses,
-            // Once per spell of failures above DEBUG: a long outage should not fill the log.
-            Err(error) if pause == pace.first_retry => {
-                tracing::warn!(peer = peer.name, host = peer.host, %error, "endpoint could not be resolved, trying again");
+        let (mut valid_for, mut failure) = (pace.longest, None);
+        for host in peer.endpoints.iter().filter_map(name) {
+            match lookup(host.to_owned()).await {
+                Ok(found) => {
+                    valid_for = valid_for.min(found.valid_for);
+                    let before = known.remove(host).unwrap_or_default();
+                    known.insert(host, in_order_of(&before, found.addresses));
+                }
+                Err(error) => failure = Some((host, error)),
             }
-            Err(error) => tracing::debug!(peer = peer.name, host = peer.host, %error, "endpoint could not be resolved"),
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(pace.last_retry);
+        let endpoints = addresses(&peer.endpoints, &known, families);
+        if endpoints.is_empty() && failure.is_none() {
+            let message = format!("no address is of a family in interface.listen, which has {families} only");
+            failure = peer.endpoints.iter().find_map(name).map(|host| (host, io::Error::other(message)));
+        }
+        if endpoints != told {
+            let shown: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
+            tracing::info!(peer = peer.name, endpoints = shown.join(" "), "endpoints resolved");
+            update(peer.public_key, endpoints.clone());
+            told = endpoints;
+        }
+        if let Some((host, error)) = failure {
+            // Once per spell of failures above DEBUG: a long outage should not fill the log.
+            if retry == pace.first_retry {
+                tracing::warn!(peer = peer.name, host, %error, "endpoint could not be resolved, trying again");
+            } else {
+                tracing::debug!(peer = peer.name, host, %error, "endpoint could not be resolved");
+            }
+            sleep(retry).await;
+            retry = (retry * 2).min(pace.last_retry);
+            continue;
+        }
+        retry = pace.first_retry;
+        sleep(pace.interval).await;
+        let rest = valid_for.saturating_sub(pace.interval);
+        // Whoever tells ends this task before it ends itself.
+        let _ = timeout(rest, is_down.wait_for(|is_down| *is_down)).await;
     }
 }
 
-/// Those of a family that we have a socket for, in the resolver's order, which puts unreachable ones last (RFC 6724 §6).
-fn usable(found: Vec<SocketAddr>, families: Families) -> io::Result<Vec<SocketAddr>> {
-    let total = found.len();
-    let usable: Vec<SocketAddr> = found.into_iter().filter(|address| families.contain(address)).collect();
-    if !usable.is_empty() {
-        return Ok(usable);
+fn name(endpoint: &Endpoint) -> Option<&str> {
+    match endpoint {
+        Endpoint::Name { host, .. } => Some(host),
+        Endpoint::Address(_) => None,
     }
-    Err(io::Error::other(match total {
-        0 => "the name has no address".to_owned(),
-        _ => format!("the name has no address of a family in interface.listen, which has {families} only"),
-    }))
 }
 
-async fn look_up(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
-    Ok(tokio::net::lookup_host((host.as_str(), port)).await?.collect())
+/// Those that were known keep their places, so that a server that deals out its addresses in turn moves no link.
+fn in_order_of(before: &[IpAddr], found: Vec<IpAddr>) -> Vec<IpAddr> {
+    let kept = before.iter().copied().filter(|address| found.contains(address));
+    let added = found.iter().copied().filter(|address| !before.contains(address));
+    kept.chain(added).collect()
+}
+
+/// All addresses of a family that we have a socket for, in the order of the endpoints.
+fn addresses(endpoints: &[Endpoint], known: &HashMap<&str, Vec<IpAddr>>, families: Families) -> Vec<SocketAddr> {
+    let mut addresses = Vec::new();
+    for endpoint in endpoints {
+        let of_endpoint: Vec<SocketAddr> = match endpoint {
+            Endpoint::Address(address) => vec![*address],
+            Endpoint::Name { host, port } => {
+                let found = known.get(host.as_str()).map(Vec::as_slice).unwrap_or_default();
+                found.iter().map(|address| SocketAddr::new(*address, *port)).collect()
+            }
+        };
+        for address in of_endpoint {
+            if families.contain(&address) && !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+    }
+    addresses
+}
+
+/// The configuration of the system's resolver is read anew each time: it changes with the network.
+async fn look_up(host: String) -> io::Result<Found> {
+    let mut builder = TokioResolver::builder_tokio().map_err(io::Error::other)?;
+    builder.options_mut().ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
+    let resolver = builder.build().map_err(io::Error::other)?;
+    let found = resolver.lookup_ip(host).await.map_err(io::Error::other)?;
+    let valid_for = found.valid_until().saturating_duration_since(crate::dataplane::clock::now());
+    Ok(Found { addresses: found.iter().collect(), valid_for })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
-    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-    use tokio::time::timeout;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
+    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
     const BOTH: Families = Families { v4: true, v6: true };
     const FAST: Pace = Pace {
         first_retry: Duration::from_millis(1),
         last_retry: Duration::from_millis(4),
         interval: Duration::from_millis(1),
+        longest: Duration::from_secs(3_600),
     };
+    const LONG: Duration = Duration::from_secs(3_600);
+    const SHORT: Duration = Duration::from_millis(2);
 
-    fn address(text: &str) -> SocketAddr {
+    fn at(text: &str) -> SocketAddr {
         text.parse().unwrap()
     }
 
-    fn app1() -> NamedPeer {
+    fn app1(endpoints: &[&str]) -> NamedPeer {
+        let endpoint = |text: &&str| match text.parse() {
+            Ok(address) => Endpoint::Address(address),
+            Err(_) => Endpoint::Name { host: (*text).to_owned(), port: 51900 },
+        };
         let public_key = PublicKey::from_bytes([9; 32]).unwrap();
-        NamedPeer { name: "app1".into(), public_key, host: "app1.example".into(), port: 51900 }
+        NamedPeer { name: "app1".into(), public_key, endpoints: endpoints.iter().map(endpoint).collect() }
+    }
+
+    fn found(addresses: &[&str], valid_for: Duration) -> io::Result<Found> {
+        Ok(Found { addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(), valid_for })
+    }
+
+    fn failure() -> io::Result<Found> {
+        Err(io::ErrorKind::HostUnreachable.into())
     }
 
     /// Follows app1 with the given answers in turn, the last one for ever. Gives what it was updated to.
     fn follow_app1(
+        peer: NamedPeer,
         families: Families,
-        answers: Vec<io::Result<Vec<SocketAddr>>>,
-    ) -> (Resolver, UnboundedReceiver<SocketAddr>) {
+        answers: Vec<io::Result<Found>>,
+    ) -> (Resolver, UnboundedReceiver<Vec<SocketAddr>>) {
         let answers = Arc::new(Mutex::new(answers));
-        let lookup = move |_, _| {
+        let lookup = move |_| {
             let mut answers = answers.lock().unwrap();
             let answer = match &answers[0] {
-                Ok(addresses) => Ok(addresses.clone()),
+                Ok(found) => Ok(found.clone()),
                 Err(error) => Err(error.kind().into()),
             };
             if answers.len() > 1 {
@@ -238,66 +322,84 @@ mod tests {
             std::future::ready(answer)
         };
         let (updates, updated) = unbounded_channel();
-        let update = move |_, endpoint| updates.send(endpoint).expect("the test is listening");
-        (Resolver::start_with(vec![app1()], families, FAST, lookup, update), updated)
+        let update = move |_, endpoints| updates.send(endpoints).expect("the test is listening");
+        (Resolver::start_with(vec![peer], families, FAST, lookup, update), updated)
     }
 
-    async fn next(updated: &mut UnboundedReceiver<SocketAddr>) -> SocketAddr {
+    async fn next(updated: &mut UnboundedReceiver<Vec<SocketAddr>>) -> Vec<SocketAddr> {
         timeout(Duration::from_secs(30), updated.recv()).await.unwrap().unwrap()
     }
 
     #[tokio::test]
     async fn tries_until_dns_answers() {
-        let failure = || Err(io::ErrorKind::HostUnreachable.into());
-        let found = address("192.0.2.1:51900");
-        let (_resolver, mut updated) = follow_app1(BOTH, vec![failure(), failure(), Ok(vec![]), Ok(vec![found])]);
-        assert_eq!(next(&mut updated).await, found);
+        let answers = vec![failure(), failure(), found(&[], LONG), found(&["192.0.2.1"], LONG)];
+        let (_resolver, mut updated) = follow_app1(app1(&["app1.example"]), BOTH, answers);
+        assert_eq!(next(&mut updated).await, [at("192.0.2.1:51900")]);
+    }
+
+    #[tokio::test]
+    async fn addresses_need_no_dns_and_keep_their_place() {
+        let peer = app1(&["198.51.100.1:7000", "app1.example", "198.51.100.2:7000"]);
+        let answers = vec![failure(), found(&["2001:db8::1", "192.0.2.1"], LONG)];
+        let (_resolver, mut updated) = follow_app1(peer, BOTH, answers);
+        let (first, last) = (at("198.51.100.1:7000"), at("198.51.100.2:7000"));
+        assert_eq!(next(&mut updated).await, [first, last]);
+        let all = [first, at("[2001:db8::1]:51900"), at("192.0.2.1:51900"), last];
+        assert_eq!(next(&mut updated).await, all);
     }
 
     #[tokio::test]
     async fn takes_a_family_that_has_a_socket() {
-        let (v4, v6) = (address("192.0.2.1:51900"), address("[2001:db8::1]:51900"));
-        let families = Families::of(&[address("0.0.0.0:51900")]);
-        let (_resolver, mut updated) = follow_app1(families, vec![Ok(vec![v6, v4])]);
-        assert_eq!(next(&mut updated).await, v4);
-        let (_resolver, mut updated) = follow_app1(BOTH, vec![Ok(vec![v6, v4])]);
-        assert_eq!(next(&mut updated).await, v6);
+        let families = Families::of(&[at("0.0.0.0:51900")]);
+        let answers = vec![found(&["2001:db8::1", "192.0.2.1"], LONG)];
+        let (_resolver, mut updated) = follow_app1(app1(&["app1.example"]), families, answers);
+        assert_eq!(next(&mut updated).await, [at("192.0.2.1:51900")]);
     }
 
     #[tokio::test]
-    async fn looks_again_when_the_peer_is_silent_and_takes_the_next_address() {
-        let (first, second) = (address("192.0.2.1:51900"), address("192.0.2.2:51900"));
-        let (resolver, mut updated) = follow_app1(BOTH, vec![Ok(vec![first, second])]);
-        assert_eq!(next(&mut updated).await, first);
+    async fn looks_again_when_the_time_to_live_is_over() {
+        let answers = vec![found(&["192.0.2.1"], SHORT), found(&["192.0.2.2"], LONG)];
+        let (_resolver, mut updated) = follow_app1(app1(&["app1.example"]), BOTH, answers);
+        assert_eq!(next(&mut updated).await, [at("192.0.2.1:51900")]);
+        assert_eq!(next(&mut updated).await, [at("192.0.2.2:51900")]);
+    }
+
+    #[tokio::test]
+    async fn looks_again_while_the_link_is_down() {
+        let answers = vec![found(&["192.0.2.1"], LONG), found(&["192.0.2.2"], LONG)];
+        let peer = app1(&["app1.example"]);
+        let (resolver, mut updated) = follow_app1(peer.clone(), BOTH, answers);
+        assert_eq!(next(&mut updated).await, [at("192.0.2.1:51900")]);
         let unasked = timeout(FAST.interval * 20, updated.recv()).await;
-        assert!(unasked.is_err(), "nobody said that it is silent");
-        resolver.refresh(&app1().public_key);
-        assert_eq!(next(&mut updated).await, second);
-        resolver.refresh(&app1().public_key);
-        assert_eq!(next(&mut updated).await, first);
+        assert!(unasked.is_err(), "nobody said that it is down");
+        resolver.set_down(&peer.public_key, true);
+        assert_eq!(next(&mut updated).await, [at("192.0.2.2:51900")]);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_stays_as_it_was_is_not_told_again_and_a_new_one_is() {
+        let peer = app1(&["app1.example"]);
+        let (mut resolver, mut updated) = follow_app1(peer.clone(), BOTH, vec![found(&["192.0.2.1"], LONG)]);
+        next(&mut updated).await;
+        resolver.set_peers(vec![peer.clone()], |_| false);
+        assert!(timeout(FAST.interval * 20, updated.recv()).await.is_err());
+        resolver.set_peers(vec![peer], |_| true);
+        assert_eq!(next(&mut updated).await, [at("192.0.2.1:51900")]);
+        resolver.set_peers(Vec::new(), |_| true);
+        assert!(resolver.followed.is_empty());
     }
 
     #[test]
-    fn takes_all_addresses_in_turn_whatever_their_order() {
-        let [a, b, c] = ["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"].map(address);
-        let mut tried = Vec::new();
-        let orders = [[a, b, c], [a, b, c], [b, c, a], [c, a, b], [c, b, a]];
-        let taken: Vec<_> = orders.iter().map(|order| next_address(order, &mut tried)).collect();
-        assert_eq!(taken, [a, b, c, a, b]);
-        assert_eq!(next_address(&[a], &mut tried), a, "the others are gone");
-        assert_eq!(tried, [a]);
+    fn known_addresses_keep_their_places_whatever_the_order_of_the_answer() {
+        let [a, b, c] = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|text| text.parse::<IpAddr>().unwrap());
+        assert_eq!(in_order_of(&[a, b], vec![c, b, a]), [a, b, c]);
+        assert_eq!(in_order_of(&[a, b], vec![c, b]), [b, c]);
     }
 
     #[tokio::test]
     async fn ends_when_dropped() {
-        let (resolver, mut updated) = follow_app1(BOTH, vec![Err(io::ErrorKind::HostUnreachable.into())]);
+        let (resolver, mut updated) = follow_app1(app1(&["app1.example"]), BOTH, vec![failure()]);
         drop(resolver);
         assert_eq!(timeout(Duration::from_secs(30), updated.recv()).await.unwrap(), None);
-    }
-
-    #[test]
-    fn says_which_family_is_missing() {
-        let error = usable(vec![address("[2001:db8::1]:1")], Families { v4: true, v6: false }).unwrap_err();
-        assert!(error.to_string().contains("IPv4 only"), "{error}");
     }
 }

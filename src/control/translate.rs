@@ -1,5 +1,6 @@
 //! Configuration → the core's and the data plane's words, which know neither names nor roles.
 
+use std::net::SocketAddr;
 use std::num::NonZero;
 use std::thread;
 
@@ -12,7 +13,7 @@ use crate::proto::peer::PeerConfig;
 
 use super::resolver::NamedPeer;
 
-/// What the data plane starts with. Peers whose endpoint is a name have none yet.
+/// What the data plane starts with. Endpoints that are names are not known yet.
 pub fn dataplane_config(config: &Config) -> DataplaneConfig {
     let interface = &config.interface;
     let workers = workers(interface.workers, thread::available_parallelism().map_or(1, NonZero::get));
@@ -42,8 +43,10 @@ pub fn named_peers(config: &Config) -> Vec<NamedPeer> {
 }
 
 fn named_peer(peer: &Peer) -> Option<NamedPeer> {
-    let Some(Endpoint::Name { host, port }) = &peer.endpoint else { return None };
-    Some(NamedPeer { name: peer.name.clone(), public_key: peer.public_key, host: host.clone(), port: *port })
+    let is_name = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Name { .. });
+    let named =
+        || NamedPeer { name: peer.name.clone(), public_key: peer.public_key, endpoints: peer.endpoints.clone() };
+    peer.endpoints.iter().any(is_name).then(named)
 }
 
 fn peer_config(role: Role, peer: &Peer) -> PeerConfig {
@@ -51,16 +54,21 @@ fn peer_config(role: Role, peer: &Peer) -> PeerConfig {
         public_key: peer.public_key,
         next_public_key: peer.next_public_key,
         preshared_key: peer.preshared_key.clone(),
-        endpoints: match &peer.endpoint {
-            Some(Endpoint::Address(address)) => vec![proto::endpoint::Endpoint::new(*address)],
-            Some(Endpoint::Name { .. }) | None => Vec::new(),
-        },
+        endpoints: addresses(peer).map(proto::endpoint::Endpoint::new).collect(),
         // The load balancer wants to know.
         watched: role == Role::Proxy,
         allowed_ips: peer.allowed_ips.clone(),
         persistent_keepalive: peer.persistent_keepalive,
         suite: Some(suite(peer.suite)),
     }
+}
+
+/// A peer's endpoints that are no names.
+pub fn addresses(peer: &Peer) -> impl Iterator<Item = SocketAddr> {
+    peer.endpoints.iter().filter_map(|endpoint| match endpoint {
+        Endpoint::Address(address) => Some(*address),
+        Endpoint::Name { .. } => None,
+    })
 }
 
 /// Of `cpus` that the process may use. Below four a second worker takes from the applications what it adds (measured,

@@ -123,7 +123,7 @@ fn check_speaks_json_and_tells_no_secret() {
     let plan: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(plan["schema_version"], 1);
     assert_eq!(plan["interface"]["public_key"], answer(&["pubkey", &site.text("private.key")]));
-    assert_eq!(plan["peers"][0]["endpoint"], "app1.example.com:51900");
+    assert_eq!(plan["peers"][0]["endpoints"][0], "app1.example.com:51900");
     assert_eq!(plan["routes"][1]["destination"], "fd00::/8");
     let secret = fs::read_to_string(site.path("private.key")).unwrap();
     assert!(!text.contains(secret.trim()));

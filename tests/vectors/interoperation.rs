@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use underpass::keys::PresharedKey;
 use underpass::packet::frame::{Control, FLAG_CHECKSUM_PARTIAL, FLAG_CONTINUES, packet_header};
-use underpass::packet::message::{COOKIE_REPLY_LEN, INITIATION_LEN, TRANSPORT_OVERHEAD};
+use underpass::packet::message::{COOKIE_REPLY_LEN, INITIATION_LEN};
 use underpass::proto::constants::{HANDSHAKES_PER_SECOND_AND_SOURCE, PING_AFTER_DATA, REJECT_AFTER_TIME};
 use underpass::proto::error::DropReason;
 use underpass::proto::event::Event;

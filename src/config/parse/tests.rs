@@ -62,7 +62,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
     assert_eq!(interface.private_key.public_key(), private_key(1).public_key());
     let peer = &config.peers[0];
     assert_eq!((peer.name.as_str(), peer.public_key), ("app1", private_key(2).public_key()));
-    assert_eq!((&peer.endpoint, peer.persistent_keepalive), (&None, None));
+    assert_eq!((peer.endpoints.len(), peer.persistent_keepalive), (0, None));
     assert_eq!(peer.allowed_ips, ["10.77.0.11/32".parse().unwrap()]);
     assert!(peer.preshared_key.is_none() && peer.next_public_key.is_none());
 }
@@ -90,7 +90,7 @@ fn every_key_reaches_its_value() {
     assert_eq!(interface.control_socket, Path::new("/etc/underpass/s.sock"));
     let peer = &peers[0];
     assert_eq!(peer.next_public_key, Some(private_key(4).public_key()));
-    assert_eq!(peer.endpoint, Some(Endpoint::Name { host: "lb.example.com".to_owned(), port: 7001 }));
+    assert_eq!(peer.endpoints, [Endpoint::Name { host: "lb.example.com".to_owned(), port: 7001 }]);
     assert_eq!(peer.allowed_ips, ["10.77.0.1/32".parse().unwrap(), "192.168.0.0/16".parse().unwrap()]);
     assert_eq!((peer.persistent_keepalive, peer.suite), (Some(Duration::from_secs(25)), SuiteChoice::Aes256Gcm));
     assert!(peer.preshared_key.is_some());
@@ -280,5 +280,25 @@ proptest::proptest! {
             proptest::prop_assert!(error.problems().iter().all(|problem| !problem.remedy.is_empty()));
             proptest::prop_assert!(!error.to_string().contains(private_key(1).to_base64().as_str()));
         }
+    }
+}
+
+#[test]
+fn endpoints_are_one_or_several_each_once() {
+    let endpoints = |text: &str| parse(&format!("{}endpoint = {text}\n", minimal()));
+    let several = endpoints("[\"192.0.2.1\", \"app1.example.com:7000\"]").unwrap();
+    let expected = [
+        Endpoint::Address("192.0.2.1:51900".parse().unwrap()),
+        Endpoint::Name { host: "app1.example.com".to_owned(), port: 7000 },
+    ];
+    assert_eq!(several.peers[0].endpoints, expected);
+    for (text, what) in [
+        ("[]", "the list is empty"),
+        ("[\"192.0.2.1\", \"192.0.2.1:51900\"]", "192.0.2.1:51900 stands there twice"),
+        ("[\"192.0.2.1\", \"10.77.0.11\"]", "10.77.0.11 is the peer's address inside the tunnel"),
+        ("7", "a string, or a list of strings"),
+    ] {
+        let error = endpoints(text).unwrap_err().to_string();
+        assert!(error.contains(what), "{text}: {error}");
     }
 }
