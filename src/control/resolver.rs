@@ -389,6 +389,12 @@ mod tests {
         assert!(resolver.followed.is_empty());
     }
 
+    #[tokio::test]
+    async fn names_that_need_no_server_are_found() {
+        let found = look_up("localhost".to_owned()).await.unwrap();
+        assert!(found.addresses.iter().any(IpAddr::is_loopback), "{found:?}");
+    }
+
     #[test]
     fn known_addresses_keep_their_places_whatever_the_order_of_the_answer() {
         let [a, b, c] = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|text| text.parse::<IpAddr>().unwrap());

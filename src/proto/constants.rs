@@ -43,7 +43,7 @@ pub const PING_AFTER_DATA: Duration = Duration::from_secs(3);
 pub const LIVENESS_INTERVAL: Duration = Duration::from_millis(200);
 /// All links together are pinged at most this often: with more of them, each more rarely. A ping and its pong cost about
 /// 10 us of a core (measured, `docs/performance.md`).
-pub const LIVENESS_PINGS_PER_SECOND: u32 = 5_000;
+pub const LIVENESS_PINGS_PER_SECOND: u32 = 2_000;
 /// Once a ping has found no answer, and nothing else was heard, the next follow after so long.
 pub const LIVENESS_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// After so many pings in a row, with nothing heard, the peer is dead. At a loss of 5 % each way that happens by chance once
