@@ -108,6 +108,10 @@ impl Site {
             let proxy = Peer::new("proxy", &keys[0].public, ["10.77.0.1", "fd77::1"]);
             self.daemons.push(Daemon::start(backend, &finish(config.peer(proxy))));
         }
+        // The proxy side has called before there was anybody to answer; a load balancer's first check would come too early.
+        for backend in ["backend1", "backend2"] {
+            self.proxy_daemon().wait_for_state(backend, "up");
+        }
     }
 
     #[track_caller]
