@@ -21,7 +21,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 BUILD_PROGRAMS := gcc:gcc,libc6-dev
 TEST_PROGRAMS := $(BUILD_PROGRAMS) haproxy:haproxy nginx:nginx-light iperf3:iperf3 wrk:wrk tcpdump:tcpdump nft:nftables \
 	ip:iproute2 ping:iputils-ping arping:iputils-arping wireguard-go:wireguard-go wg:wireguard-tools curl:curl \
-	ethtool:ethtool python3:python3
+	ethtool:ethtool python3:python3 promtool:prometheus
 BENCH_PROGRAMS := stunnel:stunnel4 openssl:openssl
 # Tunnels to compare with, program:crate.
 PEERS := boringtun-cli:boringtun-cli gotatun:gotatun-cli quincy-client:quincy-client quincy-server:quincy-server \

@@ -132,7 +132,8 @@ fn collect_functions(directory: &Path, names: &mut BTreeSet<String>) {
             collect_functions(&path, names);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = fs::read_to_string(&path).unwrap();
-            let functions = text.lines().filter_map(|line| line.trim().strip_prefix("fn ")?.split('(').next());
+            let declarations = text.lines().map(|line| line.trim().trim_start_matches("async "));
+            let functions = declarations.filter_map(|line| line.strip_prefix("fn ")?.split('(').next());
             names.extend(functions.map(str::to_owned));
         }
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::host::Host;
 use crate::process::Process;
@@ -69,6 +69,17 @@ backend websockets
         HaProxy { process, socket }
     }
 
+    /// Starts it with a configuration file as it stands, which has its statistics where Debian has them.
+    #[track_caller]
+    pub fn start_with(host: &Host, config: &Path, port: u16) -> HaProxy {
+        host.command("mkdir").args(["-p", "/run/haproxy"]).run();
+        let process = host.command("haproxy").args(["-db", "-f"]).arg(config).start("haproxy");
+        host.wait_for_tcp_listener(port);
+        // As this process sees the file system of that one.
+        let socket = PathBuf::from(format!("/proc/{}/root/run/haproxy/admin.sock", process.pid()));
+        HaProxy { process, socket }
+    }
+
     /// The program.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
@@ -86,8 +97,9 @@ backend websockets
         wait::until(&format!("HAProxy finds {name} {status}"), || self.server(name)["status"] == status);
     }
 
+    /// What it says of every frontend, backend and server.
     #[track_caller]
-    fn show_stat(&self) -> Vec<Row> {
+    pub fn show_stat(&self) -> Vec<Row> {
         let mut stream = UnixStream::connect(&self.socket).unwrap_or_else(|e| panic!("{}: {e}", self.socket.display()));
         let mut answer = String::new();
         let talk = stream.write_all(b"show stat\n").and_then(|()| stream.read_to_string(&mut answer));

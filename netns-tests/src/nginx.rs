@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::host::Host;
 use crate::process::Process;
@@ -85,6 +85,15 @@ impl NginxFront {
             websockets = servers(websockets),
         );
         NginxFront { process: start(host, "nginx-front", listen.port(), &config) }
+    }
+
+    /// Starts it with a configuration file as it stands, as one process, so that it ends with the laboratory.
+    #[track_caller]
+    pub fn start_with(host: &Host, config: &Path, port: u16) -> NginxFront {
+        let command = host.command("nginx").arg("-c").arg(config).args(["-e", "stderr"]);
+        let process = command.args(["-g", "daemon off; master_process off;"]).start("nginx-front");
+        host.wait_for_tcp_listener(port);
+        NginxFront { process }
     }
 
     /// The program.

@@ -32,6 +32,7 @@ pub struct Config {
     role: Role,
     private_key: String,
     interface: Vec<(String, String)>,
+    health: Vec<(String, String)>,
     peers: Vec<Peer>,
 }
 
@@ -117,7 +118,7 @@ impl Config {
     /// The least that is needed, without peers yet.
     pub fn new<'a>(role: Role, keys: &KeyPair, addresses: impl IntoIterator<Item = &'a str>) -> Config {
         let private_key = keys.private.clone();
-        let config = Config { program: None, role, private_key, interface: vec![], peers: vec![] };
+        let config = Config { program: None, role, private_key, interface: vec![], health: vec![], peers: vec![] };
         config.set("addresses", list(addresses))
     }
 
@@ -127,10 +128,18 @@ impl Config {
         self
     }
 
-    /// Another interface than [`INTERFACE`], on another port than [`PORT`]: for a second daemon on one machine.
+    /// Sets a key of `[health]` to a TOML value.
+    pub fn health(mut self, key: &str, value: impl Into<String>) -> Config {
+        set(&mut self.health, key, value.into());
+        self
+    }
+
+    /// Another interface than [`INTERFACE`], on another port than [`PORT`], and no health checks, whose ports the first has:
+    /// for a second daemon on one machine.
     pub fn interface(self, name: &str, port: u16) -> Config {
         let socket = format!("/run/underpass/{name}.sock");
-        self.set("name", quote(name)).set("listen", port.to_string()).set("control_socket", quote(&socket))
+        let config = self.health("agent_check", quote("off")).health("http", quote("off"));
+        config.set("name", quote(name)).set("listen", port.to_string()).set("control_socket", quote(&socket))
     }
 
     /// Another build than [`program`]: to compare the two.
@@ -173,6 +182,11 @@ impl Config {
         };
         let mut text = format!("role = \"{role}\"\n[interface]\nprivate_key_file = \"{}\"\n", key.display());
         append(&mut text, &self.interface);
+        // Another build may be one that knows no health checks.
+        if !self.health.is_empty() && self.program.is_none() {
+            text += "[health]\n";
+            append(&mut text, &self.health);
+        }
         for peer in &self.peers {
             text += &format!("[[{table}]]\nname = \"{}\"\n", peer.name);
             append(&mut text, &peer.keys);

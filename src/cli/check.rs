@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::Failure;
 use super::arguments::CheckArguments;
-use crate::config::{Config, Interface, Peer};
+use crate::config::{Config, Health, Interface, Peer};
 
 /// Raised when a field of the JSON is renamed, removed or changes its meaning.
 const SCHEMA_VERSION: u32 = 1;
@@ -37,6 +37,7 @@ struct Plan {
     config: PathBuf,
     role: String,
     interface: InterfacePlan,
+    health: HealthPlan,
     peers: Vec<PeerPlan>,
     /// Routes into the tunnel.
     routes: Vec<Route>,
@@ -57,6 +58,13 @@ struct InterfacePlan {
     pin_workers: bool,
     suite: &'static str,
     control_socket: PathBuf,
+}
+
+#[derive(Debug, Serialize)]
+struct HealthPlan {
+    agent_check: Vec<String>,
+    http: Vec<String>,
+    degraded_weight: u8,
 }
 
 #[derive(Debug, Serialize)]
@@ -89,6 +97,7 @@ impl Plan {
             config: file,
             role: config.role.to_string(),
             interface: InterfacePlan::new(&config.interface),
+            health: HealthPlan::new(&config.health),
             peers: config.peers.iter().map(PeerPlan::new).collect(),
             routes: config.peers.iter().flat_map(routes_of).collect(),
             advice: config.advice(),
@@ -100,6 +109,7 @@ impl Plan {
         let links = if self.peers.len() == 1 { "link" } else { "links" };
         writeln!(out, "{file} is valid. This machine is the {} side of {} {links}.", self.role, self.peers.len())?;
         self.interface.write(out)?;
+        self.health.write(out)?;
         for peer in &self.peers {
             peer.write(out)?;
         }
@@ -139,6 +149,27 @@ impl InterfacePlan {
         line(out, "device", self.device)?;
         line(out, "workers", format!("{}{}", self.workers, if self.pin_workers { ", pinned" } else { "" }))?;
         line(out, "control", self.control_socket.display())
+    }
+}
+
+impl HealthPlan {
+    fn new(health: &Health) -> Self {
+        Self {
+            agent_check: texts(&health.agent_check),
+            http: texts(&health.http),
+            degraded_weight: health.degraded_weight,
+        }
+    }
+
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        let served = |addresses: &[String]| match addresses {
+            [] => "off".to_owned(),
+            addresses => format!("TCP {}", addresses.join(", ")),
+        };
+        writeln!(out, "\n{HEADING}health{HEADING:#}")?;
+        line(out, "agent checks", served(&self.agent_check))?;
+        line(out, "HTTP", served(&self.http))?;
+        line(out, "degraded", format!("{} % of the weight", self.degraded_weight))
     }
 }
 

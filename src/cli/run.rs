@@ -4,6 +4,7 @@ use super::arguments::RunArguments;
 use super::{Exit, Failure};
 use crate::config::Config;
 use crate::control::daemon::{self, DaemonError};
+use crate::control::health::HealthError;
 use crate::control::netlink::NetlinkError;
 use crate::control::socket::SocketError;
 use crate::dataplane::{BindError, Failure as DataplaneFailure, StartError, TunError};
@@ -28,6 +29,12 @@ fn exit(error: &DaemonError) -> Exit {
             SocketError::AlreadyRunning { .. } => Exit::Address,
             SocketError::NoPermission { .. } => Exit::Permission,
             SocketError::NotASocket { .. } | SocketError::Refused { .. } => Exit::Other,
+        },
+        DaemonError::Health(error) => match error {
+            HealthError::NoPermission { .. } => Exit::Permission,
+            HealthError::Taken { .. } | HealthError::NoSuchAddress { .. } | HealthError::Refused { .. } => {
+                Exit::Address
+            }
         },
         DaemonError::Dataplane(error) => match error {
             StartError::Tun(TunError::NoPermission) | StartError::Bind(BindError::NoPermission { .. }) => {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Config, Endpoint, Interface, Peer};
+use super::{Config, Endpoint, Health, Interface, Peer};
 
 impl Config {
     /// One sentence for each thing that an operator should look at again.
@@ -14,7 +14,7 @@ impl Config {
         let interface = &self.interface;
         let loops = self.peers.iter().flat_map(|peer| endpoints_in_the_tunnel(interface, peer));
         let families = self.peers.iter().filter_map(|peer| address_family_without_source(interface, peer));
-        loops.chain(families).collect()
+        loops.chain(families).chain(open_health(&self.health)).collect()
     }
 }
 
@@ -36,6 +36,19 @@ fn endpoint_in_the_tunnel(interface: &Interface, peer: &Peer, endpoint: &Endpoin
         peer.name,
         address.ip()
     ))
+}
+
+/// Nobody is asked who he is there.
+fn open_health(health: &Health) -> impl Iterator<Item = String> {
+    let keys = [("agent_check", &health.agent_check), ("http", &health.http)];
+    keys.into_iter().flat_map(|(key, addresses)| {
+        addresses.iter().filter(|address| !address.ip().is_loopback()).map(move |address| {
+            format!(
+                "health.{key}: {address} is not a loopback address: whoever reaches it is told the names and states of all \
+                 links; let only load balancers and monitors reach it"
+            )
+        })
+    })
 }
 
 fn address_family_without_source(interface: &Interface, peer: &Peer) -> Option<String> {
@@ -67,6 +80,14 @@ mod tests {
         let text = format!("{}endpoint = \"192.0.2.1\"\nallowed_ips = [\"0.0.0.0/0\"]\n", minimal());
         assert!(advice(&text)[0].starts_with("app1: its endpoint 192.0.2.1 lies in 0.0.0.0/0"));
         assert!(advice(&text.replace("[[backend]]", "fwmark = 1\n[[backend]]")).is_empty());
+    }
+
+    #[test]
+    fn health_addresses_that_others_may_reach_are_pointed_out() {
+        let health = "[health]\nagent_check = [\"127.0.0.1:1\", \"[::1]:1\"]\nhttp = \"0.0.0.0:2\"\n";
+        let advice = advice(&minimal().replace("[[backend]]", &format!("{health}[[backend]]")));
+        assert_eq!(advice.len(), 1);
+        assert!(advice[0].starts_with("health.http: 0.0.0.0:2 is not a loopback address"));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod advice;
 mod error;
+mod health;
 mod interface;
 mod key_file;
 mod key_source;
@@ -16,7 +17,7 @@ mod unknown;
 mod value;
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -34,6 +35,12 @@ pub const DEFAULT_PORT: u16 = 51900;
 pub const DEFAULT_INTERFACE_NAME: &str = "underpass0";
 /// 1,500 outside, less 40 of IPv6, 8 of UDP and 32 of the protocol: fits every common path (`docs/protocol.md`).
 pub const DEFAULT_MTU: u16 = 1420;
+/// Where HAProxy's agent checks are answered on the proxy side, where nothing is said.
+pub const DEFAULT_AGENT_CHECK: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 51901));
+/// Where HTTP checks and metrics are answered on the proxy side, where nothing is said.
+pub const DEFAULT_HEALTH_HTTP: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 51902));
+/// Degraded links keep their whole weight where nothing is said: fewer backends would have to carry the same load.
+pub const DEFAULT_DEGRADED_WEIGHT: u8 = 100;
 /// Where the control sockets lie, one per interface.
 pub const CONTROL_SOCKET_DIRECTORY: &str = "/run/underpass";
 
@@ -44,6 +51,8 @@ pub struct Config {
     pub role: Role,
     /// This machine's end: its device, sockets and keys.
     pub interface: Interface,
+    /// Where load balancers may ask how the links are.
+    pub health: Health,
     /// The other ends, in the file's order. Never empty. No two share a name, a key or an allowed prefix.
     pub peers: Vec<Peer>,
 }
@@ -113,6 +122,24 @@ pub struct Interface {
     pub suite: SuiteChoice,
     /// Where `underpass status` reaches the daemon. Absolute, and short enough for a socket address.
     pub control_socket: PathBuf,
+}
+
+/// The `[health]` table: where load balancers and monitors may ask how the links are. Whoever reaches an address there may.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// TCP addresses for HAProxy's agent checks. Empty: none. No port is 0.
+    pub agent_check: Vec<SocketAddr>,
+    /// TCP addresses for HTTP checks and metrics. Empty: none. No port is 0, and none is among `agent_check`.
+    pub http: Vec<SocketAddr>,
+    /// Percent of its weight that an agent check gives a degraded link: 1 to 100.
+    pub degraded_weight: u8,
+}
+
+impl Health {
+    /// Whether anybody may ask, so that the answer has to be known at any time.
+    pub fn is_on(&self) -> bool {
+        !(self.agent_check.is_empty() && self.http.is_empty())
+    }
 }
 
 /// How many fast-path threads there are.

@@ -11,6 +11,7 @@ use toml::de::DeTable;
 use toml::{Deserializer, Spanned};
 
 use super::error::{ConfigError, Problems, printable};
+use super::health;
 use super::interface::{self, Draft};
 use super::key_file::{Disk, KeyFiles};
 use super::key_source::KeySource;
@@ -109,9 +110,10 @@ fn check(raw: RawConfig, problems: &mut Problems<'_>, keys: &mut KeySource<'_>) 
     let mut tables = PeerTables::new(&own);
     let mut peers = tables.check_all(Role::Proxy.peer_table(), raw.backend, problems, keys);
     peers.extend(tables.check_all(Role::Backend.peer_table(), raw.proxy, problems, keys));
+    let health = health::check(role.unwrap_or(Role::Proxy), raw.health, problems);
     let ipv6 = own.addresses.iter().any(IpAddr::is_ipv6) || peers.iter().any(uses_ipv6);
     let interface = draft?.finish(&mut interface::scope(problems, interface_header), ipv6)?;
-    Some(Config { role: role?, interface, peers })
+    Some(Config { role: role?, interface, health, peers })
 }
 
 fn check_role(raw: Option<Field<String>>, problems: &mut Problems<'_>) -> Option<Role> {

@@ -16,6 +16,7 @@ use toml::Spanned;
 pub(super) struct RawConfig {
     pub(super) role: Option<Field<String>>,
     pub(super) interface: Option<Spanned<RawInterface>>,
+    pub(super) health: Option<Spanned<RawHealth>>,
     #[serde(default)]
     pub(super) backend: Vec<Spanned<RawPeer>>,
     #[serde(default)]
@@ -38,6 +39,15 @@ pub(super) struct RawInterface {
     pub(super) pin_workers: Option<Field<bool>>,
     pub(super) suite: Option<Field<String>>,
     pub(super) control_socket: Option<Field<String>>,
+}
+
+/// `[health]`.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawHealth {
+    pub(super) agent_check: Option<Field<RawServe>>,
+    pub(super) http: Option<Field<RawServe>>,
+    pub(super) degraded_weight: Option<Field<i64>>,
 }
 
 /// `[[backend]]` or `[[proxy]]`.
@@ -71,6 +81,12 @@ pub(super) enum RawWorkers {
 pub(super) enum RawListen {
     Port(i64),
     Addresses(List),
+}
+
+/// `agent_check` and `http`: an address with its port, several, or a word.
+pub(super) enum RawServe {
+    Word(String),
+    List(List),
 }
 
 /// A key's value with its place in the file, right or of the wrong type.
@@ -169,6 +185,16 @@ impl FromValue for RawListen {
             Value::Integer(port) => Ok(Self::Port(port)),
             Value::Array(_) => List::from_value(span, value).map(Self::Addresses),
             other => Err(other.instead_of("a list of strings, or a port", span)),
+        }
+    }
+}
+
+impl FromValue for RawServe {
+    fn from_value(span: Range<usize>, value: Value) -> Result<Self, WrongType> {
+        match value {
+            Value::String(word) => Ok(Self::Word(word)),
+            Value::Array(_) => List::from_value(span, value).map(Self::List),
+            other => Err(other.instead_of("an address with its port, or a list of them", span)),
         }
     }
 }
@@ -316,7 +342,7 @@ mod tests {
 
     #[test]
     fn keys_come_from_the_structs() {
-        assert_eq!(keys_of::<RawConfig>(), ["role", "interface", "backend", "proxy"]);
+        assert_eq!(keys_of::<RawConfig>(), ["role", "interface", "health", "backend", "proxy"]);
         assert!(keys_of::<RawPeer>().contains(&"persistent_keepalive"));
     }
 

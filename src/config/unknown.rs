@@ -8,19 +8,22 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{Problems, quote};
-use super::raw::{RawConfig, RawInterface, RawPeer, keys_of};
+use super::raw::{RawConfig, RawHealth, RawInterface, RawPeer, keys_of};
 
 /// How alike two keys are when one can stand for the other: `adress` and `ListenPort` pass, `port` and `mtu` do not.
 const ALIKE: f64 = 0.8;
 
 const INTERFACE: &str = "interface";
+const HEALTH: &str = "health";
 const PEER_TABLES: [&str; 2] = ["backend", "proxy"];
 
 /// Leaves in `root` only what `RawConfig` can hold.
 pub(super) fn refuse_unknown(root: &mut DeTable<'_>, problems: &mut Problems<'_>) {
     keep_known(root, &Place { table: "", keys: keys_of::<RawConfig>() }, problems);
-    if root.get_mut(INTERFACE).is_some_and(|value| !keep_interface(value, problems)) {
-        root.remove(INTERFACE);
+    for place in single_tables() {
+        if root.get_mut(place.table).is_some_and(|value| !keep_table(&place, value, problems)) {
+            root.remove(place.table);
+        }
     }
     for table in PEER_TABLES {
         if root.get_mut(table).is_some_and(|value| !keep_peers(table, value, problems)) {
@@ -35,25 +38,27 @@ struct Place {
     keys: &'static [&'static str],
 }
 
-fn keep_interface(value: &mut Spanned<DeValue<'_>>, problems: &mut Problems<'_>) -> bool {
-    let span = value.span();
+/// The tables that a file has once at most.
+fn single_tables() -> [Place; 2] {
+    [Place { table: INTERFACE, keys: keys_of::<RawInterface>() }, Place { table: HEALTH, keys: keys_of::<RawHealth>() }]
+}
+
+fn keep_table(place: &Place, value: &mut Spanned<DeValue<'_>>, problems: &mut Problems<'_>) -> bool {
+    let (span, table) = (value.span(), place.table);
     match value.get_mut() {
-        DeValue::Table(table) => {
-            keep_known(table, &Place { table: INTERFACE, keys: keys_of::<RawInterface>() }, problems);
+        DeValue::Table(entries) => {
+            keep_known(entries, place, problems);
             true
         }
         DeValue::Array(_) => {
-            let what = "there is only one interface for each daemon";
-            problems.push(
-                span,
-                INTERFACE,
-                what,
-                "write [interface] with single brackets, once; run a second daemon for another",
-            );
+            let what = format!("there is only one {table} for each daemon");
+            let remedy = format!("write [{table}] with single brackets, once; run a second daemon for another");
+            problems.push(span, table, what, remedy);
             false
         }
         _ => {
-            problems.push(span, INTERFACE, "this is a table", "write [interface] and its keys on the lines below");
+            let remedy = format!("write [{table}] and its keys on the lines below");
+            problems.push(span, table, "this is a table", remedy);
             false
         }
     }
@@ -125,9 +130,10 @@ fn header(table: &str) -> String {
 
 /// The table that does have the key `name`.
 fn table_of(name: &str) -> Option<&'static str> {
-    let tables =
-        [("", keys_of::<RawConfig>()), (INTERFACE, keys_of::<RawInterface>()), ("backend", keys_of::<RawPeer>())];
-    tables.into_iter().find(|(_, keys)| keys.contains(&name)).map(|(table, _)| table)
+    let top = Place { table: "", keys: keys_of::<RawConfig>() };
+    let peer = Place { table: "backend", keys: keys_of::<RawPeer>() };
+    let tables = [top].into_iter().chain(single_tables()).chain([peer]);
+    tables.into_iter().find(|place| place.keys.contains(&name)).map(|place| place.table)
 }
 
 /// The key that was probably meant, also for names in the style of other programs: `AllowedIPs`, `listen-port`.

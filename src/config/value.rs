@@ -178,6 +178,20 @@ pub(super) fn listen_address(text: &str) -> Checked<SocketAddr> {
     }
 }
 
+/// A local TCP address to answer checks on.
+pub(super) fn service_address(text: &str) -> Checked<SocketAddr> {
+    let rule = "write an address of this machine with a port, such as \"127.0.0.1:51901\" or \"[::1]:51901\", or \"off\" alone";
+    let address: SocketAddr = text.parse().map_err(|_| not_a(text, "an IP address with a port", rule))?;
+    if address.port() == 0 {
+        return Err(Refusal::new("port 0 means any port, and who asks has to know it", rule));
+    }
+    let ip = address.ip();
+    match unusable(ip).filter(|_| !ip.is_unspecified() && !ip.is_loopback()) {
+        Some(why) => Err(Refusal::new(format!("{} is {why}", quote(text)), rule)),
+        None => Ok(address),
+    }
+}
+
 /// Where a peer is reached: an address or a name, with or without a port.
 pub(super) fn endpoint(text: &str) -> Checked<Endpoint> {
     let rule = format!(

@@ -15,8 +15,11 @@ use tokio::sync::mpsc::{Receiver, UnboundedReceiver, channel, unbounded_channel}
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::api::{ApiError, Command, ErrorCode, Response};
+use super::api::{ApiError, Command, ErrorCode, Response, StatusReport};
+use super::board::Board;
+use super::health::{HealthError, HealthListeners};
 use super::link_log::LinkLog;
+use super::metrics::RoundTrips;
 use super::netlink::{InterfaceSettings, Netlink, NetlinkError, RoutePlan};
 use super::report::{Identity, PeerNames};
 use super::resolver::{Families, Resolver};
@@ -37,6 +40,9 @@ pub enum DaemonError {
     /// The control socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The addresses for health checks.
+    #[error(transparent)]
+    Health(#[from] HealthError),
     /// The TUN device or the UDP sockets.
     #[error(transparent)]
     Dataplane(#[from] StartError),
@@ -58,7 +64,7 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
 }
 
 /// In this order, undone in reverse by the end of each one's scope: signals, device and sockets, addresses and routes,
-/// control socket, threads, look-ups.
+/// control socket, sockets for health checks, threads, look-ups.
 async fn run_until_signal(config: Config) -> Result<(), DaemonError> {
     let mut signals = Signals::new().map_err(DaemonError::Runtime)?;
     let started_at = clock::now();
@@ -66,6 +72,7 @@ async fn run_until_signal(config: Config) -> Result<(), DaemonError> {
     let mut dataplane = Dataplane::open(translate::dataplane_config(&config))?;
     configure_interface(&config, &dataplane).await?;
     let socket = ControlSocket::bind(&config.interface.control_socket)?;
+    let health = HealthListeners::bind(&config.health).await?;
 
     let (failures, failed) = unbounded_channel();
     let (events, changes) = channel(MAX_CHANGES);
@@ -89,16 +96,19 @@ async fn run_until_signal(config: Config) -> Result<(), DaemonError> {
 
     let handle = dataplane.handle();
     let log = LinkLog::new(identity.peers.clone());
-    let asked = handle.clone();
-    let answer = move |Command::Status| answer_status(Arc::clone(&identity), asked.clone());
+    let round_trips = RoundTrips::new(identity.peers.clone());
+    let board = start_board(identity, handle.clone());
+    let asked = board.clone();
+    let answer = move |Command::Status| answer_status(asked.clone());
     let outcome = tokio::select! {
         name = signals.stop() => {
             tracing::info!(signal = name, "stopping");
             Ok(())
         }
         failure = first_failure(failed) => Err(DaemonError::Failed(failure)),
-        never = follow_changes(changes, log, &resolver) => match never {},
+        never = follow_changes(changes, log, &resolver, round_trips.clone()) => match never {},
         never = socket.serve(answer) => match never {},
+        never = health.serve(board, round_trips) => match never {},
     };
     systemd::notify(Readiness::Stopping);
     drop((resolver, socket));
@@ -183,8 +193,14 @@ async fn first_failure(mut failures: UnboundedReceiver<Failure>) -> Failure {
     }
 }
 
-async fn follow_changes(mut changes: Receiver<Event>, mut log: LinkLog, resolver: &Resolver) -> Infallible {
+async fn follow_changes(
+    mut changes: Receiver<Event>,
+    mut log: LinkLog,
+    resolver: &Resolver,
+    round_trips: RoundTrips,
+) -> Infallible {
     while let Some(event) = changes.recv().await {
+        round_trips.count(&event);
         log.log(&event);
         if let Event::LinkChanged { peer, state, .. } = event {
             resolver.set_down(&peer, state == LinkState::Down);
@@ -193,9 +209,18 @@ async fn follow_changes(mut changes: Receiver<Event>, mut log: LinkLog, resolver
     pending().await
 }
 
-async fn answer_status(identity: Arc<Identity>, handle: Handle) -> Response {
-    match status(&handle).await {
-        Some(status) => Response::Status(Box::new(identity.report(clock::now(), clock::unix_time(), &status))),
+fn start_board(identity: Arc<Identity>, handle: Handle) -> Board {
+    Board::start(move || report(Arc::clone(&identity), handle.clone()))
+}
+
+async fn report(identity: Arc<Identity>, handle: Handle) -> Option<StatusReport> {
+    let status = status(&handle).await?;
+    Some(identity.report(clock::now(), clock::unix_time(), &status))
+}
+
+async fn answer_status(board: Board) -> Response {
+    match board.report().await {
+        Some(report) => Response::Status(Box::new(StatusReport::clone(&report))),
         None => ApiError::new(ErrorCode::Internal, "the data plane does not answer").into(),
     }
 }

@@ -4,9 +4,12 @@
 //! layer that knows both the configuration's names and the core's keys: it translates between the two.
 
 pub mod api;
+pub mod board;
 pub mod client;
 pub mod daemon;
+pub mod health;
 pub mod link_log;
+pub mod metrics;
 pub mod netlink;
 pub mod report;
 pub mod resolver;

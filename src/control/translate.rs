@@ -33,7 +33,7 @@ pub fn dataplane_config(config: &Config) -> DataplaneConfig {
             send_lanes: workers,
             lane_paths: true,
         },
-        peers: config.peers.iter().map(|peer| peer_config(config.role, peer)).collect(),
+        peers: config.peers.iter().map(|peer| peer_config(is_watched(config), peer)).collect(),
     }
 }
 
@@ -49,14 +49,18 @@ fn named_peer(peer: &Peer) -> Option<NamedPeer> {
     peer.endpoints.iter().any(is_name).then(named)
 }
 
-fn peer_config(role: Role, peer: &Peer) -> PeerConfig {
+/// The load balancer wants to know how its links are, and who asks for checks.
+fn is_watched(config: &Config) -> bool {
+    config.role == Role::Proxy || config.health.is_on()
+}
+
+fn peer_config(watched: bool, peer: &Peer) -> PeerConfig {
     PeerConfig {
         public_key: peer.public_key,
         next_public_key: peer.next_public_key,
         preshared_key: peer.preshared_key.clone(),
         endpoints: addresses(peer).map(proto::endpoint::Endpoint::new).collect(),
-        // The load balancer wants to know.
-        watched: role == Role::Proxy,
+        watched,
         allowed_ips: peer.allowed_ips.clone(),
         persistent_keepalive: peer.persistent_keepalive,
         suite: Some(suite(peer.suite)),

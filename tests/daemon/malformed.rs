@@ -4,7 +4,7 @@
 use crate::support::{Outcome, Site, a_public_key, answer};
 
 /// A configuration with every kind of value in it, which is valid as it stands.
-const VALID: [&str; 24] = [
+const VALID: [&str; 28] = [
     "role = \"proxy\"",                                    // 1
     "[interface]",                                         // 2
     "name = \"underpass0\"",                               // 3
@@ -29,6 +29,10 @@ const VALID: [&str; 24] = [
     "name = \"app2\"",                                     // 22
     "public_key = \"APP2\"",                               // 23
     "addresses = [\"10.77.0.12\"]",                        // 24
+    "[health]",                                            // 25
+    "agent_check = \"127.0.0.1:51901\"",                   // 26
+    "http = [\"127.0.0.1:51902\"]",                        // 27
+    "degraded_weight = 50",                                // 28
 ];
 
 /// One line made wrong: its number, what stands there instead, and what the message must contain: the key, what is wrong,
@@ -39,7 +43,7 @@ const REPLACED: &[Row] = &[
     // Syntax and shape.
     (7, "mtu = ", "interface.mtu", "", "strings stand in \"quotes\""),
     (14, "name = app1", "backend.name", "quoted", "strings stand in \"quotes\""),
-    (24, "addresses = [\"10.77.0.12\"", "backend.addresses", "unclosed array", "lists in [brackets]"),
+    (28, "degraded_weight = [50", "health.degraded_weight", "unclosed array", "lists in [brackets]"),
     (8, "mtu = 1400", "interface.mtu", "duplicate key", "every key has one line"),
     (2, "[interface", "", "", "every key has one line"),
     (3, "name = \"under\u{7}pass0\"", "interface.name", "", "strings stand in \"quotes\""),
@@ -58,7 +62,7 @@ const REPLACED: &[Row] = &[
         "[peer]\n[[backend]]",
         "peer",
         "no key \"peer\" at the top",
-        "the keys here are role, interface, backend, proxy",
+        "the keys here are role, interface, health, backend, proxy",
     ),
     // Values of the wrong type.
     (7, "mtu = \"1420\"", "interface.mtu", "a string, not a whole number", "write it as `mtu = 1420`"),
@@ -187,6 +191,26 @@ const REPLACED: &[Row] = &[
     (19, "persistent_keepalive = 65536", "\"app1\".persistent_keepalive", "too large", "a number from 0 to 65535"),
     (19, "persistent_keepalive = -1", "\"app1\".persistent_keepalive", "too small", "a number from 0 to 65535"),
     (20, "suite = \"aes-128\"", "\"app1\".suite", "\"aes-128\" is not known", "write one of"),
+    // Health.
+    (25, "[[health]]", "health", "only one health", "write [health] with single brackets"),
+    (26, "agent = \"127.0.0.1:51901\"", "health.agent", "no key \"agent\" in [health]", "did you mean `agent_check`?"),
+    (
+        26,
+        "agent_check = 51901",
+        "health.agent_check",
+        "a number, not an address",
+        "`agent_check = \"127.0.0.1:51901\"`",
+    ),
+    (26, "agent_check = []", "health.agent_check", "the list is empty", "write agent_check = \"off\""),
+    (26, "agent_check = [\"off\"]", "health.agent_check", "not an IP address with a port", "or \"off\" alone"),
+    (26, "agent_check = \"localhost:51901\"", "health.agent_check", "not an IP address", "\"127.0.0.1:51901\""),
+    (26, "agent_check = \"127.0.0.1:0\"", "health.agent_check", "port 0", "\"[::1]:51901\""),
+    (26, "agent_check = \"224.0.0.1:1\"", "health.agent_check", "multicast", "an address of this machine"),
+    (26, "agent_check = [\"[::1]:1\", \"[::1]:1\"]", "health.agent_check", "stands here twice", "delete one"),
+    (27, "http = [\"127.0.0.1:51901\"]", "health.http", "agent_check has 127.0.0.1:51901 too", "a port of its own"),
+    (27, "http = true", "health.http", "true or false, not an address", "`http = \"127.0.0.1:51902\"`"),
+    (28, "degraded_weight = 0", "health.degraded_weight", "0 is too small", "a number from 1 to 100"),
+    (28, "degraded_weight = 101", "health.degraded_weight", "101 is too large", "a number from 1 to 100"),
 ];
 
 /// A line taken out: its number, where the message points (the table's header), the key, what, and the remedy.

@@ -31,8 +31,6 @@ pub(crate) enum Carrier {
 ///
 /// In the tunnel, the proxy is 10.77.0.1 and fd77::1, the backends are 10.77.0.11 and .12, fd77::11 and ::12.
 pub(crate) struct Site {
-    #[expect(dead_code, reason = "it stands as long as the site does")]
-    pub(crate) lab: Lab,
     pub(crate) proxy: Host,
     pub(crate) network: Host,
     pub(crate) backends: [Host; 2],
@@ -40,7 +38,11 @@ pub(crate) struct Site {
     pub(crate) addresses: [IpAddr; 2],
     /// The proxy's first, then the backends'; empty where another carrier is used.
     pub(crate) daemons: Vec<Daemon>,
+    /// Theirs, in the same order.
+    configs: Vec<Config>,
     _wireguard: Vec<Wireguard>,
+    /// The last to go: what a failed test has to say lies in it.
+    _lab: Lab,
 }
 
 impl Site {
@@ -74,6 +76,18 @@ impl Site {
         self.daemons.first().expect("underpass is the carrier")
     }
 
+    /// Ends the daemon of the first backend as its operator would.
+    #[track_caller]
+    pub(crate) fn stop_first_backend(&mut self) {
+        assert_eq!(self.daemons.remove(1).stop(), 0);
+    }
+
+    /// Starts it again.
+    #[track_caller]
+    pub(crate) fn start_first_backend(&mut self) {
+        self.daemons.insert(1, Daemon::start(&self.backends[0], &self.configs[1]));
+    }
+
     #[track_caller]
     fn bare(name: &str) -> Site {
         let lab = Lab::new(name);
@@ -86,7 +100,7 @@ impl Site {
         backends[0].ip("route add default via 10.1.1.1");
         backends[1].ip("route add default via 10.1.2.1");
         let addresses = addresses(["10.1.1.2", "10.1.2.2"]);
-        Site { lab, proxy, network, backends, addresses, daemons: vec![], _wireguard: vec![] }
+        Site { proxy, network, backends, addresses, daemons: vec![], configs: vec![], _wireguard: vec![], _lab: lab }
     }
 
     #[track_caller]
@@ -96,21 +110,23 @@ impl Site {
         let finish = |config: Config| config.set("device", quote(device));
         let peers = [1, 2].map(|n: usize| {
             let addresses = [format!("10.77.0.1{n}"), format!("fd77::1{n}")];
-            let peer = Peer::new(&format!("backend{n}"), &keys[n].public, addresses.each_ref().map(String::as_str));
+            let peer = Peer::new(&format!("app{n}"), &keys[n].public, addresses.each_ref().map(String::as_str));
             peer.endpoint(&format!("10.1.{n}.2:51900"))
         });
         let config = Config::new(Role::Proxy, &keys[0], ["10.77.0.1/24", "fd77::1/64"]);
         let config = change(peers).into_iter().fold(config, Config::peer);
-        self.daemons.push(Daemon::start(&self.proxy, &finish(config)));
-        for (n, backend) in (1..).zip(&self.backends) {
+        self.configs.push(finish(config));
+        for n in 1..=self.backends.len() {
             let addresses = [format!("10.77.0.1{n}/24"), format!("fd77::1{n}/64")];
             let config = Config::new(Role::Backend, &keys[n], addresses.each_ref().map(String::as_str));
             let proxy = Peer::new("proxy", &keys[0].public, ["10.77.0.1", "fd77::1"]);
-            self.daemons.push(Daemon::start(backend, &finish(config.peer(proxy))));
+            self.configs.push(finish(config.peer(proxy)));
         }
+        let hosts = [&self.proxy].into_iter().chain(&self.backends);
+        self.daemons = hosts.zip(&self.configs).map(|(host, config)| Daemon::start(host, config)).collect();
         // The proxy side has called before there was anybody to answer; a load balancer's first check would come too early.
-        for backend in ["backend1", "backend2"] {
-            self.proxy_daemon().wait_for_state(backend, "up");
+        for app in ["app1", "app2"] {
+            self.proxy_daemon().wait_for_state(app, "up");
         }
     }
 

@@ -7,6 +7,7 @@
 mod carrier;
 mod demo;
 mod ends;
+mod health;
 mod laboratory;
 mod lanes;
 mod lifecycle;

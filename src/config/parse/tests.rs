@@ -8,8 +8,8 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::super::key_file::KeyFileError;
-use super::super::raw::keys_of;
-use super::super::{DeviceMode, Endpoint, SuiteChoice, Workers, interface, peer};
+use super::super::raw::{RawHealth, keys_of};
+use super::super::{DeviceMode, Endpoint, Health, SuiteChoice, Workers, health, interface, peer};
 use super::*;
 use crate::keys::PrivateKey;
 
@@ -79,7 +79,7 @@ fn every_key_reaches_its_value() {
         private_key(2).public_key(),
         private_key(4).public_key()
     );
-    let Config { role, interface, peers } = parse(&text).unwrap();
+    let Config { role, interface, peers, .. } = parse(&text).unwrap();
     assert_eq!((role, interface.name.as_str(), interface.mtu), (Role::Backend, "up1", 9000));
     assert_eq!(interface.addresses.len(), 2);
     assert_eq!((interface.listen, interface.listen_is_default), (vec!["192.0.2.1:7000".parse().unwrap()], false));
@@ -94,6 +94,35 @@ fn every_key_reaches_its_value() {
     assert_eq!(peer.allowed_ips, ["10.77.0.1/32".parse().unwrap(), "192.168.0.0/16".parse().unwrap()]);
     assert_eq!((peer.persistent_keepalive, peer.suite), (Some(Duration::from_secs(25)), SuiteChoice::Aes256Gcm));
     assert!(peer.preshared_key.is_some());
+}
+
+/// `[health]` with these lines, of a file of this role.
+fn with_health(role: Role, lines: &str) -> String {
+    let text = minimal().replace("[[backend]]", &format!("[health]\n{lines}\n[[backend]]"));
+    text.replace("\"proxy\"", &format!("\"{role}\"")).replace("[[backend]]", &format!("[[{}]]", role.peer_table()))
+}
+
+fn addresses(texts: &[&str]) -> Vec<std::net::SocketAddr> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+#[test]
+fn health_is_on_beside_the_load_balancer_and_off_elsewhere() {
+    let proxy = parse(&minimal()).unwrap().health;
+    assert_eq!((proxy.agent_check, proxy.http), (addresses(&["127.0.0.1:51901"]), addresses(&["127.0.0.1:51902"])));
+    assert_eq!(proxy.degraded_weight, 100);
+    let backend = parse(&with_health(Role::Backend, "")).unwrap().health;
+    assert!(!backend.is_on());
+    let one = parse(&with_health(Role::Backend, "http = \"[::1]:9000\"")).unwrap().health;
+    assert_eq!((one.agent_check, one.http), (vec![], addresses(&["[::1]:9000"])));
+}
+
+#[test]
+fn health_addresses_are_one_or_several_or_off() {
+    let lines = "agent_check = [\"127.0.0.1:1\", \"[::1]:1\"]\nhttp = \"off\"\ndegraded_weight = 40";
+    let agent_check = addresses(&["127.0.0.1:1", "[::1]:1"]);
+    let health = parse(&with_health(Role::Proxy, lines)).unwrap().health;
+    assert_eq!(health, Health { agent_check, http: vec![], degraded_weight: 40 });
 }
 
 #[test]
@@ -188,6 +217,7 @@ fn ten_thousand_peers_are_no_trouble() {
 fn every_key_has_an_example_for_messages() {
     let of = |examples: &[(&'static str, &str)]| examples.iter().map(|(key, _)| *key).collect::<Vec<_>>();
     assert_eq!(of(interface::EXAMPLES), keys_of::<RawInterface>());
+    assert_eq!(of(health::EXAMPLES), keys_of::<RawHealth>());
     assert_eq!(of(peer::EXAMPLES), keys_of::<RawPeer>());
 }
 
@@ -231,10 +261,12 @@ fn every_key_stands_in_the_examples() {
         let all = uncommented(&example(role), |_| true);
         let table = format!("[[{}]]", role.peer_table());
         let (top, rest) = all.split_once("[interface]").unwrap();
-        let (interface, peer) = rest.split_once(&table).unwrap();
+        let (interface, rest) = rest.split_once("[health]").unwrap();
+        let (health, peer) = rest.split_once(&table).unwrap();
         let has = |section: &str, key: &str| section.lines().any(|line| line.starts_with(&format!("{key} = ")));
         assert!(has(top, "role"));
-        for (section, keys) in [(interface, keys_of::<RawInterface>()), (peer, keys_of::<RawPeer>())] {
+        let sections = [(interface, keys_of::<RawInterface>()), (health, keys_of::<RawHealth>())];
+        for (section, keys) in sections.into_iter().chain([(peer, keys_of::<RawPeer>())]) {
             for key in keys {
                 assert!(has(section, key), "config/{role}.example.toml lacks {key}");
             }
@@ -257,7 +289,9 @@ fn every_key_is_documented() {
     let text = include_str!("../../../docs/configuration.md");
     let (_, interface) = text.split_once("## `[interface]`").unwrap();
     let (interface, peer) = interface.split_once("## `[[backend]]` and `[[proxy]]`").unwrap();
-    for (section, keys) in [(interface, keys_of::<RawInterface>()), (peer, keys_of::<RawPeer>())] {
+    let (peer, health) = peer.split_once("## `[health]`").unwrap();
+    let sections = [(interface, keys_of::<RawInterface>()), (health, keys_of::<RawHealth>())];
+    for (section, keys) in sections.into_iter().chain([(peer, keys_of::<RawPeer>())]) {
         for key in keys {
             assert!(section.contains(&format!("\n| `{key}` |")), "docs/configuration.md lacks {key}");
         }
