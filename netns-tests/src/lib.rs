@@ -27,6 +27,7 @@ pub mod numbered;
 pub mod packet_socket;
 pub mod probe;
 pub mod process;
+pub mod pump;
 pub mod quincy;
 pub mod random;
 pub mod relay;

@@ -234,6 +234,28 @@ impl Daemon {
         status.code().unwrap_or_else(|| panic!("the daemon was killed: {status}"))
     }
 
+    /// Writes another configuration in the place of the one that it was started with, and asks it to reload.
+    #[track_caller]
+    pub fn try_reload(&self, config: &Config) -> Output {
+        config.write(self.process.host());
+        self.ask(&["reload"])
+    }
+
+    /// The same; it must be done. Returns what the command said.
+    #[track_caller]
+    pub fn reload(&self, config: &Config) -> String {
+        let output = self.try_reload(config);
+        assert_eq!(output.code(), 0, "{}\n{}", output.stderr, self.process.log());
+        output.stdout
+    }
+
+    /// Runs a command of the program's that asks this daemon.
+    #[track_caller]
+    pub fn ask(&self, arguments: &[&str]) -> Output {
+        let command = self.process.host().command(&self.program).args(arguments);
+        command.args(["--interface", &self.interface]).output()
+    }
+
     /// What it says of itself.
     #[track_caller]
     pub fn status(&self) -> Status {
@@ -241,8 +263,7 @@ impl Daemon {
     }
 
     fn try_status(&self) -> Option<Status> {
-        let command = self.process.host().command(&self.program);
-        let output = command.args(["status", "--json", "--interface", &self.interface]).output();
+        let output = self.ask(&["status", "--json"]);
         output.status.success().then(|| Status(serde_json::from_str(&output.stdout).expect("status --json is JSON")))
     }
 
@@ -275,6 +296,12 @@ impl Drop for Daemon {
 }
 
 impl Status {
+    /// The names of the peers, in their order.
+    pub fn peers(&self) -> Vec<String> {
+        let peers = self.0["peers"].as_array().into_iter().flatten();
+        peers.filter_map(|peer| peer["name"].as_str()).map(str::to_owned).collect()
+    }
+
     /// A peer's part.
     #[track_caller]
     pub fn peer(&self, name: &str) -> Status {

@@ -32,6 +32,17 @@ pub enum Command {
     Run(RunArguments),
     /// Show what a running daemon says of its links
     Status(StatusArguments),
+    /// Have a running daemon read its configuration file again
+    ///
+    /// What is different is changed, and nothing else is touched: links that stay as they are lose no packet. What cannot
+    /// change without a restart is named. A file that `underpass check` would refuse changes nothing. SIGHUP does the same.
+    Reload(DaemonArguments),
+    /// Have a link called draining, so that the load balancer sends it no new connections
+    ///
+    /// It carries traffic as before. It stays so over reloads, until `underpass undrain` or a restart.
+    Drain(DrainArguments),
+    /// Have a link called draining no longer
+    Undrain(DrainArguments),
     /// Judge a configuration file and print what it would do
     ///
     /// Reads the file and the key files that it names, as `run` does, and changes nothing. Every mistake is printed with
@@ -75,15 +86,34 @@ pub struct RunArguments {
     pub log_level: Option<String>,
 }
 
-/// Arguments of `status`.
+/// Which daemon is meant.
 #[derive(Debug, Clone, Args)]
-pub struct StatusArguments {
+pub struct DaemonArguments {
     /// Ask the daemon of this interface [default: the only one that runs]
     #[arg(short, long, value_name = "NAME", conflicts_with = "socket")]
     pub interface: Option<String>,
     /// Ask the daemon behind this control socket
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+}
+
+/// Arguments of `drain` and `undrain`.
+#[derive(Debug, Clone, Args)]
+pub struct DrainArguments {
+    /// The peer's name in the configuration
+    #[arg(value_name = "PEER")]
+    pub peer: String,
+    /// Which daemon.
+    #[command(flatten)]
+    pub daemon: DaemonArguments,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Clone, Args)]
+pub struct StatusArguments {
+    /// Which daemon.
+    #[command(flatten)]
+    pub daemon: DaemonArguments,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,

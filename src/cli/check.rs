@@ -58,6 +58,7 @@ struct InterfacePlan {
     pin_workers: bool,
     suite: &'static str,
     control_socket: PathBuf,
+    drain_timeout: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -135,6 +136,7 @@ impl InterfacePlan {
             pin_workers: interface.pin_workers,
             suite: interface.suite.as_str(),
             control_socket: interface.control_socket.clone(),
+            drain_timeout: interface.drain_timeout.as_secs(),
         }
     }
 
@@ -148,7 +150,12 @@ impl InterfacePlan {
         optional_line(out, "mark", self.fwmark.map(|mark| format!("{mark:#x}")))?;
         line(out, "device", self.device)?;
         line(out, "workers", format!("{}{}", self.workers, if self.pin_workers { ", pinned" } else { "" }))?;
-        line(out, "control", self.control_socket.display())
+        line(out, "control", self.control_socket.display())?;
+        let drain = match self.drain_timeout {
+            0 => "at once".to_owned(),
+            seconds => format!("once drained, after {seconds} s at the latest"),
+        };
+        line(out, "ends", drain)
     }
 }
 

@@ -7,12 +7,14 @@ pub mod arguments;
 pub mod check;
 pub mod completions;
 pub mod demo;
+pub mod drain;
 pub mod failure;
 pub mod genkey;
 pub mod genpsk;
 mod key_output;
 pub mod man;
 pub mod pubkey;
+pub mod reload;
 pub mod run;
 pub mod status;
 
@@ -31,6 +33,9 @@ pub fn execute(arguments: Arguments, out: &mut dyn Write) -> Result<(), Failure>
         Command::Genpsk(arguments) => genpsk::run(&arguments, out)?,
         Command::Check(arguments) => check::run(&arguments, out)?,
         Command::Status(arguments) => status::run(&arguments, out)?,
+        Command::Reload(arguments) => reload::run(&arguments, out)?,
+        Command::Drain(arguments) => drain::run(&arguments, true, out)?,
+        Command::Undrain(arguments) => drain::run(&arguments, false, out)?,
         Command::Completions(arguments) => completions::run(&arguments, out)?,
         Command::Man(arguments) => man::run(&arguments, out)?,
     }

@@ -13,7 +13,7 @@ use crate::logging;
 /// Runs until a signal ends it.
 pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     logging::start(arguments.log_level.as_deref()).map_err(|error| Failure::new(Exit::Usage, error))?;
-    Ok(daemon::run(Config::load(&arguments.config)?)?)
+    Ok(daemon::run(Config::load(&arguments.config)?, &arguments.config)?)
 }
 
 impl From<DaemonError> for Failure {

@@ -4,19 +4,19 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 
 use anstyle::{AnsiColor, Style};
 use terminal_size::{Width, terminal_size_of};
 
-use super::arguments::StatusArguments;
+use super::arguments::{DaemonArguments, StatusArguments};
 use super::{Exit, Failure};
-use crate::control::api::{InterfaceReport, LinkState, PeerReport, StatusReport};
+use crate::control::api::{ErrorCode, InterfaceReport, LinkState, PeerReport, StatusReport};
 use crate::control::client::{self, ClientError};
 
 /// Asks the daemon and writes its answer to `out`.
 pub fn run(arguments: &StatusArguments, out: &mut dyn Write) -> Result<(), Failure> {
-    let socket = client::find_socket(arguments.socket.clone(), arguments.interface.as_deref())?;
-    let status = client::status(&socket)?;
+    let status = client::status(&arguments.daemon.socket()?)?;
     if arguments.json {
         let json = serde_json::to_string_pretty(&status).map_err(|error| Failure::new(Exit::Other, error))?;
         return Ok(writeln!(out, "{json}")?);
@@ -24,10 +24,20 @@ pub fn run(arguments: &StatusArguments, out: &mut dyn Write) -> Result<(), Failu
     Ok(out.write_all(render(&status, terminal_width()).as_bytes())?)
 }
 
+impl DaemonArguments {
+    /// Where the daemon that is meant can be asked.
+    pub(super) fn socket(&self) -> Result<PathBuf, ClientError> {
+        client::find_socket(self.socket.clone(), self.interface.as_deref())
+    }
+}
+
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let exit = match error {
             ClientError::NoPermission { .. } => Exit::Permission,
+            ClientError::Refused { code: ErrorCode::ConfigRefused, .. } => Exit::Config,
+            ClientError::Refused { code: ErrorCode::UnknownPeer, .. } => Exit::Usage,
+            ClientError::Refused { code: ErrorCode::ReloadFailed | ErrorCode::Stopping, .. } => Exit::Other,
             _ => Exit::Unreachable,
         };
         Self::new(exit, error)

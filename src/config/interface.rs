@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZero;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use toml::Spanned;
@@ -38,6 +39,7 @@ pub(super) const EXAMPLES: &[(&str, &str)] = &[
     ("pin_workers", "false"),
     ("suite", "\"auto\""),
     ("control_socket", "\"/run/underpass/underpass0.sock\""),
+    ("drain_timeout", "30"),
 ];
 
 /// What every IPv4 host takes (RFC 791 §3.1).
@@ -49,6 +51,8 @@ const MIN_MTU_IPV6: u16 = 1280;
 const MAX_MTU: u16 = (65_507 - TRANSPORT_OVERHEAD - FRAME_HEADER_LEN) as u16;
 /// One lane for each worker.
 const MAX_WORKERS: u8 = MAX_LANES;
+/// Longer than connections live that anybody waits for, in seconds: a day.
+const MAX_DRAIN_TIMEOUT: u32 = 86_400;
 /// Bytes of a Unix socket's path: `sun_path` less the closing zero.
 const SOCKET_PATH_LEN: usize = 107;
 
@@ -71,6 +75,7 @@ pub(super) struct Draft {
     pin_workers: bool,
     suite: SuiteChoice,
     control_socket: Option<PathBuf>,
+    drain_timeout: Duration,
 }
 
 impl Draft {
@@ -96,6 +101,7 @@ impl Draft {
             pin_workers: scope.get("pin_workers", raw.pin_workers).is_some_and(Spanned::into_inner),
             suite: scope.check("suite", suite, |text| value::suite(text)).unwrap_or_default(),
             control_socket: check_socket(scope, socket, name.as_deref(), keys),
+            drain_timeout: check_drain_timeout(scope, raw.drain_timeout),
             name,
             private_key,
             previous_private_key,
@@ -133,6 +139,7 @@ impl Draft {
             pin_workers: self.pin_workers,
             suite: self.suite,
             control_socket: self.control_socket?,
+            drain_timeout: self.drain_timeout,
         })
     }
 }
@@ -252,6 +259,13 @@ fn check_socket(
         }
         Ok(path)
     })
+}
+
+fn check_drain_timeout(scope: &mut Scope<'_, '_>, raw: Option<Field<i64>>) -> Duration {
+    let seconds = scope.get("drain_timeout", raw);
+    let why = "this is in seconds, 0 ends at once";
+    let seconds = scope.check("drain_timeout", seconds, |s| value::number(*s, 0..=MAX_DRAIN_TIMEOUT, why));
+    Duration::from_secs(seconds.unwrap_or_default().into())
 }
 
 fn refuse_same_key(

@@ -4,6 +4,7 @@
 //! or socket and starts nothing: `control` translates these values for the core and the data plane.
 
 mod advice;
+mod diff;
 mod error;
 mod health;
 mod interface;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub use diff::{Diff, PeerDiff};
 pub use error::{ConfigError, Position, Problem};
 pub use key_file::{Disk, KeyFileError, KeyFiles};
 
@@ -122,6 +124,8 @@ pub struct Interface {
     pub suite: SuiteChoice,
     /// Where `underpass status` reaches the daemon. Absolute, and short enough for a socket address.
     pub control_socket: PathBuf,
+    /// How long links are called draining, at most, before the daemon ends. Zero: it ends at once.
+    pub drain_timeout: Duration,
 }
 
 /// The `[health]` table: where load balancers and monitors may ask how the links are. Whoever reaches an address there may.

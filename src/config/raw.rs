@@ -39,6 +39,7 @@ pub(super) struct RawInterface {
     pub(super) pin_workers: Option<Field<bool>>,
     pub(super) suite: Option<Field<String>>,
     pub(super) control_socket: Option<Field<String>>,
+    pub(super) drain_timeout: Option<Field<i64>>,
 }
 
 /// `[health]`.

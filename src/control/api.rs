@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -15,12 +16,24 @@ pub const SCHEMA_VERSION: u32 = 1;
 /// Longest request line in bytes, with its newline.
 pub const MAX_REQUEST_LEN: usize = 4096;
 
-/// What a client may ask.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What a client may ask. One without arguments is written as its name, another as an object: `{"drain":{"peer":"app1"}}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
     /// The state of the interface and of every peer.
     Status,
+    /// Read the configuration file again, and change what is different.
+    Reload,
+    /// Call a peer's link draining.
+    Drain {
+        /// Its name.
+        peer: String,
+    },
+    /// Call it so no longer.
+    Undrain {
+        /// Its name.
+        peer: String,
+    },
 }
 
 /// One answer line.
@@ -31,6 +44,10 @@ pub enum Response {
     Error(ErrorReport),
     /// The answer to [`Command::Status`].
     Status(Box<StatusReport>),
+    /// The answer to [`Command::Reload`].
+    Reload(ReloadReport),
+    /// The answer to [`Command::Drain`] and [`Command::Undrain`].
+    Drain(DrainReport),
 }
 
 /// Why a request was refused.
@@ -65,11 +82,74 @@ pub enum ErrorCode {
     RequestTooLong,
     /// As many clients as the daemon serves are connected already.
     Busy,
+    /// The configuration file cannot be used; nothing was changed. The message is what `underpass check` would say.
+    ConfigRefused,
+    /// The system did not let a change be made; the message says what is left of it.
+    ReloadFailed,
+    /// No peer has that name.
+    UnknownPeer,
+    /// The daemon is about to end.
+    Stopping,
     /// The daemon could not answer.
     Internal,
     /// A code of a newer daemon.
     #[serde(other)]
     Unknown,
+}
+
+/// What a reload has done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadReport {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// What was different.
+    pub reload: Reload,
+}
+
+/// What was different in the configuration file.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Reload {
+    /// The file that was read.
+    pub config: PathBuf,
+    /// Names of new peers.
+    pub added: Vec<String>,
+    /// Names of peers that are no more.
+    pub removed: Vec<String>,
+    /// Peers that were changed.
+    pub changed: Vec<ChangedPeer>,
+    /// Keys that were changed, as `interface.fwmark`.
+    pub keys: Vec<String>,
+    /// Keys whose new value is not used before a restart.
+    pub needs_restart: Vec<String>,
+    /// What is gone from the file and could not be removed from the system.
+    pub left: Vec<String>,
+}
+
+/// A peer that a reload has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedPeer {
+    /// Its name, the new one if that is what changed.
+    pub name: String,
+    /// The keys that have another value, as `endpoint`.
+    pub keys: Vec<String>,
+}
+
+/// What a link is called from here on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainReport {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// Which link, and whether it is draining.
+    pub drain: Drain,
+}
+
+/// Whether a link is draining by command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// Its name.
+    pub peer: String,
+    /// Set if it is.
+    pub draining: bool,
 }
 
 /// The state of a daemon.
@@ -206,7 +286,7 @@ impl Command {
     }
 
     /// Writes the request with its newline.
-    pub fn encode(self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         line(&serde_json::json!({ "version": REQUEST_VERSION, "command": self }))
     }
 }
@@ -304,7 +384,12 @@ pub(crate) mod tests {
 
     #[test]
     fn a_request_goes_there_and_back() {
-        assert_eq!(Command::decode(&Command::Status.encode()), Ok(Command::Status));
+        let [drain, undrain] = ["app1", "app2"].map(str::to_owned);
+        let commands =
+            [Command::Status, Command::Reload, Command::Drain { peer: drain }, Command::Undrain { peer: undrain }];
+        for command in commands {
+            assert_eq!(Command::decode(&command.encode()), Ok(command));
+        }
         assert_eq!(Command::decode(br#"{"version":1,"command":"status","later":true}"#), Ok(Command::Status));
     }
 
@@ -318,6 +403,8 @@ pub(crate) mod tests {
         assert_eq!(code(r#"{"version":2,"command":{"anything":0}}"#), ErrorCode::UnsupportedVersion);
         assert_eq!(code(r#"{"version":1,"command":"reboot"}"#), ErrorCode::UnknownCommand);
         assert_eq!(code(r#"{"version":1,"command":3}"#), ErrorCode::UnknownCommand);
+        assert_eq!(code(r#"{"version":1,"command":"drain"}"#), ErrorCode::UnknownCommand);
+        assert_eq!(code(r#"{"version":1,"command":{"drain":{"name":"app1"}}}"#), ErrorCode::UnknownCommand);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::api::{Command, ErrorCode, Response, StatusReport};
+use super::api::{Command, Drain, ErrorCode, Reload, Response, StatusReport};
 use crate::config::CONTROL_SOCKET_DIRECTORY;
 
 /// Why a daemon could not be asked.
@@ -66,8 +66,14 @@ pub enum ClientError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// An answer to another question.
+    #[error("the daemon on {path} answered something else than it was asked, is it of another version?")]
+    OtherAnswer {
+        /// The socket.
+        path: PathBuf,
+    },
     /// The daemon refused.
-    #[error("the daemon refused the request: {message}")]
+    #[error("{}: {message}", refusal(*.code))]
     Refused {
         /// Its code.
         code: ErrorCode,
@@ -87,16 +93,53 @@ pub fn find_socket(path: Option<PathBuf>, interface: Option<&str>) -> Result<Pat
 
 /// Asks for the status of the daemon behind `socket`.
 pub fn status(socket: &Path) -> Result<StatusReport, ClientError> {
-    match ask(socket, Command::Status)? {
+    match ask(socket, &Command::Status, ANSWER_TIMEOUT)? {
         Response::Status(status) => Ok(*status),
-        Response::Error(report) => Err(ClientError::Refused { code: report.error.code, message: report.error.message }),
+        other => Err(ClientError::of(socket, other)),
     }
 }
 
-fn ask(socket: &Path, command: Command) -> Result<Response, ClientError> {
+/// Has the daemon behind `socket` read its configuration file again.
+pub fn reload(socket: &Path) -> Result<Reload, ClientError> {
+    match ask(socket, &Command::Reload, RELOAD_TIMEOUT)? {
+        Response::Reload(report) => Ok(report.reload),
+        other => Err(ClientError::of(socket, other)),
+    }
+}
+
+/// Has a peer's link called draining by the daemon behind `socket`, or no longer.
+pub fn set_draining(socket: &Path, peer: String, draining: bool) -> Result<Drain, ClientError> {
+    let command = if draining { Command::Drain { peer } } else { Command::Undrain { peer } };
+    match ask(socket, &command, ANSWER_TIMEOUT)? {
+        Response::Drain(report) => Ok(report.drain),
+        other => Err(ClientError::of(socket, other)),
+    }
+}
+
+impl ClientError {
+    /// The error that an answer other than the expected one is.
+    fn of(socket: &Path, answer: Response) -> Self {
+        match answer {
+            Response::Error(report) => Self::Refused { code: report.error.code, message: report.error.message },
+            _ => Self::OtherAnswer { path: socket.to_owned() },
+        }
+    }
+}
+
+/// What a message of the daemon's is about.
+fn refusal(code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::ConfigRefused => "nothing was changed",
+        ErrorCode::ReloadFailed => "the configuration could not be applied",
+        ErrorCode::UnknownPeer => "nothing to do",
+        _ => "the daemon refused the request",
+    }
+}
+
+fn ask(socket: &Path, command: &Command, patience: Duration) -> Result<Response, ClientError> {
     let no_answer = |source| ClientError::NoAnswer { path: socket.to_owned(), source };
     let mut stream = connect(socket)?;
-    stream.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(no_answer)?;
+    stream.set_read_timeout(Some(patience)).map_err(no_answer)?;
     stream.set_write_timeout(Some(ANSWER_TIMEOUT)).map_err(no_answer)?;
     // A daemon that is busy answers and closes without reading, so a failed write is not yet the end.
     let written = stream.write_all(&command.encode());
@@ -139,6 +182,8 @@ fn only_socket(directory: &Path) -> Result<PathBuf, ClientError> {
 
 /// A daemon answers within milliseconds; one that is stopped or hangs should not hang its operator too.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longer than a daemon waits for its files, and sets ten thousand routes.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// 100,000 peers fit.
 const MAX_ANSWER_LEN: u64 = 64 << 20;
 

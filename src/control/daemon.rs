@@ -2,17 +2,19 @@
 //!
 //! Everything per packet runs in the data plane's threads; this is one task that mostly waits.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::pending;
 use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::runtime::Builder;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc::{Receiver, UnboundedReceiver, channel, unbounded_channel};
-use tokio::sync::oneshot;
+use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, channel, unbounded_channel};
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use super::api::{ApiError, Command, ErrorCode, Response, StatusReport};
@@ -20,9 +22,11 @@ use super::board::Board;
 use super::health::{HealthError, HealthListeners};
 use super::link_log::LinkLog;
 use super::metrics::RoundTrips;
-use super::netlink::{InterfaceSettings, Netlink, NetlinkError, RoutePlan};
+use super::netlink::{InterfaceSettings, Netlink, NetlinkError};
 use super::report::{Identity, PeerNames};
 use super::resolver::{Families, Resolver};
+use super::running::{Request, Running};
+use super::signals::Signals;
 use super::socket::{ControlSocket, SocketError};
 use super::systemd::{self, Readiness};
 use super::translate;
@@ -54,10 +58,11 @@ pub enum DaemonError {
     Failed(Failure),
 }
 
-/// Runs until SIGTERM or SIGINT, then says goodbye to the peers and leaves nothing behind.
-pub fn run(config: Config) -> Result<(), DaemonError> {
+/// Runs until SIGTERM or SIGINT, then says goodbye to the peers and leaves nothing behind. `file` is where `config` was read,
+/// and is read again when that is asked for.
+pub fn run(config: Config, file: &Path) -> Result<(), DaemonError> {
     let runtime = Builder::new_current_thread().enable_all().build().map_err(DaemonError::Runtime)?;
-    let outcome = runtime.block_on(run_until_signal(config));
+    let outcome = runtime.block_on(run_until_signal(config, file));
     // Not dropped, which would wait for a look-up that hangs.
     runtime.shutdown_background();
     outcome
@@ -65,7 +70,7 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
 
 /// In this order, undone in reverse by the end of each one's scope: signals, device and sockets, addresses and routes,
 /// control socket, sockets for health checks, threads, look-ups.
-async fn run_until_signal(config: Config) -> Result<(), DaemonError> {
+async fn run_until_signal(config: Config, file: &Path) -> Result<(), DaemonError> {
     let mut signals = Signals::new().map_err(DaemonError::Runtime)?;
     let started_at = clock::now();
     ControlSocket::check_free(&config.interface.control_socket)?;
@@ -78,7 +83,7 @@ async fn run_until_signal(config: Config) -> Result<(), DaemonError> {
     let (events, changes) = channel(MAX_CHANGES);
     // Nobody listens any more once the end has begun.
     dataplane.start(move |failure| drop(failures.send(failure)), move |event| drop(events.try_send(event)))?;
-    let identity = Arc::new(Identity {
+    let identity = Identity {
         interface: config.interface.name.clone(),
         role: config.role,
         addresses: config.interface.addresses.clone(),
@@ -87,57 +92,56 @@ async fn run_until_signal(config: Config) -> Result<(), DaemonError> {
         offload: dataplane.offload(),
         started_at,
         peers: PeerNames::new(&config),
-    });
-    let resolver = start_resolver(&config, &dataplane);
+    };
+    let resolver = RefCell::new(start_resolver(&config, &dataplane));
     log_start(&config, &identity);
-    // Secrets and everything else that only the start needed.
-    drop(config);
     systemd::notify(Readiness::Ready);
 
-    let handle = dataplane.handle();
-    let log = LinkLog::new(identity.peers.clone());
-    let round_trips = RoundTrips::new(identity.peers.clone());
-    let board = start_board(identity, handle.clone());
-    let asked = board.clone();
-    let answer = move |Command::Status| answer_status(asked.clone());
+    let (identity, newest) = watch::channel(Arc::new(identity));
+    let (requests, mut requested) = channel(MAX_REQUESTS);
+    let log = LinkLog::new(newest.clone());
+    let round_trips = RoundTrips::new(newest.clone());
+    let board = start_board(newest, dataplane.handle());
+    let answer = Answer { board: board.clone(), requests };
+    let answer = move |command| answer.clone().to(command);
+    let mut running = Running::new(file.to_owned(), config, identity, &dataplane, &resolver);
     let outcome = tokio::select! {
-        name = signals.stop() => {
-            tracing::info!(signal = name, "stopping");
-            Ok(())
-        }
+        () = running.serve(&mut signals, &mut requested) => Ok(()),
         failure = first_failure(failed) => Err(DaemonError::Failed(failure)),
         never = follow_changes(changes, log, &resolver, round_trips.clone()) => match never {},
         never = socket.serve(answer) => match never {},
         never = health.serve(board, round_trips) => match never {},
     };
     systemd::notify(Readiness::Stopping);
+    drop(running);
     drop((resolver, socket));
     stop(dataplane).await;
     outcome
 }
 
 async fn configure_interface(config: &Config, dataplane: &Dataplane) -> Result<(), DaemonError> {
-    let interface = &config.interface;
-    let allowed_ips = config.peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied());
-    let plan = RoutePlan::new(&interface.addresses, allowed_ips, interface.fwmark);
-    for prefix in &plan.left_out {
+    let settings = translate::interface_settings(config, dataplane.interface_index(), dataplane.offload());
+    let netlink = Netlink::open()?;
+    netlink.configure(&settings).await?;
+    warn_of(config, &dataplane.local_addresses(), &netlink, &settings).await;
+    Ok(())
+}
+
+/// Says in the log what of a configuration will not work as it stands.
+pub(super) async fn warn_of(config: &Config, listen: &[SocketAddr], netlink: &Netlink, settings: &InterfaceSettings) {
+    let families = Families::of(listen);
+    for peer in &config.peers {
+        for endpoint in translate::addresses(peer).filter(|endpoint| !families.contain(endpoint)) {
+            tracing::warn!(peer = peer.name, %endpoint, "no socket of this address family: see interface.listen");
+        }
+    }
+    for prefix in &translate::route_plan(config).left_out {
         tracing::warn!(
             %prefix,
             "no default route was added: set interface.fwmark and add rules, see \"All traffic\" in docs/operations.md"
         );
     }
-    let settings = InterfaceSettings {
-        index: dataplane.interface_index(),
-        name: interface.name.clone(),
-        addresses: interface.addresses.clone(),
-        mtu: interface.mtu,
-        offload: dataplane.offload(),
-        routes: plan.routes,
-    };
-    let netlink = Netlink::open()?;
-    netlink.configure(&settings).await?;
-    warn_of_loops(config, &netlink, &settings).await;
-    Ok(())
+    warn_of_loops(config, netlink, settings).await;
 }
 
 /// Datagrams to a peer that follow the tunnel's own routes never arrive; they are dropped and counted, which few see.
@@ -167,12 +171,6 @@ fn start_resolver(config: &Config, dataplane: &Dataplane) -> Resolver {
 }
 
 fn log_start(config: &Config, identity: &Identity) {
-    let families = Families::of(&identity.listen);
-    for peer in &config.peers {
-        for endpoint in translate::addresses(peer).filter(|endpoint| !families.contain(endpoint)) {
-            tracing::warn!(peer = peer.name, %endpoint, "no socket of this address family: see interface.listen");
-        }
-    }
     let listen: Vec<String> = identity.listen.iter().map(ToString::to_string).collect();
     tracing::info!(
         interface = identity.interface,
@@ -196,26 +194,42 @@ async fn first_failure(mut failures: UnboundedReceiver<Failure>) -> Failure {
 async fn follow_changes(
     mut changes: Receiver<Event>,
     mut log: LinkLog,
-    resolver: &Resolver,
-    round_trips: RoundTrips,
+    resolver: &RefCell<Resolver>,
+    mut round_trips: RoundTrips,
 ) -> Infallible {
     while let Some(event) = changes.recv().await {
         round_trips.count(&event);
         log.log(&event);
         if let Event::LinkChanged { peer, state, .. } = event {
-            resolver.set_down(&peer, state == LinkState::Down);
+            resolver.borrow().set_down(&peer, state == LinkState::Down);
         }
     }
     pending().await
 }
 
-fn start_board(identity: Arc<Identity>, handle: Handle) -> Board {
-    Board::start(move || report(Arc::clone(&identity), handle.clone()))
+fn start_board(identity: watch::Receiver<Arc<Identity>>, handle: Handle) -> Board {
+    Board::start(move || report(Arc::clone(&identity.borrow()), handle.clone()))
 }
 
 async fn report(identity: Arc<Identity>, handle: Handle) -> Option<StatusReport> {
     let status = status(&handle).await?;
     Some(identity.report(clock::now(), clock::unix_time(), &status))
+}
+
+/// What clients of the control socket are answered with.
+#[derive(Debug, Clone)]
+struct Answer {
+    board: Board,
+    requests: Sender<Request>,
+}
+
+impl Answer {
+    async fn to(self, command: Command) -> Response {
+        match command {
+            Command::Status => answer_status(self.board).await,
+            command => Request::make(command, self.requests).await,
+        }
+    }
 }
 
 async fn answer_status(board: Board) -> Response {
@@ -242,38 +256,10 @@ async fn stop(dataplane: Dataplane) {
     }
 }
 
-/// The signals that mean something.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// Waits for one that asks to stop, and gives its name.
-    async fn stop(&mut self) -> &'static str {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return "SIGTERM",
-                _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.hangup.recv() => {
-                    tracing::warn!("SIGHUP: this version cannot reload its configuration; restart it to apply changes");
-                }
-            }
-        }
-    }
-}
-
 /// Changes that wait for the log; past it they are not logged. Every link of a large proxy may come up at once.
 const MAX_CHANGES: usize = 4096;
+/// As many as clients of the control socket are served at a time; a further one waits for its turn.
+const MAX_REQUESTS: usize = 32;
 /// The slow path answers between two timers.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Below what service managers and people allow.

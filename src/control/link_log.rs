@@ -4,8 +4,11 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use super::report::PeerNames;
+use tokio::sync::watch;
+
+use super::report::Identity;
 use crate::keys::PublicKey;
 use crate::proto::event::Event;
 use crate::proto::noise::Suite;
@@ -14,7 +17,7 @@ use crate::proto::stats::{LinkReason, LinkState};
 /// Follows the events of all links.
 #[derive(Debug)]
 pub struct LinkLog {
-    names: PeerNames,
+    identity: watch::Receiver<Arc<Identity>>,
     links: HashMap<PublicKey, Link>,
 }
 
@@ -40,17 +43,18 @@ enum Change {
 }
 
 impl LinkLog {
-    /// Nothing was told yet.
-    pub fn new(names: PeerNames) -> Self {
-        Self { names, links: HashMap::new() }
+    /// Nothing was told yet. Peers are called as in the newest `identity`.
+    pub fn new(identity: watch::Receiver<Arc<Identity>>) -> Self {
+        Self { identity, links: HashMap::new() }
     }
 
     /// Writes the line, if there is one.
     pub fn log(&mut self, event: &Event) {
+        self.forget_removed();
         let Some((peer, change)) = self.change(event) else { return };
         let Link { endpoint, suite, has_been_up, .. } = &self.links[&peer];
         let endpoint = endpoint.map(tracing::field::display);
-        let peer = self.names.of(&peer);
+        let peer = self.identity.borrow().peers.of(&peer);
         match change {
             Change::Link(LinkState::Up, _) => {
                 tracing::info!(peer, endpoint, suite = suite.map(Suite::as_str), "link up");
@@ -74,6 +78,14 @@ impl LinkLog {
             ),
             Change::StillSilent => tracing::debug!(peer, "the peer still does not answer"),
             Change::Moved => tracing::info!(peer, endpoint, "the peer has a new endpoint"),
+        }
+    }
+
+    /// A peer that is removed and added again is a new one.
+    fn forget_removed(&mut self) {
+        if self.identity.has_changed().unwrap_or(false) {
+            let identity = self.identity.borrow_and_update();
+            self.links.retain(|peer, _| identity.peers.contain(peer));
         }
     }
 
@@ -115,6 +127,8 @@ impl LinkLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::report::PeerNames;
+    use crate::control::report::tests::{identity, names};
     use crate::keys::PrivateKey;
     use crate::proto::endpoint::Endpoint;
 
@@ -123,7 +137,8 @@ mod tests {
     }
 
     fn changes(events: &[Event]) -> Vec<Change> {
-        let mut log = LinkLog::new(PeerNames::default());
+        let (_sender, identity) = watch::channel(Arc::new(identity(PeerNames::default())));
+        let mut log = LinkLog::new(identity);
         events.iter().filter_map(|event| log.change(event)).map(|(_, change)| change).collect()
     }
 
@@ -151,6 +166,20 @@ mod tests {
         );
         let again = changes(&[silence(), established(), silence()]);
         assert_eq!(again, [Change::Silent, Change::Renewed, Change::Silent]);
+    }
+
+    #[test]
+    fn a_peer_that_is_removed_and_comes_again_is_a_new_one() {
+        let silence = || Event::HandshakeGivenUp { peer: key() };
+        let (sender, receiver) = watch::channel(Arc::new(identity(names(&[("app1", key())]))));
+        let mut log = LinkLog::new(receiver);
+        log.log(&silence());
+        sender.send_replace(Arc::new(identity(names(&[("app2", key())]))));
+        log.forget_removed();
+        assert_eq!(log.change(&silence()), Some((key(), Change::StillSilent)), "only its name is another");
+        sender.send_replace(Arc::new(identity(PeerNames::default())));
+        log.forget_removed();
+        assert_eq!(log.change(&silence()), Some((key(), Change::Silent)));
     }
 
     #[test]

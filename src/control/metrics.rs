@@ -3,7 +3,9 @@
 //! Owns names, units and help texts. The numbers are those of the status report, read at the moment of the scrape; only the
 //! histogram of round trips is kept here, since a report has no history.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +15,10 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
 
 use super::api::{LinkState, PeerReport, StatusReport};
-use super::report::PeerNames;
+use super::report::{Identity, PeerNames};
 use crate::proto::event::Event;
 
 /// Of what [`encode`] makes.
@@ -34,6 +37,7 @@ pub fn encode(report: Arc<StatusReport>, round_trips: &RoundTrips) -> String {
 /// How long pings took, by link. Clones count together.
 #[derive(Debug, Clone)]
 pub struct RoundTrips {
+    identity: watch::Receiver<Arc<Identity>>,
     names: PeerNames,
     family: Family<PeerLabel, Histogram, fn() -> Histogram>,
 }
@@ -41,18 +45,33 @@ pub struct RoundTrips {
 type PeerLabel = [(&'static str, String); 1];
 
 impl RoundTrips {
-    /// None yet, of peers with these names.
-    pub fn new(names: PeerNames) -> Self {
+    /// None yet. Peers are called as in the newest `identity`.
+    pub fn new(mut identity: watch::Receiver<Arc<Identity>>) -> Self {
+        let names = identity.borrow_and_update().peers.clone();
         // 0.1 ms, within a rack, to 3.3 s, beyond what counts as lost.
         let histogram = || Histogram::new(exponential_buckets(0.0001, 2.0, 16));
-        Self { names, family: Family::new_with_constructor(histogram) }
+        Self { identity, names, family: Family::new_with_constructor(histogram) }
     }
 
     /// Counts an event, if it is a ping's answer.
-    pub fn count(&self, event: &Event) {
+    pub fn count(&mut self, event: &Event) {
+        self.forget_removed();
         if let Event::RoundTrip { peer, round_trip } = event {
             let labels = [(PEER, self.names.of(peer))];
             self.family.get_or_create(&labels).observe(round_trip.as_secs_f64());
+        }
+    }
+
+    /// Nobody is called so any more.
+    fn forget_removed(&mut self) {
+        if !self.identity.has_changed().unwrap_or(false) {
+            return;
+        }
+        let names = self.identity.borrow_and_update().peers.clone();
+        let before = mem::replace(&mut self.names, names);
+        let now: BTreeSet<&str> = self.names.iter().collect();
+        for name in before.iter().filter(|name| !now.contains(name)) {
+            self.family.remove(&[(PEER, name.to_owned())]);
         }
     }
 }
@@ -211,6 +230,7 @@ const STATES: [LinkState; 5] =
 mod tests {
     use super::*;
     use crate::control::api::tests::status;
+    use crate::control::report::tests::{identity, names};
     use crate::keys::{PrivateKey, PublicKey};
 
     fn key() -> PublicKey {
@@ -218,7 +238,8 @@ mod tests {
     }
 
     fn text() -> String {
-        let round_trips = RoundTrips::new(PeerNames::default());
+        let (_identity, newest) = watch::channel(Arc::new(identity(PeerNames::default())));
+        let mut round_trips = RoundTrips::new(newest);
         round_trips.count(&Event::RoundTrip { peer: key(), round_trip: Duration::from_micros(412) });
         encode(Arc::new(status()), &round_trips)
     }
@@ -254,5 +275,19 @@ mod tests {
         has(&format!("underpass_link_rtt_seconds_bucket{{peer=\"{peer}\",le=\"0.0004\"}} 0"));
         has(&format!("underpass_link_rtt_seconds_bucket{{peer=\"{peer}\",le=\"0.0008\"}} 1"));
         has(&format!("underpass_link_rtt_seconds_sum{{peer=\"{peer}\"}} 0.000412"));
+    }
+
+    #[test]
+    fn a_peer_that_is_gone_has_no_round_trips() {
+        let (identity_of, newest) = watch::channel(Arc::new(identity(names(&[("app1", key())]))));
+        let mut round_trips = RoundTrips::new(newest);
+        let event = Event::RoundTrip { peer: key(), round_trip: Duration::from_micros(412) };
+        round_trips.count(&event);
+        let text = |round_trips: &RoundTrips| encode(Arc::new(status()), round_trips);
+        assert!(text(&round_trips).contains(r#"underpass_link_rtt_seconds_count{peer="app1"} 1"#));
+        identity_of.send_replace(Arc::new(identity(names(&[("other", key())]))));
+        round_trips.count(&event);
+        assert!(!text(&round_trips).contains(r#"underpass_link_rtt_seconds_count{peer="app1"}"#));
+        assert!(text(&round_trips).contains(r#"underpass_link_rtt_seconds_count{peer="other"} 1"#));
     }
 }

@@ -1,4 +1,4 @@
-//! Starting, supervising and stopping one daemon, and its control socket.
+//! Starting, supervising, changing and stopping one daemon, and its control socket.
 //!
 //! Runs on a current-thread tokio runtime beside the data plane's threads and never touches a packet. It is the only
 //! layer that knows both the configuration's names and the core's keys: it translates between the two.
@@ -7,12 +7,16 @@ pub mod api;
 pub mod board;
 pub mod client;
 pub mod daemon;
+pub mod drain;
 pub mod health;
 pub mod link_log;
 pub mod metrics;
 pub mod netlink;
+pub mod reload;
 pub mod report;
 pub mod resolver;
+pub mod running;
+pub mod signals;
 pub mod socket;
 pub mod systemd;
 pub mod translate;

@@ -20,6 +20,10 @@ use tokio::task::JoinHandle;
 use crate::packet::frame::FRAME_HEADER_LEN;
 use crate::packet::message::TRANSPORT_OVERHEAD;
 
+mod changes;
+
+pub use changes::{Failed, InterfaceChanges};
+
 /// What the kernel must know of the tunnel interface before packets flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InterfaceSettings {
@@ -38,12 +42,21 @@ pub struct InterfaceSettings {
 }
 
 /// A route into the tunnel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Route {
     /// What is reached.
     pub destination: IpNet,
     /// The kernel's routing table: [`MAIN_TABLE`], or the one that the operator's rules consult.
     pub table: u32,
+}
+
+/// What happens if an address or route that is to be added is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Existing {
+    /// It may be somebody else's.
+    Refuse,
+    /// It can only be our own.
+    Keep,
 }
 
 /// The routes that a configuration needs, and the prefixes that get none.
@@ -176,13 +189,22 @@ impl Netlink {
         self.change_link(settings, mtu, &format!("set its MTU to {}", settings.mtu)).await?;
         self.tune(settings).await;
         for address in &settings.addresses {
-            self.add_address(settings, *address).await?;
+            self.add_address(settings, *address, Existing::Refuse).await?;
         }
         self.change_link(settings, link(settings.index).up().build(), "bring it up").await?;
         for route in &settings.routes {
-            self.add_route(settings, *route).await?;
+            self.add_route(settings, *route, Existing::Refuse).await?;
         }
         Ok(())
+    }
+
+    /// How many packets have passed the interface both ways since it was made.
+    pub async fn packets(&self, index: u32) -> Option<u64> {
+        let message = self.handle.link().get().match_index(index).execute().try_next().await.ok()??;
+        message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Stats64(stats) => Some(stats.rx_packets + stats.tx_packets),
+            _ => None,
+        })
     }
 
     /// The interface that datagrams to `destination` with this firewall mark would leave by.
@@ -242,8 +264,16 @@ impl Netlink {
         self.handle.link().change(message).execute().await.map_err(|error| settings.refused(action, &error))
     }
 
-    async fn add_address(&self, settings: &InterfaceSettings, address: IpNet) -> Result<(), NetlinkError> {
+    async fn add_address(
+        &self,
+        settings: &InterfaceSettings,
+        address: IpNet,
+        existing: Existing,
+    ) -> Result<(), NetlinkError> {
         let mut request = self.handle.address().add(settings.index, address.addr(), address.prefix_len());
+        if existing == Existing::Keep {
+            request = request.replace();
+        }
         let attributes = &mut request.message_mut().attributes;
         // A point-to-point device has no broadcast, and no neighbour that could have the same address.
         attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
@@ -253,10 +283,17 @@ impl Netlink {
         request.execute().await.map_err(|error| settings.refused(&format!("add the address {address}"), &error))
     }
 
-    async fn add_route(&self, settings: &InterfaceSettings, route: Route) -> Result<(), NetlinkError> {
-        let Err(error) = self.handle.route().add(route_message(settings.index, route)).execute().await else {
-            return Ok(());
-        };
+    async fn add_route(
+        &self,
+        settings: &InterfaceSettings,
+        route: Route,
+        existing: Existing,
+    ) -> Result<(), NetlinkError> {
+        let mut request = self.handle.route().add(route_message(settings.index, route));
+        if existing == Existing::Keep {
+            request = request.replace();
+        }
+        let Err(error) = request.execute().await else { return Ok(()) };
         if errno(&error) == Some(Errno::EEXIST) {
             let other = self.route_owner(route).await;
             return Err(NetlinkError::RouteExists { destination: route.destination, other });

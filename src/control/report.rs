@@ -11,7 +11,7 @@ use crate::config::{Config, Role};
 use crate::keys::PublicKey;
 use crate::proto::stats::{self, DeviceStatus, PeerStatus};
 
-/// What does not change while a daemon runs, and of which the core knows nothing.
+/// What the core knows nothing of. It changes by a reload only.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// The TUN device.
@@ -48,6 +48,16 @@ impl PeerNames {
             names.by_key.extend([peer.public_key].into_iter().chain(peer.next_public_key).map(|key| (key, index)));
         }
         names
+    }
+
+    /// In the configuration's order.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.ordered.iter().map(|(_, name)| name.as_str())
+    }
+
+    /// Set if it is one of the peers.
+    pub fn contain(&self, key: &PublicKey) -> bool {
+        self.by_key.contains_key(key)
     }
 
     /// The peer's name; the start of its key for one that is not configured.
@@ -124,7 +134,7 @@ fn link_state(state: stats::LinkState) -> LinkState {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::keys::PrivateKey;
     use crate::proto::endpoint::Endpoint;
@@ -136,7 +146,7 @@ mod tests {
         PrivateKey::from_bytes([byte; 32]).unwrap().public_key()
     }
 
-    fn names(peers: &[(&str, PublicKey)]) -> PeerNames {
+    pub(in crate::control) fn names(peers: &[(&str, PublicKey)]) -> PeerNames {
         let ordered: Vec<_> = peers.iter().map(|&(name, key)| (key, name.to_owned())).collect();
         let by_key = ordered.iter().enumerate().map(|(index, (key, _))| (*key, index)).collect();
         PeerNames { ordered, by_key }
@@ -164,18 +174,22 @@ mod tests {
         }
     }
 
-    fn report(peers: PeerNames, statuses: Vec<PeerStatus>) -> StatusReport {
-        let started_at = crate::dataplane::clock::now();
-        let identity = Identity {
+    pub(in crate::control) fn identity(peers: PeerNames) -> Identity {
+        Identity {
             interface: "underpass0".into(),
             role: Role::Proxy,
             addresses: Vec::new(),
             listen: Vec::new(),
             mtu: 1420,
             offload: false,
-            started_at,
+            started_at: crate::dataplane::clock::now(),
             peers,
-        };
+        }
+    }
+
+    fn report(peers: PeerNames, statuses: Vec<PeerStatus>) -> StatusReport {
+        let identity = identity(peers);
+        let started_at = identity.started_at;
         let mut drops = DropCounters::default();
         drops.add(DropReason::Malformed, 3);
         let status = DeviceStatus { public_key: key(9), peers: statuses, drops };

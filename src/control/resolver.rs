@@ -45,13 +45,15 @@ pub struct Resolver {
     follow: Box<Follow>,
 }
 
-/// Begins to follow a peer's names. What it is told is whether the peer's link is down.
-type Follow = dyn Fn(NamedPeer, watch::Receiver<bool>) -> JoinHandle<()> + Send + Sync;
+/// Begins to follow a peer's names. What it is told is whether the peer's link is down; it tells what it has found.
+type Follow = dyn Fn(NamedPeer, watch::Receiver<bool>, watch::Sender<Vec<SocketAddr>>) -> JoinHandle<()> + Send + Sync;
 
 /// A peer whose names are being followed, until dropped.
 struct Followed {
     peer: NamedPeer,
     is_down: watch::Sender<bool>,
+    /// Its addresses, as they were told last.
+    told: watch::Receiver<Vec<SocketAddr>>,
     task: JoinHandle<()>,
 }
 
@@ -100,29 +102,43 @@ impl Resolver {
         F: Future<Output = io::Result<Found>> + Send,
         U: Fn(PublicKey, Vec<SocketAddr>) + Clone + Send + Sync + 'static,
     {
-        let follow = move |peer: NamedPeer, is_down: watch::Receiver<bool>| {
+        let follow = move |peer: NamedPeer, is_down: watch::Receiver<bool>, told: watch::Sender<Vec<SocketAddr>>| {
             let (lookup, update) = (lookup.clone(), update.clone());
+            let update = move |peer, addresses: Vec<SocketAddr>| {
+                told.send_replace(addresses.clone());
+                update(peer, addresses);
+            };
             tokio::spawn(async move { follow(&peer, families, pace, is_down, lookup, update).await })
         };
         let mut resolver = Self { followed: HashMap::new(), follow: Box::new(follow) };
-        resolver.set_peers(peers, |_| false);
+        resolver.set_peers(peers);
         resolver
     }
 
-    /// Follows these peers from here on. Those that were followed go on as they are, unless `is_new` of a peer that was
-    /// configured anew and has to be told its addresses again.
-    pub fn set_peers(&mut self, peers: Vec<NamedPeer>, is_new: impl Fn(&PublicKey) -> bool) {
+    /// Follows these peers from here on. Those that were followed go on as they are.
+    pub fn set_peers(&mut self, peers: Vec<NamedPeer>) {
         let mut before = std::mem::take(&mut self.followed);
         for peer in peers {
             let key = peer.public_key;
-            let same = before.remove(&key).filter(|followed| followed.peer == peer && !is_new(&key));
-            let followed = same.unwrap_or_else(|| {
-                let (is_down, receiver) = watch::channel(false);
-                let task = (self.follow)(peer.clone(), receiver);
-                Followed { peer, is_down, task }
-            });
+            let followed = match before.remove(&key) {
+                Some(followed) if followed.peer == peer => followed,
+                other => self.start_following(peer, other.is_some_and(|followed| *followed.is_down.borrow())),
+            };
             self.followed.insert(key, followed);
         }
+    }
+
+    fn start_following(&self, peer: NamedPeer, is_down: bool) -> Followed {
+        let (is_down, link) = watch::channel(is_down);
+        let (found, told) = watch::channel(Vec::new());
+        let task = (self.follow)(peer.clone(), link, found);
+        Followed { peer, is_down, told, task }
+    }
+
+    /// The addresses that were told last of a peer that is followed as it stands here.
+    pub fn addresses_of(&self, peer: &NamedPeer) -> Option<Vec<SocketAddr>> {
+        let followed = self.followed.get(&peer.public_key).filter(|followed| followed.peer == *peer)?;
+        Some(followed.told.borrow().clone())
     }
 
     /// Tells whether a peer's link is down: its names may lead elsewhere by now. Without effect on peers that are not named.
@@ -377,15 +393,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_stays_as_it_was_is_not_told_again_and_a_new_one_is() {
+    async fn a_peer_that_stays_as_it_was_is_not_told_again_and_a_changed_one_is() {
         let peer = app1(&["app1.example"]);
         let (mut resolver, mut updated) = follow_app1(peer.clone(), BOTH, vec![found(&["192.0.2.1"], LONG)]);
         next(&mut updated).await;
-        resolver.set_peers(vec![peer.clone()], |_| false);
+        resolver.set_down(&peer.public_key, true);
+        resolver.set_peers(vec![peer.clone()]);
         assert!(timeout(FAST.interval * 20, updated.recv()).await.is_err());
-        resolver.set_peers(vec![peer], |_| true);
-        assert_eq!(next(&mut updated).await, [at("192.0.2.1:51900")]);
-        resolver.set_peers(Vec::new(), |_| true);
+        assert_eq!(resolver.addresses_of(&peer), Some(vec![at("192.0.2.1:51900")]));
+        let changed = app1(&["app1.example", "198.51.100.1:7000"]);
+        assert_eq!(resolver.addresses_of(&changed), None);
+        resolver.set_peers(vec![changed]);
+        assert_eq!(next(&mut updated).await, [at("192.0.2.1:51900"), at("198.51.100.1:7000")]);
+        assert!(*resolver.followed[&peer.public_key].is_down.borrow(), "its link is as it was");
+        resolver.set_peers(Vec::new());
         assert!(resolver.followed.is_empty());
     }
 

@@ -11,6 +11,7 @@ use crate::proto::device::DeviceConfig;
 use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
 
+use super::netlink::{InterfaceSettings, RoutePlan};
 use super::resolver::NamedPeer;
 
 /// What the data plane starts with. Endpoints that are names are not known yet.
@@ -33,8 +34,33 @@ pub fn dataplane_config(config: &Config) -> DataplaneConfig {
             send_lanes: workers,
             lane_paths: true,
         },
-        peers: config.peers.iter().map(|peer| peer_config(is_watched(config), peer)).collect(),
+        peers: peer_configs(config),
     }
+}
+
+/// The peers, in the configuration's order. Those whose endpoint is a name have none yet.
+pub fn peer_configs(config: &Config) -> Vec<PeerConfig> {
+    config.peers.iter().map(|peer| peer_config(is_watched(config), peer)).collect()
+}
+
+/// What the kernel is to know of the interface with this index.
+pub fn interface_settings(config: &Config, index: u32, offload: bool) -> InterfaceSettings {
+    let interface = &config.interface;
+    InterfaceSettings {
+        index,
+        name: interface.name.clone(),
+        addresses: interface.addresses.clone(),
+        mtu: interface.mtu,
+        offload,
+        routes: route_plan(config).routes,
+    }
+}
+
+/// The routes to what lies behind the peers.
+pub fn route_plan(config: &Config) -> RoutePlan {
+    let interface = &config.interface;
+    let allowed_ips = config.peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied());
+    RoutePlan::new(&interface.addresses, allowed_ips, interface.fwmark)
 }
 
 /// The peers whose endpoint must be looked up.

@@ -2,10 +2,17 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use nix::time::{ClockId, clock_gettime};
+
 /// The monotonic clock, for every timer.
 #[expect(clippy::disallowed_methods, reason = "the one place where the monotonic clock is read")]
 pub fn now() -> Instant {
     Instant::now()
+}
+
+/// The monotonic clock as time since its own beginning: for a service manager, which reads the same clock.
+pub fn monotonic_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
 }
 
 /// The wall clock as time since the Unix epoch, which handshake timestamps start from. A clock set before 1970 reads as
@@ -23,6 +30,8 @@ mod tests {
     fn the_monotonic_clock_does_not_go_back() {
         let earlier = now();
         assert!(now() >= earlier);
+        let earlier = monotonic_time();
+        assert!(monotonic_time() >= earlier && !earlier.is_zero());
     }
 
     #[test]

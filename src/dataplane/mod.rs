@@ -59,6 +59,7 @@ mod virtio;
 mod worker;
 
 pub use self::failure::Failure;
+pub use self::slow_path::PeerChange;
 pub use self::tun::{DeviceMode, TunError};
 pub use self::udp::BindError;
 
@@ -202,6 +203,11 @@ impl Dataplane {
         Ok(())
     }
 
+    /// Has all datagrams marked from here on, or none. Where it fails, some may have the new mark.
+    pub fn set_fwmark(&self, mark: Option<u32>) -> io::Result<()> {
+        self.sockets.iter().try_for_each(|sockets| sockets.set_mark(mark))
+    }
+
     /// Commands to the running data plane. Given before the start, they wait for it.
     pub fn handle(&self) -> Handle {
         Handle { commands: self.commands.clone() }
@@ -258,14 +264,10 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Adds a peer, or changes the one with the same public key.
-    pub fn upsert_peer(&self, peer: PeerConfig) {
-        self.commands.send(Command::UpsertPeer(peer));
-    }
-
-    /// Forgets a peer and its sessions.
-    pub fn remove_peer(&self, key: PublicKey) {
-        self.commands.send(Command::RemovePeer(key));
+    /// Changes peers, in this order. No packet is carried in between: a prefix that goes from one to another is always
+    /// somebody's.
+    pub fn change_peers(&self, changes: Vec<PeerChange>) {
+        self.commands.send(Command::ChangePeers(changes));
     }
 
     /// Tells where a peer is, in the order of preference.

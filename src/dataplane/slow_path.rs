@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{
     Receiver, RecvTimeoutError, Sender as ChannelSender, SyncSender, TryRecvError, TrySendError, channel, sync_channel,
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
@@ -52,13 +52,21 @@ pub(super) enum Input {
 
 /// What control asks for.
 pub(super) enum Command {
-    UpsertPeer(PeerConfig),
-    RemovePeer(PublicKey),
+    ChangePeers(Vec<PeerChange>),
     SetEndpoints(PublicKey, Vec<Endpoint>),
     SetPrivateKey(PrivateKey, Option<PrivateKey>),
     SetDraining(PublicKey, bool),
     Status(Box<dyn FnOnce(DeviceStatus) + Send>),
     Stop,
+}
+
+/// One change of the peers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PeerChange {
+    /// Adds a peer, or changes the one with the same public key.
+    Upsert(PeerConfig),
+    /// Forgets the peer with this key, if there is one, and its sessions.
+    Remove(PublicKey),
 }
 
 /// A worker's end of the queue.
@@ -168,13 +176,7 @@ impl SlowPath {
         loop {
             let now = clock::now();
             match self.inbox.commands.try_recv() {
-                Ok(Command::UpsertPeer(peer)) => {
-                    let key = peer.public_key;
-                    if self.device.upsert_peer(now, peer).is_none() {
-                        tracing::warn!(peer = %key.short(), "a peer with our own public key is not added");
-                    }
-                }
-                Ok(Command::RemovePeer(key)) => self.device.remove_peer(&key),
+                Ok(Command::ChangePeers(changes)) => self.change_peers(now, changes),
                 Ok(Command::SetEndpoints(key, endpoints)) => self.device.set_endpoints(now, &key, endpoints),
                 Ok(Command::SetPrivateKey(key, previous)) => self.device.set_private_key(now, key, previous),
                 Ok(Command::SetDraining(key, draining)) => drop(self.device.set_draining(now, &key, draining)),
@@ -187,6 +189,21 @@ impl SlowPath {
                 Err(TryRecvError::Empty) => return Ok(true),
             }
             self.flush()?;
+        }
+    }
+
+    /// Workers see all of it at once: what is done in between is not published.
+    fn change_peers(&mut self, now: Instant, changes: Vec<PeerChange>) {
+        for change in changes {
+            match change {
+                PeerChange::Remove(key) => self.device.remove_peer(&key),
+                PeerChange::Upsert(peer) => {
+                    let key = peer.public_key;
+                    if self.device.upsert_peer(now, peer).is_none() {
+                        tracing::warn!(peer = %key.short(), "a peer with our own public key is not added");
+                    }
+                }
+            }
         }
     }
 

@@ -8,6 +8,7 @@
 //!
 //! Each for every address that we listen on. It sends and receives nothing.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -42,6 +43,12 @@ impl Sockets {
     /// Those of a lane's own port; none if it has none.
     pub(super) fn of_lane(&self, lane: u8) -> &[UdpSocket] {
         self.of_lane.get(usize::from(lane)).map_or(&[], |sockets| sockets)
+    }
+
+    /// Has what leaves from all of them marked.
+    pub(super) fn set_mark(&self, mark: Option<u32>) -> io::Result<()> {
+        let all = self.listen.iter().chain(self.of_lane.iter().flatten());
+        all.into_iter().try_for_each(|socket| socket.set_mark(mark))
     }
 
     /// Every port that any thread sends from.

@@ -260,7 +260,7 @@ fn stopping_tells_the_peers() {
     let handle = one.dataplane.handle();
     one.dataplane.stop();
     two.wait_for("the goodbye arrives", |status| status.peers[0].state == LinkState::Down);
-    handle.remove_peer(key(2).public_key());
+    handle.change_peers(vec![PeerChange::Remove(key(2).public_key())]);
     handle.status(|_| panic!("nobody is there to answer"));
     assert!(one.failures.recv_timeout(PATIENCE).is_err(), "stopping is no failure");
 }
@@ -269,16 +269,29 @@ fn stopping_tells_the_peers() {
 fn peers_come_and_go_while_it_runs() {
     let [one, two] = pair([Offload::Tcp; 2], 1);
     let handle = one.dataplane.handle();
-    handle.upsert_peer(peer(3, None, &["10.77.0.3/32"]));
-    handle.upsert_peer(peer(1, None, &["10.77.0.4/32"]));
+    let upsert = |number, allowed: &[&str]| PeerChange::Upsert(peer(number, None, allowed));
+    let remove = |number| PeerChange::Remove(key(number).public_key());
+    handle.change_peers(vec![upsert(3, &["10.77.0.3/32"]), upsert(1, &["10.77.0.4/32"])]);
     one.wait_for("added, but never ourselves", |status| status.peers.len() == 2);
-    handle.remove_peer(key(2).public_key());
+    handle.change_peers(vec![remove(2), remove(7)]);
     one.wait_for("removed", |status| status.peers.len() == 1);
     one.send(&Sample { segment_size: 0, ..Sample::tcp_v4(1, 0) });
     one.wait_for("no way to it", |status| status.drops.of(DropReason::NoPeerForDestination) == 1);
-    handle.upsert_peer(peer(2, None, DESTINATIONS));
+    handle.change_peers(vec![upsert(2, DESTINATIONS)]);
     handle.set_endpoints(key(2).public_key(), vec![two.address()]);
     one.wait_for("added again", |status| status.peers.iter().any(|peer| peer.endpoint.is_some()));
+    one.send(&Sample { segment_size: 0, ..Sample::tcp_v4(1, 0) });
+    two.receive();
+}
+
+#[test]
+fn the_mark_of_datagrams_can_be_changed_while_it_runs() {
+    let [one, two] = pair([Offload::Tcp; 2], 1);
+    // It takes privileges that a test need not have.
+    match one.dataplane.set_fwmark(Some(7)) {
+        Ok(()) => one.dataplane.set_fwmark(None).unwrap(),
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
+    }
     one.send(&Sample { segment_size: 0, ..Sample::tcp_v4(1, 0) });
     two.receive();
 }

@@ -136,6 +136,11 @@ impl UdpSocket {
         self.local
     }
 
+    /// Has all datagrams that leave marked from here on, or none.
+    pub(super) fn set_mark(&self, mark: Option<u32>) -> io::Result<()> {
+        self.socket.set_mark(mark.unwrap_or_default())
+    }
+
     /// Whether datagrams to `endpoint` can leave from here: how well, 0 for not at all.
     pub(super) fn fitness(&self, endpoint: &Endpoint) -> u8 {
         match (self.local.is_ipv4() == endpoint.remote.is_ipv4(), endpoint.local) {

@@ -23,7 +23,7 @@ use super::timers::{Timer, TimerTable};
 use super::traffic::Traffic;
 
 /// What is configured of a peer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerConfig {
     /// Its static key, and its name in events and status.
     pub public_key: PublicKey,

@@ -119,6 +119,9 @@ const REPLACED: &[Row] = &[
     (10, "workers = 65", "interface.workers", "65 is too large", "a number from 1 to 64"),
     (11, "suite = \"aes\"", "interface.suite", "\"aes\" is not known", "\"aes-256-gcm\", \"chacha20-poly1305\""),
     (12, "control_socket = \"\"", "interface.control_socket", "cannot name a socket", "a short absolute path"),
+    (12, "drain_timeout = -1", "interface.drain_timeout", "-1 is too small", "a number from 0 to 86400"),
+    (12, "drain_timeout = 86401", "interface.drain_timeout", "86401 is too large", "a number from 0 to 86400"),
+    (12, "drain_timeout = \"30s\"", "interface.drain_timeout", "a string, not a whole number", "`drain_timeout = 30`"),
     // Peers.
     (14, "name = \"app 1\"", "backend 1.name", "\"app 1\" cannot name a peer", "1 to 63 letters"),
     (22, "name = \"app1\"", "backend \"app1\".name", "taken by the table of line 14", "a name of its own"),

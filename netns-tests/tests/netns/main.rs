@@ -13,6 +13,7 @@ mod lanes;
 mod lifecycle;
 mod load_balancer;
 mod path;
+mod reload;
 mod reordering;
 mod security;
 mod two_peers;

@@ -59,6 +59,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
     assert_eq!((interface.workers, interface.suite), (Workers::Auto, SuiteChoice::Auto));
     assert!(!interface.pin_workers);
     assert_eq!(interface.control_socket, Path::new("/run/underpass/underpass0.sock"));
+    assert!(interface.drain_timeout.is_zero());
     assert_eq!(interface.private_key.public_key(), private_key(1).public_key());
     let peer = &config.peers[0];
     assert_eq!((peer.name.as_str(), peer.public_key), ("app1", private_key(2).public_key()));
@@ -72,7 +73,7 @@ fn every_key_reaches_its_value() {
     let text = format!(
         "role = \"backend\"\n[interface]\nname = \"up1\"\naddresses = [\"10.77.0.11/24\", \"fd77::11/64\"]\n\
          listen = [\"192.0.2.1:7000\"]\nprivate_key_file = \"1.key\"\nprevious_private_key_file = \"/old/3.key\"\nmtu = 9000\n\
-         fwmark = 0xca6c\ndevice = \"plain\"\nworkers = 4\npin_workers = true\nsuite = \"chacha20-poly1305\"\ncontrol_socket = \"s.sock\"\n\
+         fwmark = 0xca6c\ndevice = \"plain\"\nworkers = 4\npin_workers = true\nsuite = \"chacha20-poly1305\"\ncontrol_socket = \"s.sock\"\ndrain_timeout = 30\n\
          [[proxy]]\nname = \"lb\"\npublic_key = \"{}\"\nnext_public_key = \"{}\"\nendpoint = \"lb.example.com:7001\"\n\
          addresses = [\"10.77.0.1\"]\nallowed_ips = [\"192.168.0.0/16\", \"10.77.0.1/32\"]\npreshared_key_file = \"9.key\"\n\
          persistent_keepalive = 25\nsuite = \"aes-256-gcm\"\n",
@@ -88,6 +89,7 @@ fn every_key_reaches_its_value() {
     assert!(interface.pin_workers);
     assert_eq!((interface.device, interface.suite), (DeviceMode::Plain, SuiteChoice::ChaCha20Poly1305));
     assert_eq!(interface.control_socket, Path::new("/etc/underpass/s.sock"));
+    assert_eq!(interface.drain_timeout, Duration::from_secs(30));
     let peer = &peers[0];
     assert_eq!(peer.next_public_key, Some(private_key(4).public_key()));
     assert_eq!(peer.endpoints, [Endpoint::Name { host: "lb.example.com".to_owned(), port: 7001 }]);

@@ -10,6 +10,7 @@ use super::*;
 use crate::control::api::tests::status;
 use crate::control::api::{LinkState, PeerReport, StatusReport};
 use crate::control::report::PeerNames;
+use crate::control::report::tests::identity;
 
 const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
@@ -26,7 +27,8 @@ async fn serve(report: Option<StatusReport>) -> Served {
     let address = |listeners: &[TcpListener]| listeners[0].local_addr().unwrap();
     let served = Served { agent: address(&listeners.agent_check), http: address(&listeners.http) };
     let board = Board::start(move || std::future::ready(report.clone()));
-    tokio::spawn(listeners.serve(board, RoundTrips::new(PeerNames::default())));
+    let (_, identity) = tokio::sync::watch::channel(Arc::new(identity(PeerNames::default())));
+    tokio::spawn(listeners.serve(board, RoundTrips::new(identity)));
     served
 }
 

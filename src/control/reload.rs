@@ -1,0 +1,374 @@
+//! Reading the configuration again while packets flow: what is different is changed, and nothing else is touched.
+//!
+//! ```text
+//! read, judge ─▶ compare ─▶ add to the interface ─▶ keys, peers, names ─▶ remove from the interface
+//! └─── a bad file ends here    └─ what is refused is taken back, ends here    └─ what stays behind is told
+//! ```
+//!
+//! Whatever can fail comes before what peers notice.
+
+use std::collections::{HashMap, HashSet};
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::api::{ApiError, ChangedPeer, ErrorCode, Reload, ReloadReport, SCHEMA_VERSION};
+use super::netlink::{Failed, InterfaceChanges, InterfaceSettings, Netlink, NetlinkError};
+use super::report::{Identity, PeerNames};
+use super::resolver::{NamedPeer, Resolver};
+use super::running::Running;
+use super::systemd::{self, Readiness};
+use super::{daemon, translate};
+use crate::config::{Config, ConfigError, Diff, Interface};
+use crate::dataplane::PeerChange;
+use crate::keys::PublicKey;
+use crate::proto::endpoint::Endpoint;
+use crate::proto::peer::PeerConfig;
+
+/// Why a reload has changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// The file, or a key file.
+    #[error(transparent)]
+    Refused(#[from] ConfigError),
+    /// A key file is a pipe that nobody writes to, or on a file server that is gone.
+    #[error("{} cannot be read: it or a key file that it names takes longer than {} s", .0.display(), LOAD_TIMEOUT.as_secs())]
+    TooSlow(PathBuf),
+    /// Nobody to tell the changes to.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// An address or a route.
+    #[error("{}; {}", chain(.cause), left_behind(.left))]
+    Interface {
+        /// What was refused.
+        cause: NetlinkError,
+        /// What had been added before and could not be taken back.
+        left: Vec<NetlinkError>,
+    },
+    /// The firewall mark.
+    #[error("interface.fwmark: the sockets do not take it: {cause}; {}", left_behind(.left))]
+    Mark {
+        /// The system's answer.
+        cause: io::Error,
+        /// What had been added before and could not be taken back.
+        left: Vec<NetlinkError>,
+    },
+}
+
+impl Running<'_> {
+    /// Reloads, and tells the log and the service manager what came of it.
+    pub(super) async fn reload_and_tell(&mut self) -> Result<ReloadReport, ApiError> {
+        systemd::notify(Readiness::Reloading);
+        match self.reload().await {
+            Ok(reload) => {
+                log(&reload);
+                systemd::notify(Readiness::Ready);
+                Ok(ReloadReport { schema_version: SCHEMA_VERSION, reload })
+            }
+            Err(error) => {
+                log_refusal(&error);
+                systemd::notify(Readiness::ReloadRefused);
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn reload(&mut self) -> Result<Reload, ReloadError> {
+        let file = load(&self.file).await?;
+        let diff = Diff::between(&self.config, &file);
+        let new = file.applied_to(&self.config);
+        let settings = self.interface_settings(&new);
+        let changes = InterfaceChanges::between(&self.interface_settings(&self.config), &settings);
+        let netlink = Netlink::open()?;
+        netlink.add(&settings, &changes).await?;
+        if let Err(cause) = self.set_fwmark(new.interface.fwmark) {
+            return Err(ReloadError::Mark { cause, left: netlink.take_back(&settings, &changes).await });
+        }
+
+        self.set_keys(&new.interface);
+        self.set_peers(&new, &diff);
+        self.identity.send_modify(|identity| {
+            let addresses = new.interface.addresses.clone();
+            *identity = Arc::new(Identity { addresses, peers: PeerNames::new(&new), ..Identity::clone(identity) });
+        });
+        let left = netlink.remove(&settings, &changes).await;
+        self.config = new;
+        daemon::warn_of(&self.config, &self.dataplane.local_addresses(), &netlink, &settings).await;
+        Ok(self.report(diff, &left))
+    }
+
+    fn interface_settings(&self, config: &Config) -> InterfaceSettings {
+        translate::interface_settings(config, self.dataplane.interface_index(), self.dataplane.offload())
+    }
+
+    /// Back to the old one if a socket refuses the new one.
+    fn set_fwmark(&self, mark: Option<u32>) -> io::Result<()> {
+        let before = self.config.interface.fwmark;
+        if mark == before {
+            return Ok(());
+        }
+        self.dataplane.set_fwmark(mark).inspect_err(|_| drop(self.dataplane.set_fwmark(before)))
+    }
+
+    fn set_keys(&self, new: &Interface) {
+        let keys = |interface: &Interface| {
+            let previous = interface.previous_private_key.as_ref();
+            (interface.private_key.public_key(), previous.map(|key| key.public_key()))
+        };
+        if keys(new) != keys(&self.config.interface) {
+            self.handle.set_private_key(new.private_key.clone(), new.previous_private_key.clone());
+        }
+    }
+
+    fn set_peers(&mut self, new: &Config, diff: &Diff) {
+        let mut changes = peer_changes(&translate::peer_configs(&self.config), translate::peer_configs(new));
+        let named = translate::named_peers(new);
+        let resolver = &mut *self.resolver.borrow_mut();
+        tell_known_addresses(&mut changes, &named, resolver);
+        if !changes.is_empty() {
+            self.handle.change_peers(changes);
+        }
+        resolver.set_peers(named);
+        self.drained.follow(diff);
+        let touched: HashSet<&str> =
+            diff.changed.iter().map(|peer| &peer.name).chain(&diff.added).map(String::as_str).collect();
+        for peer in new.peers.iter().filter(|peer| touched.contains(peer.name.as_str())) {
+            self.handle.set_draining(peer.public_key, self.drained.contain(&peer.name));
+        }
+    }
+
+    fn report(&self, diff: Diff, left: &[NetlinkError]) -> Reload {
+        let texts = |keys: Vec<&'static str>| keys.into_iter().map(str::to_owned).collect();
+        let changed = diff.changed.into_iter();
+        Reload {
+            config: self.file.clone(),
+            added: diff.added,
+            removed: diff.removed,
+            changed: changed.map(|peer| ChangedPeer { name: peer.name, keys: texts(peer.keys) }).collect(),
+            keys: texts(diff.live),
+            needs_restart: texts(diff.needs_restart),
+            left: left.iter().map(|error| chain(error)).collect(),
+        }
+    }
+}
+
+async fn load(path: &Path) -> Result<Config, ReloadError> {
+    let file = path.to_owned();
+    let loaded = spawn_blocking(move || Config::load(&file));
+    match timeout(LOAD_TIMEOUT, loaded).await {
+        Ok(Ok(config)) => Ok(config?),
+        // The thread panicked, or waits.
+        Ok(Err(_)) | Err(_) => Err(ReloadError::TooSlow(path.to_owned())),
+    }
+}
+
+/// What the data plane is to do, in an order in which no peer is taken for another: peers of whom no key is left go first;
+/// then come those that keep their public key, and with it their sessions, then those that change to an announced key or
+/// are new; the keys that nobody has any more go last.
+fn peer_changes(old: &[PeerConfig], new: Vec<PeerConfig>) -> Vec<PeerChange> {
+    let before: HashMap<PublicKey, &PeerConfig> = old.iter().map(|peer| (peer.public_key, peer)).collect();
+    let wanted: HashSet<PublicKey> = new.iter().flat_map(keys_of).collect();
+    let (left, gone): (Vec<_>, Vec<_>) = old.iter().partition(|peer| keys_of(peer).any(|key| wanted.contains(&key)));
+    let unused = left.into_iter().flat_map(keys_of).filter(|key| !wanted.contains(key));
+    let (known, unknown): (Vec<_>, Vec<_>) = new
+        .into_iter()
+        .filter(|peer| before.get(&peer.public_key) != Some(&peer))
+        .partition(|peer| before.contains_key(&peer.public_key));
+    let removed = gone.into_iter().map(|peer| PeerChange::Remove(peer.public_key));
+    let upserted = known.into_iter().chain(unknown).map(PeerChange::Upsert);
+    removed.chain(upserted).chain(unused.map(PeerChange::Remove)).collect()
+}
+
+fn keys_of(peer: &PeerConfig) -> impl Iterator<Item = PublicKey> + use<> {
+    std::iter::once(peer.public_key).chain(peer.next_public_key)
+}
+
+/// A peer whose names are the same as before stays where it was found by them.
+fn tell_known_addresses(changes: &mut [PeerChange], named: &[NamedPeer], resolver: &Resolver) {
+    let named: HashMap<PublicKey, &NamedPeer> = named.iter().map(|peer| (peer.public_key, peer)).collect();
+    for change in changes {
+        let PeerChange::Upsert(peer) = change else { continue };
+        let known = named.get(&peer.public_key).and_then(|named| resolver.addresses_of(named));
+        if let Some(addresses) = known {
+            peer.endpoints = addresses.into_iter().map(Endpoint::new).collect();
+        }
+    }
+}
+
+/// One line for each thing that has changed: who may connect, and since when, is to be found in the log.
+fn log(reload: &Reload) {
+    for peer in &reload.added {
+        tracing::info!(peer, "peer added");
+    }
+    for peer in &reload.removed {
+        tracing::info!(peer, "peer removed");
+    }
+    for peer in &reload.changed {
+        tracing::info!(peer = peer.name, keys = peer.keys.join(" "), "peer changed");
+    }
+    for problem in &reload.left {
+        tracing::warn!("left behind: {problem}");
+    }
+    if !reload.needs_restart.is_empty() {
+        tracing::warn!(keys = reload.needs_restart.join(" "), "changed in the file, needs a restart");
+    }
+    tracing::info!(config = %reload.config.display(), keys = reload.keys.join(" "), "configuration reloaded");
+}
+
+/// A line for each problem: lines without a priority of their own would go astray in a journal.
+fn log_refusal(error: &ReloadError) {
+    match error {
+        ReloadError::Refused(refused) => {
+            for problem in refused.problems() {
+                let problem = problem.to_string().replace("\n      ", "; ");
+                tracing::warn!("{}{problem}", refused.file().display());
+            }
+            tracing::warn!(problems = refused.count(), "the configuration is refused, nothing was changed");
+        }
+        error => tracing::warn!(%error, "the configuration could not be applied"),
+    }
+}
+
+impl From<ReloadError> for ApiError {
+    fn from(error: ReloadError) -> Self {
+        let code = match error {
+            ReloadError::Refused(_) | ReloadError::TooSlow(_) => ErrorCode::ConfigRefused,
+            ReloadError::Netlink(_) | ReloadError::Interface { .. } | ReloadError::Mark { .. } => {
+                ErrorCode::ReloadFailed
+            }
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<Failed> for ReloadError {
+    fn from(Failed { cause, left }: Failed) -> Self {
+        Self::Interface { cause, left }
+    }
+}
+
+fn left_behind(left: &[NetlinkError]) -> String {
+    if left.is_empty() {
+        return "nothing was changed".to_owned();
+    }
+    let left: Vec<String> = left.iter().map(|error| chain(error)).collect();
+    format!("nothing but this was changed: {}", left.join("; "))
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {}", chain(cause)),
+        None => error.to_string(),
+    }
+}
+
+/// Local files are read in milliseconds, and nothing else is done meanwhile.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::clock;
+    use crate::keys::PrivateKey;
+    use crate::proto::device::{Device, DeviceConfig};
+    use crate::proto::noise::Suite;
+
+    fn key(number: u8) -> PublicKey {
+        PrivateKey::from_bytes([number; 32]).unwrap().public_key()
+    }
+
+    /// A peer by the numbers of its keys, with an address of the first one's number.
+    fn peer(number: u8, next: Option<u8>) -> PeerConfig {
+        PeerConfig {
+            public_key: key(number),
+            next_public_key: next.map(key),
+            preshared_key: None,
+            endpoints: Vec::new(),
+            watched: false,
+            allowed_ips: vec![format!("10.77.0.{number}/32").parse().unwrap()],
+            persistent_keepalive: None,
+            suite: None,
+        }
+    }
+
+    /// The numbers that a device gives the peers when the changes are made, with the keys that lead to each.
+    fn after(old: &[PeerConfig], new: &[PeerConfig]) -> Vec<(usize, PublicKey)> {
+        let config = DeviceConfig {
+            private_key: PrivateKey::from_bytes([100; 32]).unwrap(),
+            previous_private_key: None,
+            suite: Suite::Aes256Gcm,
+            send_lanes: 1,
+            lane_paths: false,
+        };
+        let now = clock::now();
+        let mut device = Device::new(now, Duration::from_secs(1), config, [0; 32]);
+        let changes = peer_changes(&[], old.to_vec()).into_iter().chain(peer_changes(old, new.to_vec()));
+        let mut numbers = HashMap::new();
+        for change in changes {
+            match change {
+                PeerChange::Remove(key) => device.remove_peer(&key),
+                PeerChange::Upsert(peer) => {
+                    let key = peer.public_key;
+                    numbers.insert(key, device.upsert_peer(now, peer).unwrap().index());
+                }
+            }
+        }
+        device.status(now).peers.iter().map(|peer| (numbers[&peer.public_key], peer.public_key)).collect()
+    }
+
+    fn sorted(mut peers: Vec<(usize, PublicKey)>) -> Vec<(usize, PublicKey)> {
+        peers.sort_by_key(|(_, key)| *key);
+        peers
+    }
+
+    #[test]
+    fn peers_that_stay_as_they_are_are_not_touched() {
+        let old = [peer(1, None), peer(2, Some(3))];
+        assert_eq!(peer_changes(&old, vec![peer(2, Some(3)), peer(1, None)]), []);
+        let changed = PeerConfig { persistent_keepalive: Some(Duration::from_secs(1)), ..peer(1, None) };
+        assert_eq!(peer_changes(&old, vec![changed.clone(), peer(2, Some(3))]), [PeerChange::Upsert(changed)]);
+    }
+
+    #[test]
+    fn a_peer_is_the_same_to_the_device_while_it_has_a_key_left() {
+        for (old, new, expected) in [
+            // Removed and added: the place is used again, the sessions went with the old one.
+            (vec![peer(1, None)], vec![peer(2, None)], vec![(0, 2)]),
+            // A key is announced, and then taken.
+            (vec![peer(1, None)], vec![peer(1, Some(2))], vec![(0, 1)]),
+            (vec![peer(1, Some(2))], vec![peer(2, None)], vec![(0, 2)]),
+            (vec![peer(1, Some(2))], vec![peer(2, Some(3))], vec![(0, 2)]),
+            // A key that was announced is another peer's now, which is not the one that it was announced for.
+            (vec![peer(1, Some(2))], vec![peer(2, None), peer(1, None)], vec![(1, 2), (0, 1)]),
+            (vec![peer(1, Some(2))], vec![peer(3, Some(2))], vec![(1, 3)]),
+            (vec![peer(1, Some(2)), peer(3, None)], vec![peer(3, Some(2)), peer(1, None)], vec![(1, 3), (0, 1)]),
+        ] {
+            let expected = expected.into_iter().map(|(number, name)| (number, key(name))).collect();
+            assert_eq!(sorted(after(&old, &new)), sorted(expected), "{old:?} → {new:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_behind_is_told_exactly() {
+        let refused = |what: &str| NetlinkError::Refused {
+            interface: "underpass0".into(),
+            action: what.into(),
+            source: io::Error::other("no room"),
+        };
+        let error = ReloadError::Interface { cause: refused("add this"), left: vec![] };
+        let expected = "interface underpass0: could not add this: no room; nothing was changed";
+        assert_eq!(ApiError::from(error), ApiError::new(ErrorCode::ReloadFailed, expected));
+        let error = ReloadError::Interface { cause: refused("add this"), left: vec![refused("remove that")] };
+        assert!(
+            error
+                .to_string()
+                .ends_with("nothing but this was changed: interface underpass0: could not remove that: no room")
+        );
+    }
+}

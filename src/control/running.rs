@@ -1,0 +1,105 @@
+//! What commands change of a daemon that runs, and the one owner of it: the configuration, the names of peers, and which of
+//! their links are draining.
+//!
+//! One command is carried out after the other. How, is in [`reload`](super::reload) and [`drain`](super::drain).
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::mpsc::{Receiver, Sender};
+use tokio::sync::{oneshot, watch};
+
+use super::api::{ApiError, Command, ErrorCode, Response};
+use super::drain::Drained;
+use super::report::Identity;
+use super::resolver::Resolver;
+use super::signals::{Asked, Signals};
+use crate::config::Config;
+use crate::dataplane::{Dataplane, Handle};
+
+/// A daemon that runs.
+#[derive(Debug)]
+pub struct Running<'a> {
+    pub(super) file: PathBuf,
+    /// What holds: of a changed file, what needs a restart is as it was at the start.
+    pub(super) config: Config,
+    pub(super) identity: watch::Sender<Arc<Identity>>,
+    pub(super) drained: Drained,
+    pub(super) dataplane: &'a Dataplane,
+    pub(super) handle: Handle,
+    pub(super) resolver: &'a RefCell<Resolver>,
+}
+
+/// A command, and who waits for the answer.
+#[derive(Debug)]
+pub struct Request {
+    command: Command,
+    reply: oneshot::Sender<Response>,
+}
+
+impl<'a> Running<'a> {
+    /// `file` is where `config` was read. Whoever has to know what a reload changes follows `identity`.
+    pub fn new(
+        file: PathBuf,
+        config: Config,
+        identity: watch::Sender<Arc<Identity>>,
+        dataplane: &'a Dataplane,
+        resolver: &'a RefCell<Resolver>,
+    ) -> Self {
+        let handle = dataplane.handle();
+        Self { file, config, identity, drained: Drained::default(), dataplane, handle, resolver }
+    }
+
+    /// Does what signals and requests ask for, until the daemon is to end and its links have drained.
+    pub async fn serve(&mut self, signals: &mut Signals, requests: &mut Receiver<Request>) {
+        loop {
+            tokio::select! {
+                asked = signals.next() => match asked {
+                    Asked::Reload => drop(self.reload_and_tell().await),
+                    Asked::Terminate => {
+                        tracing::info!(signal = "SIGTERM", "stopping");
+                        return self.drain_all(signals, requests).await;
+                    }
+                    Asked::Interrupt => {
+                        tracing::info!(signal = "SIGINT", "stopping");
+                        return;
+                    }
+                },
+                Some(Request { command, reply }) = requests.recv() => {
+                    // Who asked may have left.
+                    let _ = reply.send(self.answer(command).await);
+                }
+            }
+        }
+    }
+
+    async fn answer(&mut self, command: Command) -> Response {
+        let answer = match command {
+            Command::Status => Err(ApiError::new(ErrorCode::Internal, "this is not asked here")),
+            Command::Reload => self.reload_and_tell().await.map(Response::Reload),
+            Command::Drain { peer } => self.set_draining(peer, true).map(Response::Drain),
+            Command::Undrain { peer } => self.set_draining(peer, false).map(Response::Drain),
+        };
+        answer.unwrap_or_else(Response::from)
+    }
+}
+
+impl Request {
+    /// Hands `command` to who owns the daemon, and waits for what comes of it.
+    pub async fn make(command: Command, requests: Sender<Self>) -> Response {
+        let (reply, answer) = oneshot::channel();
+        // Neither fails but at the end.
+        let _ = requests.send(Self { command, reply }).await;
+        answer.await.unwrap_or_else(|_| stopping().into())
+    }
+
+    /// Nothing is changed any more.
+    pub(super) fn refuse(self) {
+        let _ = self.reply.send(stopping().into());
+    }
+}
+
+fn stopping() -> ApiError {
+    ApiError::new(ErrorCode::Stopping, "the daemon is about to end")
+}
