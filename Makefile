@@ -4,12 +4,14 @@
 # make bench   speed beside no tunnel, other tunnels and TLS, in the same run; ARGS="--tests http --rounds 3" for a part
 # make fuzz     each fuzz target for SECONDS (60) more than the corpora that `make test` replays
 # make build   target/release/underpass
+# make package target/debian/underpass_VERSION_ARCH.deb; make package-test installs, runs, upgrades and removes it on a clean
+#              Debian with a systemd of its own
 # make deps    Debian packages that `make test` and `make bench` need; both call it themselves
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: demo test lint bench peers fuzz build deps bench-deps build-deps
+.PHONY: demo test lint bench peers fuzz build package package-test deps bench-deps build-deps
 
 CARGO ?= cargo
 # Namespaces are root's: anyone else is asked for a password there, and only there.
@@ -21,7 +23,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 BUILD_PROGRAMS := gcc:gcc,libc6-dev
 TEST_PROGRAMS := $(BUILD_PROGRAMS) haproxy:haproxy nginx:nginx-light iperf3:iperf3 wrk:wrk tcpdump:tcpdump nft:nftables \
 	ip:iproute2 ping:iputils-ping arping:iputils-arping wireguard-go:wireguard-go wg:wireguard-tools curl:curl \
-	ethtool:ethtool python3:python3 promtool:prometheus
+	ethtool:ethtool python3:python3 promtool:prometheus systemd-analyze:systemd
 BENCH_PROGRAMS := stunnel:stunnel4 openssl:openssl
 # Tunnels to compare with, program:crate.
 PEERS := boringtun-cli:boringtun-cli gotatun:gotatun-cli quincy-client:quincy-client quincy-server:quincy-server \
@@ -61,6 +63,21 @@ fuzz: build-deps
 
 build: build-deps
 	$(CARGO) build --locked --release --bin underpass
+
+package: build
+	command -v cargo-deb > /dev/null || [ -x target/tools/bin/cargo-deb ] ||
+		$(CARGO) install --locked --root target/tools cargo-deb
+	mkdir -p target/package/man
+	rm -f target/package/man/*
+	target/release/underpass man --out target/package/man
+	for shell in bash zsh fish; do
+		target/release/underpass completions "$$shell" > "target/package/underpass.$$shell"
+	done
+	PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) deb --locked --no-build --strip
+
+package-test: package
+	@$(call install,debootstrap:debootstrap)
+	$(AS_ROOT) netns-tests/package-test target/debian/underpass_*.deb
 
 deps:
 	@$(call install,$(TEST_PROGRAMS))

@@ -32,6 +32,8 @@ pub mod quincy;
 pub mod random;
 pub mod relay;
 pub mod round_trip;
+pub mod service;
+pub mod service_manager;
 pub mod spoofer;
 pub mod stunnel;
 pub mod tcp_load;

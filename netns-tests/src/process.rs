@@ -3,11 +3,13 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
+use command_fds::{CommandFdExt, FdMapping};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -22,6 +24,7 @@ pub struct Command {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     stdin: Vec<u8>,
+    descriptors: Vec<FdMapping>,
     patience: Duration,
 }
 
@@ -41,7 +44,8 @@ impl Command {
     pub(crate) fn new(host: Host, program: &OsStr) -> Command {
         let program = find_program(program);
         let patience = Duration::from_secs(60);
-        Command { host, program, arguments: vec![], environment: vec![], stdin: vec![], patience }
+        let (arguments, environment, stdin, descriptors) = (vec![], vec![], vec![], vec![]);
+        Command { host, program, arguments, environment, stdin, descriptors, patience }
     }
 
     /// One more argument.
@@ -65,6 +69,12 @@ impl Command {
     /// What it reads; nothing, if not said.
     pub fn stdin(mut self, input: impl Into<Vec<u8>>) -> Self {
         self.stdin = input.into();
+        self
+    }
+
+    /// Leaves it a descriptor as this number.
+    pub fn descriptor(mut self, number: i32, descriptor: OwnedFd) -> Self {
+        self.descriptors.push(FdMapping { parent_fd: descriptor, child_fd: number });
         self
     }
 
@@ -116,6 +126,7 @@ impl Command {
         // The kernel kills the program when the thread that started it is gone, so also when the test run is killed.
         let mut command = std::process::Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(&self.program).args(&self.arguments).envs(self.environment);
+        command.fd_mappings(self.descriptors).expect("each number is given once");
         command.stdin(stdin).stdout(stdout).stderr(stderr).current_dir(self.host.directory());
         self.host.call(move || command.spawn()).unwrap_or_else(|e| panic!("{line}: {e}"))
     }

@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::host::Host;
 use crate::process::{Command, Output, Process};
+use crate::service_manager::ServiceManager;
 use crate::wait;
 
 /// The UDP port that daemons listen on where a test names none.
@@ -215,10 +216,21 @@ impl Daemon {
     /// Starts `underpass run` without waiting for it.
     #[track_caller]
     pub fn launch(host: &Host, config: &Config) -> Daemon {
+        Daemon::launch_with(host, config, |program| host.command(program))
+    }
+
+    /// Starts `underpass run` as a service manager does, with what that has kept, without waiting for it.
+    #[track_caller]
+    pub fn launch_under(manager: &ServiceManager, config: &Config) -> Daemon {
+        Daemon::launch_with(manager.host(), config, |program| manager.command(program))
+    }
+
+    #[track_caller]
+    fn launch_with(host: &Host, config: &Config, command: impl FnOnce(&Path) -> Command) -> Daemon {
         let file = config.write(host);
         let interface = config.name().to_owned();
         let program = config.program.clone().unwrap_or_else(program);
-        let command = host.command(&program).args(["run", "--config"]).arg(file).env("RUST_BACKTRACE", "1");
+        let command = command(&program).args(["run", "--config"]).arg(file).env("RUST_BACKTRACE", "1");
         Daemon { program, process: command.start(&interface), interface }
     }
 

@@ -43,6 +43,12 @@ pub enum Command {
     Drain(DrainArguments),
     /// Have a link called draining no longer
     Undrain(DrainArguments),
+    /// Start a running daemon anew without interrupting traffic
+    ///
+    /// The program and the configuration as they lie on disk take the running daemon's place, in the same process, with
+    /// its interface and its sockets: after an upgrade, and for changes of the configuration that need a restart. If the
+    /// program does not start or refuses the configuration, the running daemon goes on and says why.
+    Restart(RestartArguments),
     /// Judge a configuration file and print what it would do
     ///
     /// Reads the file and the key files that it names, as `run` does, and changes nothing. Every mistake is printed with
@@ -117,6 +123,17 @@ pub struct StatusArguments {
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `restart`.
+#[derive(Debug, Clone, Args)]
+pub struct RestartArguments {
+    /// Restart the daemon of this interface [default: the only one that runs]
+    #[arg(short, long, value_name = "NAME", conflicts_with = "socket")]
+    pub interface: Option<String>,
+    /// Restart the daemon behind this control socket
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 }
 
 /// Arguments of `genkey`.

@@ -15,6 +15,7 @@ mod key_output;
 pub mod man;
 pub mod pubkey;
 pub mod reload;
+pub mod restart;
 pub mod run;
 pub mod status;
 
@@ -36,6 +37,7 @@ pub fn execute(arguments: Arguments, out: &mut dyn Write) -> Result<(), Failure>
         Command::Reload(arguments) => reload::run(&arguments, out)?,
         Command::Drain(arguments) => drain::run(&arguments, true, out)?,
         Command::Undrain(arguments) => drain::run(&arguments, false, out)?,
+        Command::Restart(arguments) => restart::run(&arguments, out)?,
         Command::Completions(arguments) => completions::run(&arguments, out)?,
         Command::Man(arguments) => man::run(&arguments, out)?,
     }

@@ -37,7 +37,10 @@ impl From<ClientError> for Failure {
             ClientError::NoPermission { .. } => Exit::Permission,
             ClientError::Refused { code: ErrorCode::ConfigRefused, .. } => Exit::Config,
             ClientError::Refused { code: ErrorCode::UnknownPeer, .. } => Exit::Usage,
-            ClientError::Refused { code: ErrorCode::ReloadFailed | ErrorCode::Stopping, .. } => Exit::Other,
+            ClientError::Refused {
+                code: ErrorCode::ReloadFailed | ErrorCode::RestartFailed | ErrorCode::Stopping, ..
+            }
+            | ClientError::NoRestart { .. } => Exit::Other,
             _ => Exit::Unreachable,
         };
         Self::new(exit, error)

@@ -34,6 +34,8 @@ pub enum Command {
         /// Its name.
         peer: String,
     },
+    /// The program on disk takes the running one's place. Answered only if it can't; else the connection ends.
+    Restart,
 }
 
 /// One answer line.
@@ -90,6 +92,8 @@ pub enum ErrorCode {
     UnknownPeer,
     /// The daemon is about to end.
     Stopping,
+    /// The program on disk can't take the running one's place.
+    RestartFailed,
     /// The daemon could not answer.
     Internal,
     /// A code of a newer daemon.
@@ -385,9 +389,8 @@ pub(crate) mod tests {
     #[test]
     fn a_request_goes_there_and_back() {
         let [drain, undrain] = ["app1", "app2"].map(str::to_owned);
-        let commands =
-            [Command::Status, Command::Reload, Command::Drain { peer: drain }, Command::Undrain { peer: undrain }];
-        for command in commands {
+        let draining = [Command::Drain { peer: drain }, Command::Undrain { peer: undrain }];
+        for command in [Command::Status, Command::Reload, Command::Restart].into_iter().chain(draining) {
             assert_eq!(Command::decode(&command.encode()), Ok(command));
         }
         assert_eq!(Command::decode(br#"{"version":1,"command":"status","later":true}"#), Ok(Command::Status));

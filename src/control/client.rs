@@ -6,6 +6,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use super::api::{Command, Drain, ErrorCode, Reload, Response, StatusReport};
@@ -57,6 +58,12 @@ pub enum ClientError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// Neither gone over to the new program nor an error.
+    #[error("the daemon on {path} has not restarted: its log says why")]
+    NoRestart {
+        /// The socket.
+        path: PathBuf,
     },
     /// An answer that is none of ours.
     #[error("the answer from {path} cannot be read, is that an underpass daemon of another version?")]
@@ -114,6 +121,29 @@ pub fn set_draining(socket: &Path, peer: String, draining: bool) -> Result<Drain
         Response::Drain(report) => Ok(report.drain),
         other => Err(ClientError::of(socket, other)),
     }
+}
+
+/// Has the daemon behind `socket` restart in place, and asks the new one for its status once it answers.
+pub fn restart(socket: &Path) -> Result<StatusReport, ClientError> {
+    match ask(socket, &Command::Restart, RESTART_TIMEOUT) {
+        // The old program, and its end of the connection, are gone: so it was done.
+        Err(ClientError::NoAnswer { source, .. }) if is_closed(&source) => {}
+        Err(ClientError::NoAnswer { .. }) => return Err(ClientError::NoRestart { path: socket.to_owned() }),
+        Ok(answer) => return Err(ClientError::of(socket, answer)),
+        Err(error) => return Err(error),
+    }
+    for _ in 0..NEW_DAEMON_TRIES {
+        match status(socket) {
+            Err(ClientError::NotRunning { .. } | ClientError::Dead { .. } | ClientError::NoAnswer { .. }) => {}
+            answer => return answer,
+        }
+        thread::sleep(NEW_DAEMON_PAUSE);
+    }
+    status(socket)
+}
+
+fn is_closed(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
 }
 
 impl ClientError {
@@ -184,6 +214,11 @@ fn only_socket(directory: &Path) -> Result<PathBuf, ClientError> {
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longer than a daemon waits for its files, and sets ten thousand routes.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longer than the daemon waits for its successor's opinion of the configuration.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often the new daemon is asked, and the pause after each try: ten seconds, of which a few hundredths are needed.
+const NEW_DAEMON_TRIES: usize = 500;
+const NEW_DAEMON_PAUSE: Duration = Duration::from_millis(20);
 /// 100,000 peers fit.
 const MAX_ANSWER_LEN: u64 = 64 << 20;
 

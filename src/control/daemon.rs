@@ -3,7 +3,6 @@
 //! Everything per packet runs in the data plane's threads; this is one task that mostly waits.
 
 use std::cell::RefCell;
-use std::convert::Infallible;
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
@@ -13,27 +12,32 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::runtime::Builder;
-use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, channel, unbounded_channel};
+use tokio::sync::mpsc::{Sender, UnboundedReceiver, channel, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use super::api::{ApiError, Command, ErrorCode, Response, StatusReport};
 use super::board::Board;
+use super::followers::Followers;
+use super::handover;
 use super::health::{HealthError, HealthListeners};
 use super::link_log::LinkLog;
 use super::metrics::RoundTrips;
 use super::netlink::{InterfaceSettings, Netlink, NetlinkError};
+use super::remembered::RememberedPeers;
 use super::report::{Identity, PeerNames};
 use super::resolver::{Families, Resolver};
+use super::restart::{self, Program, RestartRequests, Restarts};
 use super::running::{Request, Running};
 use super::signals::Signals;
 use super::socket::{ControlSocket, SocketError};
 use super::systemd::{self, Readiness};
-use super::translate;
+use super::{translate, watchdog};
 use crate::config::Config;
+use crate::dataplane::inheritance::Inherited;
 use crate::dataplane::{Dataplane, Failure, Handle, StartError, clock};
-use crate::proto::event::Event;
-use crate::proto::stats::{DeviceStatus, LinkState};
+use crate::keys::PublicKey;
+use crate::proto::stats::DeviceStatus;
 
 /// Why a daemon did not start, or ended without being asked to.
 #[derive(Debug, thiserror::Error)]
@@ -61,8 +65,9 @@ pub enum DaemonError {
 /// Runs until SIGTERM or SIGINT, then says goodbye to the peers and leaves nothing behind. `file` is where `config` was read,
 /// and is read again when that is asked for.
 pub fn run(config: Config, file: &Path) -> Result<(), DaemonError> {
+    let inherited = handover::receive();
     let runtime = Builder::new_current_thread().enable_all().build().map_err(DaemonError::Runtime)?;
-    let outcome = runtime.block_on(run_until_signal(config, file));
+    let outcome = runtime.block_on(run_until_signal(config, file, inherited));
     // Not dropped, which would wait for a look-up that hangs.
     runtime.shutdown_background();
     outcome
@@ -70,17 +75,26 @@ pub fn run(config: Config, file: &Path) -> Result<(), DaemonError> {
 
 /// In this order, undone in reverse by the end of each one's scope: signals, device and sockets, addresses and routes,
 /// control socket, sockets for health checks, threads, look-ups.
-async fn run_until_signal(config: Config, file: &Path) -> Result<(), DaemonError> {
+async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>) -> Result<(), DaemonError> {
     let mut signals = Signals::new().map_err(DaemonError::Runtime)?;
+    let (restarts, restart_requests) =
+        Restarts::new(Program::of_this_process(file)).map_err(DaemonError::Runtime)?;
+    restart::admit_signals().map_err(DaemonError::Runtime)?;
     let started_at = clock::now();
     ControlSocket::check_free(&config.interface.control_socket)?;
-    let mut dataplane = Dataplane::open(translate::dataplane_config(&config))?;
-    configure_interface(&config, &dataplane).await?;
+    let dataplane_config = translate::dataplane_config(&config);
+    let (inheritance, kept) = handover::choose(&dataplane_config, inherited);
+    let is_kept = inheritance.has_interface();
+    let mut dataplane = Dataplane::open(dataplane_config, inheritance)?;
+    handover::leave(&dataplane.descriptors(), kept);
+    configure_interface(&config, &dataplane, is_kept).await?;
+    handover::remove_stale_socket(&config.interface.control_socket);
     let socket = ControlSocket::bind(&config.interface.control_socket)?;
     let health = HealthListeners::bind(&config.health).await?;
+    let remembered = RefCell::new(remember_peers(&config, &dataplane.handle()));
 
     let (failures, failed) = unbounded_channel();
-    let (events, changes) = channel(MAX_CHANGES);
+    let (events, changed) = channel(MAX_CHANGES);
     // Nobody listens any more once the end has begun.
     dataplane.start(move |failure| drop(failures.send(failure)), move |event| drop(events.try_send(event)))?;
     let identity = Identity {
@@ -94,7 +108,7 @@ async fn run_until_signal(config: Config, file: &Path) -> Result<(), DaemonError
         peers: PeerNames::new(&config),
     };
     let resolver = RefCell::new(start_resolver(&config, &dataplane));
-    log_start(&config, &identity);
+    log_start(&config, &identity, is_kept);
     systemd::notify(Readiness::Ready);
 
     let (identity, newest) = watch::channel(Arc::new(identity));
@@ -102,25 +116,48 @@ async fn run_until_signal(config: Config, file: &Path) -> Result<(), DaemonError
     let log = LinkLog::new(newest.clone());
     let round_trips = RoundTrips::new(newest.clone());
     let board = start_board(newest, dataplane.handle());
-    let answer = Answer { board: board.clone(), requests };
+    let followers =
+        Followers { log, round_trips: round_trips.clone(), resolver: &resolver, remembered: &remembered };
+    let answer = Answer { board: board.clone(), requests, restarts: restart_requests };
     let answer = move |command| answer.clone().to(command);
+    let pulse = dataplane.pulse();
+    let control_socket = config.interface.control_socket.clone();
     let mut running = Running::new(file.to_owned(), config, identity, &dataplane, &resolver);
+    let work = async {
+        let may_drain = tokio::select! {
+            may_drain = running.serve(&mut signals, &mut requested) => may_drain,
+            never = restarts.serve(&dataplane, &control_socket, &remembered) => match never {},
+        };
+        if may_drain {
+            running.drain_all(&mut signals, &mut requested).await;
+        }
+    };
     let outcome = tokio::select! {
-        () = running.serve(&mut signals, &mut requested) => Ok(()),
+        () = work => Ok(()),
         failure = first_failure(failed) => Err(DaemonError::Failed(failure)),
-        never = follow_changes(changes, log, &resolver, round_trips.clone()) => match never {},
+        never = followers.follow(changed) => match never {},
         never = socket.serve(answer) => match never {},
         never = health.serve(board, round_trips) => match never {},
+        never = watchdog::watch(&pulse) => match never {},
     };
     systemd::notify(Readiness::Stopping);
-    drop(running);
+    remembered.borrow_mut().write();
     drop((resolver, socket));
     stop(dataplane).await;
     outcome
 }
 
-async fn configure_interface(config: &Config, dataplane: &Dataplane) -> Result<(), DaemonError> {
+/// Has the data plane call everyone who was connected before a restart, as soon as it starts.
+fn remember_peers(config: &Config, handle: &Handle) -> RememberedPeers {
+    let is_known = |key: &PublicKey| config.peers.iter().any(|peer| peer.public_key == *key);
+    let remembered = RememberedPeers::load(&config.interface.control_socket, is_known);
+    remembered.endpoints().for_each(|(peer, endpoint)| handle.connect(peer, endpoint));
+    remembered
+}
+
+async fn configure_interface(config: &Config, dataplane: &Dataplane, is_kept: bool) -> Result<(), DaemonError> {
     let settings = translate::interface_settings(config, dataplane.interface_index(), dataplane.offload());
+    let settings = InterfaceSettings { is_kept, ..settings };
     let netlink = Netlink::open()?;
     netlink.configure(&settings).await?;
     warn_of(config, &dataplane.local_addresses(), &netlink, &settings).await;
@@ -170,7 +207,7 @@ fn start_resolver(config: &Config, dataplane: &Dataplane) -> Resolver {
     })
 }
 
-fn log_start(config: &Config, identity: &Identity) {
+fn log_start(config: &Config, identity: &Identity, is_kept: bool) {
     let listen: Vec<String> = identity.listen.iter().map(ToString::to_string).collect();
     tracing::info!(
         interface = identity.interface,
@@ -179,6 +216,7 @@ fn log_start(config: &Config, identity: &Identity) {
         peers = config.peers.len(),
         mtu = identity.mtu,
         offload = identity.offload,
+        kept = is_kept,
         version = env!("CARGO_PKG_VERSION"),
         "started"
     );
@@ -189,22 +227,6 @@ async fn first_failure(mut failures: UnboundedReceiver<Failure>) -> Failure {
         Some(failure) => failure,
         None => pending().await,
     }
-}
-
-async fn follow_changes(
-    mut changes: Receiver<Event>,
-    mut log: LinkLog,
-    resolver: &RefCell<Resolver>,
-    mut round_trips: RoundTrips,
-) -> Infallible {
-    while let Some(event) = changes.recv().await {
-        round_trips.count(&event);
-        log.log(&event);
-        if let Event::LinkChanged { peer, state, .. } = event {
-            resolver.borrow().set_down(&peer, state == LinkState::Down);
-        }
-    }
-    pending().await
 }
 
 fn start_board(identity: watch::Receiver<Arc<Identity>>, handle: Handle) -> Board {
@@ -221,12 +243,14 @@ async fn report(identity: Arc<Identity>, handle: Handle) -> Option<StatusReport>
 struct Answer {
     board: Board,
     requests: Sender<Request>,
+    restarts: RestartRequests,
 }
 
 impl Answer {
     async fn to(self, command: Command) -> Response {
         match command {
             Command::Status => answer_status(self.board).await,
+            Command::Restart => self.restarts.request().await.into(),
             command => Request::make(command, self.requests).await,
         }
     }

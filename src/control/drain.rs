@@ -55,7 +55,7 @@ impl Running<'_> {
 
     /// Has every link called draining, and waits until nothing passes any more, the configured time is over, or somebody
     /// asks a second time.
-    pub(super) async fn drain_all(&self, signals: &mut Signals, requests: &mut Receiver<Request>) {
+    pub async fn drain_all(&self, signals: &mut Signals, requests: &mut Receiver<Request>) {
         let timeout = self.config.interface.drain_timeout;
         if timeout.is_zero() {
             return;

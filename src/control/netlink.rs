@@ -21,6 +21,7 @@ use crate::packet::frame::FRAME_HEADER_LEN;
 use crate::packet::message::TRANSPORT_OVERHEAD;
 
 mod changes;
+mod existing;
 
 pub use changes::{Failed, InterfaceChanges};
 
@@ -37,6 +38,8 @@ pub struct InterfaceSettings {
     pub mtu: u16,
     /// Set when the device takes superpackets, whose size must then be limited.
     pub offload: bool,
+    /// Set for an interface that an earlier daemon has set up, perhaps differently.
+    pub is_kept: bool,
     /// What lies behind the peers.
     pub routes: Vec<Route>,
 }
@@ -181,18 +184,20 @@ impl Netlink {
         Ok(Self { handle, connection: tokio::spawn(connection) })
     }
 
-    /// Makes the device ready for packets: limits, addresses, up, routes.
+    /// Makes the device ready for packets: limits, addresses, up, routes. Of one that is kept, only what differs is touched.
     pub async fn configure(&self, settings: &InterfaceSettings) -> Result<(), NetlinkError> {
         check_ipv6(settings)?;
         self.check_addresses(settings).await?;
         let mtu = link(settings.index).mtu(settings.mtu.into()).multicast(false).build();
         self.change_link(settings, mtu, &format!("set its MTU to {}", settings.mtu)).await?;
         self.tune(settings).await;
-        for address in &settings.addresses {
+        let kept = self.keep_addresses(settings).await?;
+        for address in settings.addresses.iter().filter(|address| !kept.contains(address)) {
             self.add_address(settings, *address, Existing::Refuse).await?;
         }
         self.change_link(settings, link(settings.index).up().build(), "bring it up").await?;
-        for route in &settings.routes {
+        let kept = self.keep_routes(settings).await?;
+        for route in settings.routes.iter().filter(|route| !kept.contains(route)) {
             self.add_route(settings, *route, Existing::Refuse).await?;
         }
         Ok(())
@@ -303,11 +308,7 @@ impl Netlink {
 
     /// The interface of the route that stands in the way. Reads the whole table, so only for an error message.
     async fn route_owner(&self, wanted: Route) -> Option<String> {
-        let everything = match wanted.destination {
-            IpNet::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().build(),
-            IpNet::V6(_) => RouteMessageBuilder::<Ipv6Addr>::new().build(),
-        };
-        let mut routes = self.handle.route().get(everything).execute();
+        let mut routes = self.handle.route().get(every_route(wanted.destination.addr().is_ipv6())).execute();
         while let Some(route) = routes.try_next().await.ok()? {
             if destination(&route) == Some(wanted.destination) && table(&route) == wanted.table {
                 return output_interface(&route).map(interface_name);
@@ -372,6 +373,11 @@ fn route_message(index: u32, route: Route) -> RouteMessage {
             .table_id(route.table)
             .build(),
     }
+}
+
+/// Asks for all routes of a family.
+fn every_route(is_v6: bool) -> RouteMessage {
+    if is_v6 { RouteMessageBuilder::<Ipv6Addr>::new().build() } else { RouteMessageBuilder::<Ipv4Addr>::new().build() }
 }
 
 /// The kernel's answers to an IPv6 address where IPv6 is off say "permission denied" or "not supported": look beforehand.

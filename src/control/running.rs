@@ -51,19 +51,19 @@ impl<'a> Running<'a> {
         Self { file, config, identity, drained: Drained::default(), dataplane, handle, resolver }
     }
 
-    /// Does what signals and requests ask for, until the daemon is to end and its links have drained.
-    pub async fn serve(&mut self, signals: &mut Signals, requests: &mut Receiver<Request>) {
+    /// Does what signals and requests ask for, until the daemon is to end. Returns whether its links may drain before.
+    pub async fn serve(&mut self, signals: &mut Signals, requests: &mut Receiver<Request>) -> bool {
         loop {
             tokio::select! {
                 asked = signals.next() => match asked {
                     Asked::Reload => drop(self.reload_and_tell().await),
                     Asked::Terminate => {
                         tracing::info!(signal = "SIGTERM", "stopping");
-                        return self.drain_all(signals, requests).await;
+                        return true;
                     }
                     Asked::Interrupt => {
                         tracing::info!(signal = "SIGINT", "stopping");
-                        return;
+                        return false;
                     }
                 },
                 Some(Request { command, reply }) = requests.recv() => {
@@ -76,7 +76,7 @@ impl<'a> Running<'a> {
 
     async fn answer(&mut self, command: Command) -> Response {
         let answer = match command {
-            Command::Status => Err(ApiError::new(ErrorCode::Internal, "this is not asked here")),
+            Command::Status | Command::Restart => Err(ApiError::new(ErrorCode::Internal, "this is not asked here")),
             Command::Reload => self.reload_and_tell().await.map(Response::Reload),
             Command::Drain { peer } => self.set_draining(peer, true).map(Response::Drain),
             Command::Undrain { peer } => self.set_draining(peer, false).map(Response::Drain),
@@ -100,6 +100,6 @@ impl Request {
     }
 }
 
-fn stopping() -> ApiError {
+pub(super) fn stopping() -> ApiError {
     ApiError::new(ErrorCode::Stopping, "the daemon is about to end")
 }

@@ -52,6 +52,7 @@ pub fn interface_settings(config: &Config, index: u32, offload: bool) -> Interfa
         addresses: interface.addresses.clone(),
         mtu: interface.mtu,
         offload,
+        is_kept: false,
         routes: route_plan(config).routes,
     }
 }

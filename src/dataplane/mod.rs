@@ -12,6 +12,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -27,7 +28,8 @@ use crate::proto::peer::PeerConfig;
 use crate::proto::stats::DeviceStatus;
 
 use self::counters::Counters;
-use self::failure::Stop;
+use self::inheritance::{Inheritance, Role};
+use self::orders::Orders;
 use self::sender::Sender;
 use self::slow_path::{Command, CommandQueue, Inbox, SlowPath, SlowPathQueue, queues};
 use self::sockets::Sockets;
@@ -40,6 +42,9 @@ pub mod clock;
 mod counters;
 mod failure;
 mod inbound;
+pub mod inheritance;
+mod orders;
+mod pulse;
 mod routing_loop;
 #[cfg(feature = "testing")]
 mod samples;
@@ -59,6 +64,7 @@ mod virtio;
 mod worker;
 
 pub use self::failure::Failure;
+pub use self::pulse::Pulse;
 pub use self::slow_path::PeerChange;
 pub use self::tun::{DeviceMode, TunError};
 pub use self::udp::BindError;
@@ -115,24 +121,26 @@ pub struct Dataplane {
     slow_path_queue: SlowPathQueue,
     /// Taken by `start`.
     inbox: Option<Inbox>,
-    stop: Arc<Stop>,
+    /// One per worker.
+    orders: Arc<[Orders]>,
     workers: Vec<JoinHandle<()>>,
     slow_path: Option<JoinHandle<()>>,
 }
 
 impl Dataplane {
-    /// Creates the TUN, link down, and binds the sockets. Nothing is read from either before [`start`](Self::start).
-    pub fn open(config: DataplaneConfig) -> Result<Self, StartError> {
-        let tun = Tun::create(&config.interface_name, config.mode, config.workers.max(1))?;
-        Self::open_with(tun, config)
-    }
-
-    fn open_with(tun: Tun, mut config: DataplaneConfig) -> Result<Self, StartError> {
+    /// Creates the TUN, link down, and binds the sockets, but for what was inherited and [chosen](Inheritance::choose) for
+    /// this configuration. Nothing is read from any of them before [`start`](Self::start).
+    pub fn open(mut config: DataplaneConfig, inheritance: Inheritance) -> Result<Self, StartError> {
+        let tun = match inheritance.tun {
+            Some(tun) => tun,
+            None => Tun::create(&config.interface_name, config.mode, config.workers.max(1))?,
+        };
         let workers = u8::try_from(tun.queues.len()).expect("no more queues than were asked for");
         config.workers = workers;
         config.device.send_lanes = workers;
-        let sockets = sockets::bind(&config)?;
+        let sockets = sockets::bind(&config, inheritance.sockets)?;
         let (slow_path_queue, commands, inbox) = queues();
+        let orders = tun.queues.iter().map(|_| Orders::new()).collect::<Result<_, _>>().map_err(StartError::Thread)?;
         Ok(Self {
             config,
             tun,
@@ -140,7 +148,7 @@ impl Dataplane {
             commands,
             slow_path_queue,
             inbox: Some(inbox),
-            stop: Arc::new(Stop::new().map_err(StartError::Thread)?),
+            orders,
             workers: Vec::new(),
             slow_path: None,
         })
@@ -196,7 +204,7 @@ impl Dataplane {
                 router: router.clone(),
                 slow_path: self.slow_path_queue.clone(),
                 counters,
-                stop: self.stop.clone(),
+                orders: self.orders.clone(),
             });
             self.workers.push(spawn(&format!("worker-{lane}"), &failed, || worker.run())?);
         }
@@ -211,6 +219,30 @@ impl Dataplane {
     /// Commands to the running data plane. Given before the start, they wait for it.
     pub fn handle(&self) -> Handle {
         Handle { commands: self.commands.clone() }
+    }
+
+    /// The TUN's queues and the sockets, each with the name that a successor's [`Inheritance`] knows it by.
+    pub fn descriptors(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        let queues = (0..).zip(&self.tun.queues).map(|(number, queue)| (Role::Tun(number), queue.as_fd()));
+        let sockets = (0..).zip(&self.sockets).flat_map(|(worker, sockets)| sockets.descriptors(worker));
+        queues.chain(sockets).map(|(role, descriptor)| (role.to_string(), descriptor)).collect()
+    }
+
+    /// Has every worker finish what it has in hand and wait: from then on the kernel alone queues packets. Returns whether
+    /// all of them have done so, soon.
+    pub fn pause(&self) -> bool {
+        self.orders.iter().for_each(Orders::pause);
+        self.orders.iter().all(Orders::wait_until_paused)
+    }
+
+    /// Has the workers go on.
+    pub fn resume(&self) {
+        self.orders.iter().for_each(Orders::resume);
+    }
+
+    /// Tells whether the threads live.
+    pub fn pulse(&self) -> Pulse {
+        Pulse::new(self.orders.clone(), self.commands.clone())
     }
 
     /// Ends all threads, after every peer with a session was told, and closes the TUN, which removes the interface.
@@ -233,7 +265,7 @@ impl Dataplane {
 
     /// Workers first, so that nothing follows a goodbye.
     fn end(&mut self) {
-        self.stop.request();
+        self.orders.iter().for_each(Orders::stop);
         for worker in self.workers.drain(..) {
             // A panic was reported when it happened.
             let _ = worker.join();
@@ -273,6 +305,11 @@ impl Handle {
     /// Tells where a peer is, in the order of preference.
     pub fn set_endpoints(&self, key: PublicKey, addresses: Vec<SocketAddr>) {
         self.commands.send(Command::SetEndpoints(key, addresses.into_iter().map(Endpoint::new).collect()));
+    }
+
+    /// Calls a peer at once that was at `address` before a restart.
+    pub fn connect(&self, key: PublicKey, address: SocketAddr) {
+        self.commands.send(Command::Connect(key, Endpoint::new(address)));
     }
 
     /// Changes who we are; `previous` stays accepted.

@@ -28,6 +28,7 @@ use crate::proto::transmit::Way;
 use super::clock;
 use super::counters::Counters;
 use super::failure::Failure;
+use super::pulse::Beat;
 use super::sender::{SendRun as _, Sender, Unsent};
 use super::train::Train;
 use super::tun::{TunQueue, is_device_gone};
@@ -54,9 +55,11 @@ pub(super) enum Input {
 pub(super) enum Command {
     ChangePeers(Vec<PeerChange>),
     SetEndpoints(PublicKey, Vec<Endpoint>),
+    Connect(PublicKey, Endpoint),
     SetPrivateKey(PrivateKey, Option<PrivateKey>),
     SetDraining(PublicKey, bool),
     Status(Box<dyn FnOnce(DeviceStatus) + Send>),
+    ShowLife(Arc<Beat>),
     Stop,
 }
 
@@ -178,9 +181,11 @@ impl SlowPath {
             match self.inbox.commands.try_recv() {
                 Ok(Command::ChangePeers(changes)) => self.change_peers(now, changes),
                 Ok(Command::SetEndpoints(key, endpoints)) => self.device.set_endpoints(now, &key, endpoints),
+                Ok(Command::Connect(key, endpoint)) => self.device.connect(now, &key, endpoint),
                 Ok(Command::SetPrivateKey(key, previous)) => self.device.set_private_key(now, key, previous),
                 Ok(Command::SetDraining(key, draining)) => drop(self.device.set_draining(now, &key, draining)),
                 Ok(Command::Status(reply)) => reply(self.status()),
+                Ok(Command::ShowLife(beat)) => beat.answer(),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
                     self.device.shutdown(now);
                     self.flush()?;

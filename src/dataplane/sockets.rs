@@ -10,11 +10,13 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
 use crate::proto::transmit::SourcePort;
 
 use super::DataplaneConfig;
+use super::inheritance::Role;
 use super::udp::{BindError, BindOptions, UdpSocket};
 
 /// What one thread sends from, and a worker receives on.
@@ -28,6 +30,7 @@ pub(super) struct Sockets {
 
 impl Sockets {
     /// Where no lane has a port of its own.
+    #[cfg(any(test, feature = "testing"))]
     pub(super) fn shared(listen: impl Into<Arc<[UdpSocket]>>) -> Self {
         Self { listen: listen.into(), of_lane: Arc::default() }
     }
@@ -51,6 +54,15 @@ impl Sockets {
         all.into_iter().try_for_each(|socket| socket.set_mark(mark))
     }
 
+    /// Those of worker `worker` and, with the first worker's, of all lanes, each with what it is for.
+    pub(super) fn descriptors(&self, worker: u8) -> impl Iterator<Item = (Role, BorrowedFd<'_>)> {
+        let shares = self.listen.iter().map(move |socket| (Role::Listen(worker), socket.as_fd()));
+        let lanes = (0..).zip(self.of_lane.iter()).filter(move |_| worker == 0);
+        let of_lanes =
+            lanes.flat_map(|(lane, sockets)| sockets.iter().map(move |socket| (Role::Lane(lane), socket.as_fd())));
+        shares.chain(of_lanes)
+    }
+
     /// Every port that any thread sends from.
     pub(super) fn ports(&self) -> Arc<[u16]> {
         let all = self.listen.iter().chain(self.of_lane.iter().flatten());
@@ -58,43 +70,26 @@ impl Sockets {
     }
 }
 
-/// One set per worker.
-pub(super) fn bind(config: &DataplaneConfig) -> Result<Vec<Sockets>, BindError> {
-    let first = bind_set(config)?;
-    if config.workers == 1 {
-        return Ok(vec![Sockets::shared(first)]);
-    }
-    // Shared ports would also be shared with another program of ours: the first set was bound alone to notice one. Its
-    // ports, now known, are bound again, once per worker.
-    let addresses: Vec<SocketAddr> = first.iter().map(UdpSocket::local).collect();
-    drop(first);
-    let options = BindOptions { shared: false, fwmark: config.fwmark };
-    let shares = (0..config.workers).map(|_| bind_all(&addresses, BindOptions { shared: true, ..options }));
-    let shares = shares.collect::<Result<Vec<_>, _>>()?;
-    for socket in &shares[0] {
-        // Without it the kernel picks a worker by the sender's address: every lane of a peer then ends at one worker.
-        if let Err(error) = socket.steer_by_lane(config.workers) {
-            tracing::debug!(%error, "the kernel does not give each lane's datagrams to its worker");
-        }
-    }
-    let any_port: Vec<SocketAddr> = addresses.iter().map(|address| SocketAddr::new(address.ip(), 0)).collect();
-    let of_lane = (0..config.workers).map(|lane| if lane == 0 { Ok(Vec::new()) } else { bind_all(&any_port, options) });
-    let of_lane = of_lane.map(|set| set.map(Vec::into_boxed_slice)).collect::<Result<Vec<_>, _>>()?;
-    let of_lane: Arc<[_]> = of_lane.into();
-    Ok(shares.into_iter().map(|share| Sockets { listen: share.into(), of_lane: of_lane.clone() }).collect())
+/// All sockets of one address that we listen on.
+#[derive(Debug)]
+pub(super) struct AddressSockets {
+    /// One per worker: a share of the port.
+    pub(super) shares: Vec<UdpSocket>,
+    /// One per worker but the first.
+    pub(super) of_lane: Vec<UdpSocket>,
 }
 
-fn bind_all(addresses: &[SocketAddr], options: BindOptions) -> Result<Vec<UdpSocket>, BindError> {
-    addresses.iter().map(|address| UdpSocket::bind(*address, options)).collect()
-}
-
-fn bind_set(config: &DataplaneConfig) -> Result<Vec<UdpSocket>, BindError> {
-    let options = BindOptions { shared: false, fwmark: config.fwmark };
+/// One set per worker. Of an address that `kept` has sockets of, nothing is bound.
+pub(super) fn bind(config: &DataplaneConfig, mut kept: Vec<AddressSockets>) -> Result<Vec<Sockets>, BindError> {
     let mut sockets = Vec::new();
     let mut passed_over = None;
     for address in &config.listen {
-        match UdpSocket::bind(*address, options) {
-            Ok(socket) => sockets.push(socket),
+        if let Some(position) = kept.iter().position(|kept| kept.serves(address)) {
+            sockets.push(kept.swap_remove(position));
+            continue;
+        }
+        match AddressSockets::bind(*address, config) {
+            Ok(bound) => sockets.push(bound),
             Err(error) if config.ipv6_optional && address.is_ipv6() && error.is_family_missing() => {
                 tracing::info!(%address, "this host has no IPv6, going on without");
                 passed_over = Some(error);
@@ -102,8 +97,50 @@ fn bind_set(config: &DataplaneConfig) -> Result<Vec<UdpSocket>, BindError> {
             Err(error) => return Err(error),
         }
     }
-    match passed_over {
-        Some(error) if sockets.is_empty() => Err(error),
-        _ => Ok(sockets),
+    if let Some(error) = passed_over.filter(|_| sockets.is_empty()) {
+        return Err(error);
     }
+    for address in sockets.iter().filter(|_| config.workers > 1) {
+        // Without it the kernel picks a worker by the sender's address: every lane of a peer then ends at one worker.
+        if let Err(error) = address.shares[0].steer_by_lane(config.workers) {
+            tracing::debug!(%error, "the kernel does not give each lane's datagrams to its worker");
+        }
+    }
+    Ok(by_worker(config.workers, sockets))
+}
+
+impl AddressSockets {
+    fn bind(address: SocketAddr, config: &DataplaneConfig) -> Result<Self, BindError> {
+        let options = BindOptions { shared: false, fwmark: config.fwmark };
+        let first = UdpSocket::bind(address, options)?;
+        if config.workers == 1 {
+            return Ok(Self { shares: vec![first], of_lane: Vec::new() });
+        }
+        // A shared port would also be shared with another program of ours: the first was bound alone to notice one. Its
+        // port, which is known from there on, is bound again, once per worker.
+        let address = first.local();
+        drop(first);
+        let shares = (0..config.workers).map(|_| UdpSocket::bind(address, BindOptions { shared: true, ..options }));
+        let shares = shares.collect::<Result<_, _>>()?;
+        let any_port = SocketAddr::new(address.ip(), 0);
+        let of_lane = (1..config.workers).map(|_| UdpSocket::bind(any_port, options)).collect::<Result<_, _>>()?;
+        Ok(Self { shares, of_lane })
+    }
+
+    /// Whether an `address` to listen on means these. Port 0 is any.
+    fn serves(&self, address: &SocketAddr) -> bool {
+        let local = self.shares[0].local();
+        local == *address || address.port() == 0 && local.ip() == address.ip()
+    }
+}
+
+fn by_worker(workers: u8, addresses: Vec<AddressSockets>) -> Vec<Sockets> {
+    let mut listen: Vec<Vec<UdpSocket>> = (0..workers).map(|_| Vec::new()).collect();
+    let mut of_lane: Vec<Vec<UdpSocket>> = (0..workers).map(|_| Vec::new()).collect();
+    for AddressSockets { shares, of_lane: lanes } in addresses {
+        listen.iter_mut().zip(shares).for_each(|(sockets, share)| sockets.push(share));
+        of_lane.iter_mut().skip(1).zip(lanes).for_each(|(sockets, lane)| sockets.push(lane));
+    }
+    let of_lane: Arc<[_]> = of_lane.into_iter().map(Vec::into_boxed_slice).collect();
+    listen.into_iter().map(|listen| Sockets { listen: listen.into(), of_lane: of_lane.clone() }).collect()
 }

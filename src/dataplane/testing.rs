@@ -16,6 +16,7 @@ use crate::proto::transmit::Way;
 use super::batch::Outbound;
 use super::counters::Counters;
 use super::inbound::Inbound;
+use super::inheritance::Inheritance;
 pub use super::samples::{Sample, config, device, handshake};
 use super::segment::Segments;
 use super::sender::{SendRun, Sender, Unsent};
@@ -30,7 +31,8 @@ use super::{Dataplane, DataplaneConfig, StartError};
 /// read or write of a TUN with offload carries.
 pub fn open(config: DataplaneConfig, queues: Vec<UnixDatagram>) -> Result<Dataplane, StartError> {
     let queue = |socket| Arc::new(TunQueue::of_socket(socket, Offload::TcpAndUdp));
-    Dataplane::open_with(Tun { queues: queues.into_iter().map(queue).collect(), index: 0 }, config)
+    let tun = Tun { queues: queues.into_iter().map(queue).collect(), index: 0 };
+    Dataplane::open(config, Inheritance { tun: Some(tun), sockets: Vec::new() })
 }
 
 /// Cuts what one read of a TUN with offload gave into packets. Each is written into `packet`, which has room for the

@@ -59,7 +59,8 @@ impl Node {
             },
             peers: setup.peers.iter().map(|(number, remote, allowed)| peer(*number, *remote, allowed)).collect(),
         };
-        let mut dataplane = Dataplane::open_with(Tun { queues, index: 0 }, config).unwrap();
+        let inheritance = Inheritance { tun: Some(Tun { queues, index: 0 }), sockets: Vec::new() };
+        let mut dataplane = Dataplane::open(config, inheritance).unwrap();
         let (sender, failures) = mpsc::channel();
         dataplane.start(move |failure| drop(sender.send(failure)), |_| {}).unwrap();
         Self { dataplane, kernel, failures, offload: setup.offload }
@@ -311,6 +312,7 @@ fn a_port_taken_is_noticed_though_workers_share_theirs() {
     let mut config =
         Node::start(&Setup { number: 1, offload: Offload::Tcp, workers: 1, peers: &[] }).dataplane.config.clone();
     config.listen = vec![taken.local_addr().unwrap()];
-    let error = Dataplane::open_with(Tun { queues, index: 0 }, config).unwrap_err();
+    let inheritance = Inheritance { tun: Some(Tun { queues, index: 0 }), sockets: Vec::new() };
+    let error = Dataplane::open(config, inheritance).unwrap_err();
     assert!(matches!(error, StartError::Bind(BindError::PortTaken(address)) if address == taken.local_addr().unwrap()));
 }

@@ -15,6 +15,7 @@ use nix::net::if_::if_nametoindex;
 
 use super::virtio::{VIRTIO_HEADER_LEN, VirtioHeader};
 
+mod adopt;
 mod steering;
 
 /// Where the kernel hands out TUN devices.
@@ -139,18 +140,23 @@ fn create_offload(name: &str, queues: u8) -> Result<Vec<TunQueue>, TunError> {
         let next = devices[0].try_clone().map_err(|source| classify(name, source))?;
         devices.push(next);
     }
-    if devices.len() > 1
-        && let Err(error) = steering::steer_by_flow(devices[0].as_fd())
-    {
-        // Not wrong, only less steady.
-        tracing::info!(%error, "the kernel takes no program that keeps flows on their queues: a new flow may be reordered");
-    }
+    steer(devices[0].as_fd(), devices.len());
     let offload = if devices[0].udp_gso() { Offload::TcpAndUdp } else { Offload::Tcp };
     let own = |device: tun_rs::SyncDevice| {
         let owned = device.as_fd().try_clone_to_owned().map_err(|source| classify(name, source))?;
         TunQueue::new(owned, offload).map_err(|source| classify(name, source))
     };
     devices.into_iter().map(own).collect()
+}
+
+/// Has all `queues` of a device, of which `queue` is one, share its flows.
+fn steer(queue: BorrowedFd<'_>, queues: usize) {
+    if queues > 1
+        && let Err(error) = steering::steer_by_flow(queue)
+    {
+        // Not wrong, only less steady.
+        tracing::info!(%error, "the kernel takes no program that keeps flows on their queues: a new flow may be reordered");
+    }
 }
 
 fn create_plain(name: &str) -> Result<TunQueue, TunError> {

@@ -19,6 +19,7 @@ use crate::proto::endpoint::Endpoint;
 
 use self::control::{ControlBuffer, ReceiveInfo, SendControl};
 
+mod adopt;
 mod control;
 mod steering;
 

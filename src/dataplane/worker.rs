@@ -28,8 +28,9 @@ use crate::proto::staged::StagedPacket;
 use super::batch::Outbound;
 use super::clock;
 use super::counters::Counters;
-use super::failure::{Failure, Stop};
+use super::failure::Failure;
 use super::inbound::Inbound;
+use super::orders::{Order, Orders};
 use super::routing_loop::own_datagram_destination;
 use super::scheduling;
 use super::segment::Segments;
@@ -69,7 +70,8 @@ pub(super) struct WorkerParts {
     pub(super) router: Arc<ArcSwap<Router>>,
     pub(super) slow_path: SlowPathQueue,
     pub(super) counters: Arc<Counters>,
-    pub(super) stop: Arc<Stop>,
+    /// Those of all workers.
+    pub(super) orders: Arc<[Orders]>,
 }
 
 /// A fast-path thread's state.
@@ -106,27 +108,27 @@ impl Worker {
 
     /// Carries packets until it is told to stop, or the TUN is gone.
     pub(super) fn run(mut self) -> Result<(), Failure> {
-        let WorkerParts { tun, stop, .. } = &self.parts;
-        let (tun, parts, stop) = (tun.clone(), self.parts.clone(), stop.clone());
+        let (tun, parts) = (self.parts.tun.clone(), self.parts.clone());
+        let orders = &parts.orders[usize::from(parts.lane)];
         let sockets: Vec<&UdpSocket> = parts.receiving().collect();
         scheduling::prefer_batches();
         if self.parts.is_pinned {
             scheduling::pin(self.parts.lane);
         }
         let mut descriptors =
-            vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(tun.as_fd(), PollFlags::POLLIN)];
+            vec![PollFd::new(orders.as_fd(), PollFlags::POLLIN), PollFd::new(tun.as_fd(), PollFlags::POLLIN)];
         descriptors.extend(sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
         loop {
             match poll(&mut descriptors, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(Failure::Poll(errno.into())),
             }
-            if stop.is_requested() {
-                return Ok(());
-            }
             // An error is readiness too: the read or receive clears it, or tells what it means.
             let is_ready = |descriptor: &PollFd<'_>| descriptor.any().unwrap_or(true);
-            let [_, tun_descriptor, socket_descriptors @ ..] = &descriptors[..] else { unreachable!("made above") };
+            let [order, tun_descriptor, socket_descriptors @ ..] = &descriptors[..] else { unreachable!("made above") };
+            if is_ready(order) && orders.heed() == Order::Stop {
+                return Ok(());
+            }
             let now = clock::now();
             for (index, (socket, descriptor)) in sockets.iter().zip(socket_descriptors).enumerate() {
                 if is_ready(descriptor) {

@@ -229,6 +229,22 @@ impl Device {
         self.settle(now, id);
     }
 
+    /// Calls a peer at once, unless there is a session: after a restart, one that had a session with us before it. `endpoint`
+    /// is where it was then; it counts if it is one of the configured, or none is.
+    pub fn connect(&mut self, now: Instant, key: &PublicKey, endpoint: Endpoint) {
+        let Some(id) = self.peers.by_key(key) else { return };
+        let peer = self.peers.get_mut(id).expect("found by its key");
+        if peer.usable_session(now).is_some() {
+            return;
+        }
+        if peer.endpoint.is_none() || peer.config.endpoints.iter().any(|known| known.remote == endpoint.remote) {
+            peer.endpoint = Some(endpoint);
+            self.router_is_stale = true;
+        }
+        self.initiate(now, id);
+        self.settle(now, id);
+    }
+
     /// Has a peer's link called draining, or no longer. Nothing else changes: who sends new connections elsewhere is the
     /// reader of its state. Returns whether there is such a peer.
     pub fn set_draining(&mut self, now: Instant, key: &PublicKey, draining: bool) -> bool {

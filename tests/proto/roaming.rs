@@ -5,8 +5,9 @@ use underpass::keys::PrivateKey;
 use underpass::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN};
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::event::Event;
+use underpass::proto::peer::PeerConfig;
 
-use crate::pair::{InFlight, LATENCY, Pair, Side, seconds};
+use crate::pair::{InFlight, LATENCY, Pair, Side, peer_config, seconds};
 
 fn move_to(pair: &mut Pair, side: Side, address: &str) -> SocketAddr {
     let address = address.parse().unwrap();
@@ -39,6 +40,34 @@ fn a_peer_without_an_endpoint_is_found_when_it_calls() {
     pair.send(Side::Two, b"there you are");
     pair.settle();
     assert_eq!(pair.payloads(Side::One), [b"there you are"]);
+}
+
+#[test]
+fn a_restarted_side_without_an_endpoint_calls_where_the_peer_was_and_is_up_in_a_round_trip() {
+    let mut pair = Pair::with(|_| (), |one| one.endpoints = Vec::new());
+    pair.connect(Side::One);
+    pair.restart(Side::Two, Duration::from_secs(1_800_000_000));
+    let now = pair.now;
+    pair.two.upsert_peer(now, PeerConfig { endpoints: Vec::new(), ..peer_config(Side::One) });
+    pair.two.connect(now, &Side::One.public_key(), Endpoint::new(Side::One.address()));
+    pair.advance(2 * LATENCY);
+    assert!(pair.is_up(Side::Two));
+    pair.send(Side::Two, b"back");
+    pair.settle();
+    assert_eq!(pair.payloads(Side::One), [b"back"]);
+}
+
+#[test]
+fn a_remembered_endpoint_counts_among_the_configured_and_not_against_them() {
+    let (first, second) = (Side::Two.address(), "198.51.100.7:4000".parse().unwrap());
+    let elsewhere = "203.0.113.66:66".parse().unwrap();
+    for (remembered, expected) in [(second, second), (elsewhere, first)] {
+        let endpoints = vec![Endpoint::new(first), Endpoint::new(second)];
+        let mut pair = Pair::with(|two| two.endpoints = endpoints, |_| ());
+        let now = pair.now;
+        pair.one.connect(now, &Side::Two.public_key(), Endpoint::new(remembered));
+        assert_eq!(pair.one.poll_transmit().unwrap().endpoint.remote, expected);
+    }
 }
 
 #[test]

@@ -15,5 +15,7 @@ mod load_balancer;
 mod path;
 mod reload;
 mod reordering;
+mod restart;
 mod security;
+mod service_unit;
 mod two_peers;

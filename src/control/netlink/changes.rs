@@ -158,6 +158,7 @@ mod tests {
             addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
             mtu: 1420,
             offload: false,
+            is_kept: false,
             routes: routes.collect(),
         }
     }

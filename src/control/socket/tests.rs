@@ -23,7 +23,9 @@ impl Server {
         let path = directory.path().join("underpass0.sock");
         let mut socket = ControlSocket::bind(&path).unwrap();
         socket.client_timeout = client_timeout;
-        tokio::spawn(async move { match socket.serve(|_| async { Response::Status(Box::new(status())) }).await {} });
+        tokio::spawn(async move {
+            match socket.serve(|_: Command| async { Response::Status(Box::new(status())) }).await {}
+        });
         Self { directory, path }
     }
 

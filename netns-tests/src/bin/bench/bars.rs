@@ -90,6 +90,8 @@ const BARS: &[Bar] = &[
     seen(Figure::CpuPerRequest, bar("http-kept", "CPU per request, of the best tunnel", BestPeer, AtMost(0.5))),
     of("underpass-200", bar("peers-bulk", "200 peers in turn, bulk, of 1", ONE_PEER, AtLeast(0.95))),
     of("underpass-1-of-200", bar("peers-http", "1 of 200 peers, HTTP, of 1", ONE_PEER, AtLeast(0.95))),
+    bar("restart-killed", "Silence while a daemon is killed and restarted, ms", Itself, AtMost(300.0)),
+    bar("restart-upgraded", "Silence while a daemon is upgraded, ms", Itself, AtMost(300.0)),
     of("underpass-chacha", bar("tcp-1", "ChaCha20, one flow, of the best tunnel", THROUGHPUT, AtLeast(2.0))),
     seen(Figure::PeakMebibytes, bar("", "Memory of a daemon under load, MiB", Itself, AtMost(32.0))),
 ];

@@ -15,6 +15,7 @@ mod measurement;
 mod meter;
 mod peers;
 mod report;
+mod restarts;
 mod results;
 mod site;
 mod starting;
@@ -90,6 +91,7 @@ fn main() {
     let mut note = |name: &str, reason| failures.push((name.to_owned(), reason));
     let mut tables = run(&arguments, &chosen, &names, &mut note);
     tables.extend(peers::measure(&arguments, &chosen, &mut note));
+    tables.extend(restarts::measure(&arguments, &chosen, &mut note));
     let costs = costs::measure(&chosen, &mut note);
     let verdicts = bars::judge(&tables);
     let everything = json!({
@@ -115,7 +117,7 @@ fn main() {
 
 fn all_tests() -> Vec<&'static str> {
     let of_contenders = TESTS.iter().map(|test| test.name);
-    of_contenders.chain(peers::TESTS).chain(costs::TESTS).collect()
+    of_contenders.chain(peers::TESTS).chain(restarts::TESTS).chain(costs::TESTS).collect()
 }
 
 /// Takes what could not be measured, and why.

@@ -1,0 +1,134 @@
+//! Descriptors from one process to the next, so that the TUN and the UDP sockets stay and queue packets meanwhile.
+//!
+//! ```text
+//!   killed, restarted     daemon ── FDSTORE=1 ──▶ service manager ── LISTEN_FDS ──────────▶ daemon
+//!   restarted in place    daemon ── UNDERPASS_DESCRIPTORS, by exec ─────────────────────▶ the same process
+//! ```
+//!
+//! The second way is not LISTEN_FDS too, which numbers descriptors from 3 on: others have these numbers in a process that
+//! must be able to go on if the exec fails.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+use std::process;
+
+use super::systemd;
+use crate::dataplane::DataplaneConfig;
+use crate::dataplane::inheritance::{Inheritance, Inherited};
+
+/// Everything that an earlier process has left for this one. Before this process opens anything.
+pub fn receive() -> Vec<Inherited> {
+    let handed_on = env::var(DESCRIPTORS).map(|value| decode(&value, process::id())).unwrap_or_default();
+    let given = systemd::given_descriptors();
+    handed_on.into_iter().chain(given).filter_map(|(number, name)| Inherited::take(number, name)).collect()
+}
+
+/// Removes the control socket of the daemon whose place this one has taken, if it is not `own`: nobody is behind it any more.
+pub fn remove_stale_socket(own: &Path) {
+    let is_ours = env::var(DESCRIPTORS).is_ok_and(|value| value.starts_with(&prefix(process::id())));
+    let Some(path) = env::var_os(CONTROL_SOCKET).map(PathBuf::from).filter(|path| is_ours && path != own) else {
+        return;
+    };
+    if fs::symlink_metadata(&path).is_ok_and(|file| file.file_type().is_socket()) {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// What of `inherited` this configuration can use, and how many descriptors that is. The rest is closed, here and by the
+/// service manager, so that what it stands for can be made anew.
+pub fn choose(config: &DataplaneConfig, inherited: Vec<Inherited>) -> (Inheritance, Kept) {
+    let given = inherited.len();
+    let (inheritance, refused) = Inheritance::choose(config, inherited);
+    for refused in &refused {
+        tracing::warn!(name = refused.name, reason = %refused.reason, "an inherited descriptor is closed and made anew");
+    }
+    if !refused.is_empty() {
+        systemd::forget(refused.iter().map(|refused| refused.name.as_str()));
+        // Under the same name as another, one may have been forgotten that is used.
+        return (inheritance, Kept(0));
+    }
+    (inheritance, Kept(given))
+}
+
+/// How many descriptors the service manager still has of those it was given, if there is one.
+#[derive(Debug, Clone, Copy)]
+pub struct Kept(usize);
+
+/// Has the service manager keep `descriptors` for the next daemon, unless it has them all.
+pub fn leave(descriptors: &[(String, BorrowedFd<'_>)], Kept(kept): Kept) {
+    if descriptors.len() != kept {
+        systemd::store(descriptors);
+    }
+}
+
+/// This process's environment for a program that takes its place and is left `descriptors`.
+pub fn environment(descriptors: &[(String, BorrowedFd<'_>)], control_socket: PathBuf) -> Vec<(OsString, OsString)> {
+    let about_us = |name: &OsString| {
+        let names = systemd::GIVEN_VARIABLES.into_iter().chain([DESCRIPTORS, CONTROL_SOCKET]);
+        names.into_iter().any(|known| name == known)
+    };
+    let mut variables: Vec<_> = env::vars_os().filter(|(name, _)| !about_us(name)).collect();
+    variables.push((DESCRIPTORS.into(), encode(descriptors, process::id()).into()));
+    variables.push((CONTROL_SOCKET.into(), control_socket.into()));
+    variables
+}
+
+fn encode(descriptors: &[(String, BorrowedFd<'_>)], pid: u32) -> String {
+    let entries: Vec<_> = descriptors.iter().map(|(name, fd)| format!("{}={name}", fd.as_raw_fd())).collect();
+    prefix(pid) + &entries.join(",")
+}
+
+/// Nothing, of a value that was meant for another process and came down to this one.
+fn decode(value: &str, pid: u32) -> Vec<(RawFd, String)> {
+    let entry = |entry: &str| {
+        let (number, name) = entry.split_once('=')?;
+        Some((number.parse().ok()?, name.to_owned()))
+    };
+    let entries = value.strip_prefix(&prefix(pid)).unwrap_or_default();
+    entries.split(',').filter_map(entry).collect()
+}
+
+fn prefix(pid: u32) -> String {
+    format!("{pid}:")
+}
+
+/// Holds the process's number and, for each descriptor, its number and name: `1234:7=tun-0,9=listen-0`.
+const DESCRIPTORS: &str = "UNDERPASS_DESCRIPTORS";
+/// Holds the path of the control socket of the daemon before.
+const CONTROL_SOCKET: &str = "UNDERPASS_CONTROL_SOCKET";
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd as _;
+
+    use super::*;
+
+    #[test]
+    fn the_next_program_reads_what_this_one_has_written() {
+        let file = File::open("/dev/null").unwrap();
+        let value = encode(&[("tun-0".into(), file.as_fd()), ("lane-1".into(), file.as_fd())], 1234);
+        let number = file.as_raw_fd();
+        assert_eq!(decode(&value, 1234), [(number, "tun-0".to_owned()), (number, "lane-1".to_owned())]);
+    }
+
+    #[test]
+    fn what_another_process_was_left_is_not_taken() {
+        assert_eq!(decode("1234:7=tun-0", 123), []);
+        assert_eq!(decode("1234:7=tun-0", 4321), []);
+        assert_eq!(decode("nonsense", 1234), []);
+        assert_eq!(decode("1234:nonsense,x=tun-0,8", 1234), []);
+    }
+
+    #[test]
+    fn the_environment_of_the_next_program_is_ours_but_for_what_was_only_for_us() {
+        let variables = environment(&[], "/run/underpass/blue.sock".into());
+        let names = |name: &str| variables.iter().filter(|(known, _)| known == name).count();
+        assert_eq!((names(DESCRIPTORS), names(CONTROL_SOCKET), names("PATH")), (1, 1, 1));
+        assert!(systemd::GIVEN_VARIABLES.iter().all(|name| names(name) == 0));
+    }
+}

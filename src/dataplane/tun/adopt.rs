@@ -1,0 +1,97 @@
+//! A TUN that an earlier process made and whose queues it left open.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::mem::zeroed;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+
+use super::super::inheritance::Unfit;
+use super::{DEVICE_NODE, DeviceMode, Offload, Tun, TunQueue, steer};
+
+impl Tun {
+    /// Goes on with these queues, in their order, if they are all of a device that would be made like this.
+    pub(in crate::dataplane) fn adopt(
+        name: &str,
+        mode: DeviceMode,
+        workers: u8,
+        queues: Vec<OwnedFd>,
+    ) -> Result<Self, Unfit> {
+        let mut has_header = false;
+        for queue in &queues {
+            let interface = Interface::of(queue.as_fd())?;
+            if interface.name != name {
+                return Err(Unfit::OtherInterface(interface.name));
+            }
+            has_header = interface.has_header;
+        }
+        let fits = match mode {
+            DeviceMode::Offload => has_header,
+            DeviceMode::Plain => !has_header,
+            DeviceMode::Auto => true,
+        };
+        let wanted = if has_header { usize::from(workers) } else { 1 };
+        if !fits || queues.len() != wanted {
+            return Err(Unfit::OtherDevice);
+        }
+        let index = if_nametoindex(name).map_err(|_| Unfit::TunGone)?;
+        let offload = if has_header { set_offload(queues[0].as_fd())? } else { Offload::None };
+        steer(queues[0].as_fd(), queues.len());
+        let own = |descriptor| TunQueue::new(descriptor, offload).map(Arc::new).map_err(|_| Unfit::NotTun);
+        Ok(Self { queues: queues.into_iter().map(own).collect::<Result<_, _>>()?, index })
+    }
+}
+
+/// What the kernel says of the device behind a queue.
+struct Interface {
+    name: String,
+    /// A virtio header stands before each packet.
+    has_header: bool,
+}
+
+impl Interface {
+    fn of(queue: BorrowedFd<'_>) -> Result<Self, Unfit> {
+        if !is_device_node(queue) {
+            return Err(Unfit::NotTun);
+        }
+        // SAFETY: all zeros is a valid `ifreq`.
+        let mut request: libc::ifreq = unsafe { zeroed() };
+        // SAFETY: the request writes one `ifreq`, which outlives the call.
+        let result = unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
+        // Of a device that was deleted the queue is left, belonging to nothing.
+        Errno::result(result).map_err(|_| Unfit::TunGone)?;
+        let name = request.ifr_name.map(|byte| byte as u8);
+        let name = CStr::from_bytes_until_nul(&name).map_err(|_| Unfit::NotTun)?.to_string_lossy().into_owned();
+        // SAFETY: the request filled in the flags.
+        let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+        if flags & libc::IFF_TUN == 0 {
+            return Err(Unfit::NotTun);
+        }
+        Ok(Self { name, has_header: flags & libc::IFF_VNET_HDR != 0 })
+    }
+}
+
+/// Whether `queue` is an open [`DEVICE_NODE`]: only such a file understands a TUN's requests.
+fn is_device_node(queue: BorrowedFd<'_>) -> bool {
+    let own = queue.try_clone_to_owned().and_then(|queue| File::from(queue).metadata());
+    let (Ok(own), Ok(node)) = (own, std::fs::metadata(DEVICE_NODE)) else { return false };
+    own.file_type().is_char_device() && own.rdev() == node.rdev()
+}
+
+/// As `tun-rs` does for a new device: what is set belongs to the device and may be an older program's.
+fn set_offload(queue: BorrowedFd<'_>) -> Result<Offload, Unfit> {
+    const TCP: libc::c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    const UDP: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    let set = |features: libc::c_uint| {
+        // SAFETY: the request's argument is the number itself.
+        Errno::result(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(features)) })
+    };
+    if set(TCP | UDP).is_ok() {
+        return Ok(Offload::TcpAndUdp);
+    }
+    set(TCP).map(|_| Offload::Tcp).map_err(|_| Unfit::OtherDevice)
+}

@@ -1,0 +1,34 @@
+//! A UDP socket that an earlier process bound and left open.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use socket2::{Protocol, Socket, Type};
+
+use super::super::inheritance::Unfit;
+use super::{BindOptions, UdpSocket, configure};
+
+impl UdpSocket {
+    /// Goes on with a socket, if it is one that [`bind`](Self::bind) would have made with these options; what can still be
+    /// set is set anew.
+    pub(in crate::dataplane) fn adopt(descriptor: OwnedFd, options: BindOptions) -> Result<Self, Unfit> {
+        let socket = Socket::from(descriptor);
+        let is_udp =
+            || -> io::Result<bool> { Ok(socket.r#type()? == Type::DGRAM && socket.protocol()? == Some(Protocol::UDP)) };
+        if !is_udp().unwrap_or(false) {
+            return Err(Unfit::NotUdp);
+        }
+        let local = socket.local_addr().ok().and_then(|local| local.as_socket()).ok_or(Unfit::NotUdp)?;
+        let set_up = || -> io::Result<bool> {
+            let fits = socket.reuse_port()? == options.shared && (local.is_ipv4() || socket.only_v6()?);
+            let mark = options.fwmark.unwrap_or(0);
+            if socket.mark()? != mark {
+                socket.set_mark(mark)?;
+            }
+            socket.set_nonblocking(true)?;
+            configure(&socket, local.is_ipv4())?;
+            Ok(fits)
+        };
+        if set_up().unwrap_or(false) { Ok(Self { socket, local }) } else { Err(Unfit::OtherOptions) }
+    }
+}
