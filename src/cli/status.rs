@@ -38,7 +38,8 @@ impl From<ClientError> for Failure {
             ClientError::Refused { code: ErrorCode::ConfigRefused, .. } => Exit::Config,
             ClientError::Refused { code: ErrorCode::UnknownPeer, .. } => Exit::Usage,
             ClientError::Refused {
-                code: ErrorCode::ReloadFailed | ErrorCode::RestartFailed | ErrorCode::Stopping, ..
+                code: ErrorCode::ReloadFailed | ErrorCode::RestartFailed | ErrorCode::Stopping,
+                ..
             }
             | ClientError::NoRestart { .. } => Exit::Other,
             _ => Exit::Unreachable,

@@ -77,8 +77,7 @@ pub fn run(config: Config, file: &Path) -> Result<(), DaemonError> {
 /// control socket, sockets for health checks, threads, look-ups.
 async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>) -> Result<(), DaemonError> {
     let mut signals = Signals::new().map_err(DaemonError::Runtime)?;
-    let (restarts, restart_requests) =
-        Restarts::new(Program::of_this_process(file)).map_err(DaemonError::Runtime)?;
+    let (restarts, restart_requests) = Restarts::new(Program::of_this_process(file)).map_err(DaemonError::Runtime)?;
     restart::admit_signals().map_err(DaemonError::Runtime)?;
     let started_at = clock::now();
     ControlSocket::check_free(&config.interface.control_socket)?;
@@ -116,8 +115,7 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
     let log = LinkLog::new(newest.clone());
     let round_trips = RoundTrips::new(newest.clone());
     let board = start_board(newest, dataplane.handle());
-    let followers =
-        Followers { log, round_trips: round_trips.clone(), resolver: &resolver, remembered: &remembered };
+    let followers = Followers { log, round_trips: round_trips.clone(), resolver: &resolver, remembered: &remembered };
     let answer = Answer { board: board.clone(), requests, restarts: restart_requests };
     let answer = move |command| answer.clone().to(command);
     let pulse = dataplane.pulse();
