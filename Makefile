@@ -11,7 +11,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: demo test lint bench peers fuzz build package package-test deps bench-deps build-deps
+.PHONY: demo test lint bench peers fuzz build package package-test deps package-deps bench-deps build-deps
 
 CARGO ?= cargo
 # Namespaces are root's: anyone else is asked for a password there, and only there.
@@ -75,12 +75,14 @@ package: build
 	done
 	PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) deb --locked --no-build --strip
 
-package-test: package
-	@$(call install,debootstrap:debootstrap)
+package-test: package package-deps
 	$(AS_ROOT) netns-tests/package-test target/debian/underpass_*.deb
 
 deps:
 	@$(call install,$(TEST_PROGRAMS))
+
+package-deps:
+	@$(call install,debootstrap:debootstrap)
 
 bench-deps:
 	@$(call install,$(BENCH_PROGRAMS))
