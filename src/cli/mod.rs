@@ -5,6 +5,7 @@
 
 pub mod arguments;
 pub mod check;
+mod columns;
 pub mod completions;
 pub mod demo;
 pub mod drain;
@@ -14,6 +15,7 @@ pub mod genpsk;
 mod key_output;
 pub mod man;
 pub mod pubkey;
+mod quantity;
 pub mod reload;
 pub mod restart;
 pub mod run;

@@ -6,10 +6,12 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
-use anstyle::{AnsiColor, Style};
+use anstyle::{AnsiColor, Color, Style};
 use terminal_size::{Width, terminal_size_of};
 
 use super::arguments::{DaemonArguments, StatusArguments};
+use super::columns::{GAP, fitting};
+use super::quantity::{ago, bytes, percent, round_trip, span};
 use super::{Exit, Failure};
 use crate::control::api::{ErrorCode, InterfaceReport, LinkState, PeerReport, StatusReport};
 use crate::control::client::{self, ClientError};
@@ -55,16 +57,17 @@ fn terminal_width() -> Option<usize> {
     Some(width.into())
 }
 
-/// A table, or one paragraph per peer where the table is wider than `width`.
+/// A table of as many columns as fit into `width`, or one paragraph per peer where not even the first few do.
 fn render(status: &StatusReport, width: Option<usize>) -> String {
     let rows: Vec<Row> = status.peers.iter().map(|peer| Row::new(peer, status.unix_time)).collect();
     let widths = column_widths(&rows);
-    let table_width = widths.iter().sum::<usize>() + GAP.len() * (COLUMNS - 1);
+    let mut shown = fitting(&BY_IMPORTANCE, width.unwrap_or(usize::MAX), |column| widths[column]).to_vec();
+    shown.sort_unstable();
     let mut text = header(&status.interface);
-    if width.is_some_and(|width| table_width > width) {
+    if shown.len() < LEAST_COLUMNS {
         rows.iter().for_each(|row| row.write_paragraph(&mut text));
     } else {
-        write_table(&mut text, &rows, widths);
+        write_table(&mut text, &rows, &shown, widths);
     }
     write_drops(&mut text, status);
     text
@@ -84,12 +87,13 @@ fn header(interface: &InterfaceReport) -> String {
     )
 }
 
-fn write_table(text: &mut String, rows: &[Row], widths: [usize; COLUMNS]) {
-    let heading: Vec<String> = TITLES.iter().enumerate().map(|(column, title)| pad(title, column, widths)).collect();
-    let _ = writeln!(text, "{BOLD}{}{BOLD:#}", heading.join(GAP).trim_end());
+fn write_table(text: &mut String, rows: &[Row], shown: &[usize], widths: [usize; COLUMNS]) {
+    let gap = " ".repeat(GAP);
+    let heading: Vec<String> = shown.iter().map(|&column| pad(TITLES[column], column, widths)).collect();
+    let _ = writeln!(text, "{BOLD}{}{BOLD:#}", heading.join(&gap).trim_end());
     for row in rows {
-        let cells: Vec<String> = (0..COLUMNS).map(|column| row.styled(column, widths)).collect();
-        let _ = writeln!(text, "{}", cells.join(GAP).trim_end());
+        let cells: Vec<String> = shown.iter().map(|&column| row.styled(column, widths)).collect();
+        let _ = writeln!(text, "{}", cells.join(&gap).trim_end());
     }
 }
 
@@ -117,6 +121,9 @@ impl Row {
             cells: [
                 peer.name.clone(),
                 peer.state.as_str().to_owned(),
+                peer.reason.clone().unwrap_or_else(unknown),
+                peer.rtt_microseconds.map_or_else(unknown, round_trip),
+                if peer.pings > 0 { percent(peer.loss) } else { unknown() },
                 peer.endpoint.map_or_else(unknown, |endpoint| endpoint.to_string()),
                 handshake.unwrap_or_else(unknown),
                 bytes(peer.received_bytes),
@@ -145,7 +152,7 @@ impl Row {
 
 fn column_widths(rows: &[Row]) -> [usize; COLUMNS] {
     std::array::from_fn(|column| {
-        let cells = rows.iter().map(|row| row.cells[column].len());
+        let cells = rows.iter().map(|row| row.cells[column].chars().count());
         cells.chain([TITLES[column].len()]).max().expect("the title is there")
     })
 }
@@ -156,11 +163,16 @@ fn pad(cell: &str, column: usize, widths: [usize; COLUMNS]) -> String {
 }
 
 fn state_style(state: LinkState) -> Style {
+    Style::new().fg_color(state_colour(state).map(Color::Ansi))
+}
+
+/// None for the terminal's own.
+pub(super) fn state_colour(state: LinkState) -> Option<AnsiColor> {
     match state {
-        LinkState::Up => AnsiColor::Green.on_default(),
-        LinkState::Degraded | LinkState::Draining => AnsiColor::Yellow.on_default(),
-        LinkState::Down => AnsiColor::Red.on_default(),
-        LinkState::Idle | LinkState::Unknown => Style::new(),
+        LinkState::Up => Some(AnsiColor::Green),
+        LinkState::Degraded | LinkState::Draining => Some(AnsiColor::Yellow),
+        LinkState::Down => Some(AnsiColor::Red),
+        LinkState::Idle | LinkState::Unknown => None,
     }
 }
 
@@ -168,41 +180,16 @@ fn list(items: &[impl ToString]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn ago(seconds: u64) -> String {
-    if seconds == 0 { "now".to_owned() } else { format!("{} ago", span(seconds)) }
-}
-
-/// In the largest unit of which there are at least two, so that it is off by less than half.
-fn span(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7_200 => format!("{} min", seconds / 60),
-        7_200..172_800 => format!("{} h", seconds / 3_600),
-        _ => format!("{} d", seconds / 86_400),
-    }
-}
-
-fn bytes(count: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    // Past 1,023.95 one decimal would show 1024.0: the next unit's.
-    let mut value = count as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1023.95 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
-}
-
-const COLUMNS: usize = 7;
-const TITLES: [&str; COLUMNS] = ["NAME", "STATE", "ENDPOINT", "LAST HANDSHAKE", "RECEIVED", "SENT", "SUITE"];
+const COLUMNS: usize = 10;
+const TITLES: [&str; COLUMNS] =
+    ["NAME", "STATE", "REASON", "RTT", "LOSS", "ENDPOINT", "LAST HANDSHAKE", "RECEIVED", "SENT", "SUITE"];
 const STATE: usize = 1;
 /// The columns that are aligned to the right.
-const NUMBERS: [usize; 2] = [4, 5];
-const GAP: &str = "  ";
+const NUMBERS: [usize; 4] = [3, 4, 7, 8];
+/// Name, state, reason, endpoint, then round trip, traffic, handshake, loss and suite.
+const BY_IMPORTANCE: [usize; COLUMNS] = [0, 1, 2, 5, 3, 7, 8, 6, 4, 9];
+/// With fewer there is more to see in paragraphs.
+const LEAST_COLUMNS: usize = 4;
 const BOLD: Style = Style::new().bold();
 
 #[cfg(test)]
@@ -211,7 +198,9 @@ mod tests {
     use crate::control::api::tests::status;
 
     fn plain(width: Option<usize>) -> String {
-        anstream::adapter::strip_str(&render(&status(), width)).to_string()
+        let mut status = status();
+        (status.peers[0].pings, status.peers[0].loss) = (100, 0.02);
+        anstream::adapter::strip_str(&render(&status, width)).to_string()
     }
 
     #[test]
@@ -222,21 +211,35 @@ underpass0: proxy side, MTU 1420, with offload, up 60 min
   addresses   10.77.0.1/24
   listening   0.0.0.0:51900
 
-NAME  STATE  ENDPOINT          LAST HANDSHAKE  RECEIVED     SENT  SUITE
-app1  up     192.0.2.10:51900  12 s ago         2.0 KiB  3.0 MiB  aes-256-gcm
-app2  idle   -                 -                    0 B      0 B  -
+NAME  STATE  REASON         RTT   LOSS  ENDPOINT          LAST HANDSHAKE  RECEIVED     SENT  SUITE
+app1  up     -           412 µs  2.0 %  192.0.2.10:51900  12 s ago         2.0 KiB  3.0 MiB  aes-256-gcm
+app2  idle   no-traffic       -      -  -                 -                    0 B      0 B  -
 
 refused: 3 malformed
 ";
         assert_eq!(plain(None), expected);
-        assert_eq!(plain(Some(80)), expected);
+        assert_eq!(plain(Some(104)), expected);
     }
 
     #[test]
-    fn no_line_is_wider_than_a_narrow_terminal() {
-        let text = plain(Some(60));
-        assert!(text.contains("app1: up\n  endpoint        192.0.2.10:51900\n  last handshake  12 s ago\n"), "{text}");
-        assert!(text.lines().all(|line| line.len() <= 60), "{text}");
+    fn a_narrow_terminal_leaves_columns_out() {
+        let titles = |width| {
+            let text = plain(Some(width));
+            assert!(text.lines().skip(5).all(|line| line.chars().count() <= width), "{text}");
+            text.lines().find(|line| line.starts_with("NAME")).map(|line| line.replace("LAST HANDSHAKE", "LAST"))
+        };
+        let titles = |width| titles(width).unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(titles(103), "NAME STATE REASON RTT LOSS ENDPOINT LAST RECEIVED SENT");
+        assert_eq!(titles(80), "NAME STATE REASON RTT ENDPOINT RECEIVED SENT");
+        assert_eq!(titles(45), "NAME STATE REASON ENDPOINT");
+        assert_eq!(titles(40), "", "paragraphs");
+    }
+
+    #[test]
+    fn a_very_narrow_terminal_has_paragraphs() {
+        let text = plain(Some(40));
+        assert!(text.contains("app1: up\n  reason          -\n  rtt             412 µs\n"), "{text}");
+        assert!(text.contains("  endpoint        192.0.2.10:51900\n  last handshake  12 s ago\n"), "{text}");
     }
 
     #[test]
@@ -247,20 +250,5 @@ refused: 3 malformed
             "{styled:?}"
         );
         assert_eq!(styled.matches("\u{1b}[0m").count(), 3);
-    }
-
-    #[test]
-    fn times_are_off_by_less_than_half() {
-        let texts = [0, 1, 119, 120, 7_199, 7_200, 172_799, 172_800].map(ago);
-        assert_eq!(
-            texts,
-            ["now", "1 s ago", "119 s ago", "2 min ago", "119 min ago", "2 h ago", "47 h ago", "2 d ago"]
-        );
-    }
-
-    #[test]
-    fn bytes_have_binary_units() {
-        let texts = [0, 1023, 1024, 1536, (1 << 20) - 1, 1 << 30, u64::MAX].map(bytes);
-        assert_eq!(texts, ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "1.0 MiB", "1.0 GiB", "16.0 EiB"]);
     }
 }
