@@ -1,49 +1,110 @@
-//! Where the log goes and how a line looks: standard error, with a timestamp only where nobody else adds one.
+//! Where the log goes and how it looks: text, JSON, or entries of the journal with a field for each of an event's.
 //!
-//! What is logged at which level is each module's own; keys and inner addresses never above DEBUG.
+//! What is logged at which level is each module's own; inner addresses, and more of keys than the beginning of a public one,
+//! never above DEBUG.
+
+mod journal;
 
 use std::env;
-use std::fmt;
 use std::io::{self, IsTerminal};
 use std::os::unix::ffi::OsStrExt;
 
+use clap::ValueEnum;
 use nix::sys::stat::fstat;
-use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::{DefaultFields, Format, Full, Writer};
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing::Subscriber;
+use tracing_subscriber::layer::{Layer, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, fmt, registry};
+
+use self::journal::Journal;
 
 /// The filter where none is given.
 pub const DEFAULT_FILTER: &str = "info";
 /// The environment variable that holds a filter.
 pub const FILTER_VARIABLE: &str = "UNDERPASS_LOG";
+/// The environment variable that holds a format.
+pub const FORMAT_VARIABLE: &str = "UNDERPASS_LOG_FORMAT";
 
-/// A filter that cannot be read.
-#[derive(Debug, thiserror::Error)]
-#[error("{origin}: \"{filter}\" is no log filter; use error, warn, info, debug or trace")]
-pub struct BadFilter {
-    /// Who gave it.
-    origin: &'static str,
-    filter: String,
-    source: tracing_subscriber::filter::ParseError,
+/// How the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// The journal's where standard error leads there, else text
+    Auto,
+    /// Lines for people, on standard error
+    Text,
+    /// One JSON object for each line, on standard error
+    Json,
+    /// Entries with fields, sent to the systemd journal
+    Journald,
 }
 
-/// Sends the log to standard error, by `filter`, else by [`FILTER_VARIABLE`], else at INFO. Without effect the second time.
-pub fn start(filter: Option<&str>) -> Result<(), BadFilter> {
-    let (origin, filter) = match (filter, env::var(FILTER_VARIABLE)) {
-        (Some(filter), _) => ("--log-level", filter.to_owned()),
-        (None, Ok(filter)) if !filter.is_empty() => (FILTER_VARIABLE, filter),
-        _ => ("default", DEFAULT_FILTER.to_owned()),
+/// What cannot be done as it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum BadSetting {
+    /// A filter that cannot be read.
+    #[error("{origin}: \"{filter}\" is no log filter; use error, warn, info, debug or trace")]
+    Filter {
+        /// Who gave it.
+        origin: &'static str,
+        /// What it is.
+        filter: String,
+        /// What is wrong with it.
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// A format that there is not.
+    #[error("{FORMAT_VARIABLE}: \"{0}\" is no log format; use auto, text, json or journald")]
+    Format(String),
+}
+
+/// Starts the log. By `filter`, else by [`FILTER_VARIABLE`], else at INFO; in `format`, else that of [`FORMAT_VARIABLE`], else
+/// as fits standard error. Without effect the second time.
+pub fn start(filter: Option<&str>, format: Option<LogFormat>) -> Result<(), BadSetting> {
+    let filter = chosen_filter(filter)?;
+    let stderr_is_journal = stderr_is_journal();
+    let layer = match chosen_format(format)? {
+        LogFormat::Auto if stderr_is_journal => Journal::of_system().boxed(),
+        LogFormat::Journald => Journal::of_system().boxed(),
+        LogFormat::Json => json(io::stderr),
+        LogFormat::Text if stderr_is_journal => {
+            fmt::layer().event_format(journal::PrefixedLine::new()).with_ansi(false).with_writer(io::stderr).boxed()
+        }
+        LogFormat::Text | LogFormat::Auto => {
+            fmt::layer().with_ansi(wants_colour()).with_target(false).with_writer(io::stderr).boxed()
+        }
     };
-    let parsed = EnvFilter::builder().parse(&filter).map_err(|source| BadFilter { origin, filter, source })?;
-    let log = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(io::stderr);
-    let _ = if stderr_is_journal() {
-        log.with_ansi(false).event_format(JournalFormat::new()).try_init()
-    } else {
-        log.with_ansi(wants_colour()).with_target(false).try_init()
-    };
+    let _ = registry().with(layer.with_filter(filter)).try_init();
     Ok(())
+}
+
+fn chosen_filter(filter: Option<&str>) -> Result<EnvFilter, BadSetting> {
+    let (origin, filter) = match (filter, variable(FILTER_VARIABLE)) {
+        (Some(filter), _) => ("--log-level", filter.to_owned()),
+        (None, Some(filter)) => (FILTER_VARIABLE, filter),
+        (None, None) => ("default", DEFAULT_FILTER.to_owned()),
+    };
+    EnvFilter::builder().parse(&filter).map_err(|source| BadSetting::Filter { origin, filter, source })
+}
+
+fn chosen_format(format: Option<LogFormat>) -> Result<LogFormat, BadSetting> {
+    match (format, variable(FORMAT_VARIABLE)) {
+        (Some(format), _) => Ok(format),
+        (None, Some(text)) => LogFormat::from_str(&text, true).map_err(|_| BadSetting::Format(text)),
+        (None, None) => Ok(LogFormat::Auto),
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    env::var_os(name).filter(|value| !value.is_empty()).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// The fields beside time, level and target, not in an object of their own: `jq .peer`.
+fn json<S, W>(writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'w> fmt::MakeWriter<'w> + Send + Sync + 'static,
+{
+    fmt::layer().json().flatten_event(true).with_current_span(false).with_span_list(false).with_writer(writer).boxed()
 }
 
 fn wants_colour() -> bool {
@@ -57,49 +118,21 @@ fn stderr_is_journal() -> bool {
         .is_ok_and(|stderr| journal.as_bytes() == format!("{}:{}", stderr.st_dev, stderr.st_ino).as_bytes())
 }
 
-/// The journal has its own timestamps, and takes the priority from a prefix (sd-daemon(3)).
-struct JournalFormat(Format<Full, ()>);
-
-impl JournalFormat {
-    fn new() -> Self {
-        Self(Format::default().without_time().with_level(false).with_target(false).with_ansi(false))
-    }
-}
-
-impl<S> FormatEvent<S, DefaultFields> for JournalFormat
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    DefaultFields: for<'w> FormatFields<'w>,
-{
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, DefaultFields>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        write!(writer, "<{}>", priority(*event.metadata().level()))?;
-        self.0.format_event(context, writer, event)
-    }
-}
-
-/// As syslog(3) numbers them.
-fn priority(level: Level) -> u8 {
-    match level {
-        Level::ERROR => 3,
-        Level::WARN => 4,
-        Level::INFO => 6,
-        _ => 7,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
 
+    /// What a log has written.
     #[derive(Clone, Default)]
-    struct Captured(Arc<Mutex<Vec<u8>>>);
+    pub(super) struct Captured(Arc<Mutex<Vec<u8>>>);
+
+    impl Captured {
+        pub(super) fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
 
     impl io::Write for Captured {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -112,19 +145,23 @@ mod tests {
     }
 
     #[test]
-    fn a_line_for_the_journal_has_a_priority_and_no_timestamp() {
+    fn json_has_an_events_fields_beside_its_level_and_target() {
         let captured = Captured::default();
         let writer = captured.clone();
-        let log =
-            tracing_subscriber::fmt().with_writer(move || writer.clone()).event_format(JournalFormat::new()).finish();
-        tracing::subscriber::with_default(log, || tracing::warn!(peer = "app1", "link down"));
-        let line = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
-        assert_eq!(line, "<4>link down peer=\"app1\"\n");
+        let log = registry().with(json(move || writer.clone()));
+        tracing::subscriber::with_default(log, || {
+            tracing::warn!(target: "underpass::audit", peer = "app1", loss = 0.5, "link\ndown");
+        });
+        let line: serde_json::Value = serde_json::from_str(&captured.text()).unwrap();
+        assert_eq!((&line["level"], &line["target"]), (&"WARN".into(), &"underpass::audit".into()));
+        assert_eq!((&line["message"], &line["peer"]), (&"link\ndown".into(), &"app1".into()));
+        assert_eq!(line["loss"], 0.5);
+        assert!(line["timestamp"].is_string() && captured.text().matches('\n').count() == 1);
     }
 
     #[test]
     fn says_which_filter_cannot_be_read() {
-        let error = start(Some("underpass=loud")).unwrap_err().to_string();
+        let error = chosen_filter(Some("underpass=loud")).unwrap_err().to_string();
         assert!(error.starts_with("--log-level: \"underpass=loud\""), "{error}");
     }
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::logging::LogFormat;
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
@@ -86,10 +88,13 @@ pub struct RunArguments {
     /// The configuration file
     #[arg(short, long, value_name = "FILE")]
     pub config: PathBuf,
-    /// What to log to standard error: a level (error, warn, info, debug, trace) or a filter such as
+    /// What to log: a level (error, warn, info, debug, trace) or a filter such as
     /// "info,underpass::control=debug" [default: $UNDERPASS_LOG, else info]
     #[arg(long, value_name = "FILTER", visible_alias = "log")]
     pub log_level: Option<String>,
+    /// How the log looks [default: $UNDERPASS_LOG_FORMAT, else auto]
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
 }
 
 /// Which daemon is meant.

@@ -12,7 +12,8 @@ use crate::logging;
 
 /// Runs until a signal ends it.
 pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
-    logging::start(arguments.log_level.as_deref()).map_err(|error| Failure::new(Exit::Usage, error))?;
+    let log = logging::start(arguments.log_level.as_deref(), arguments.log_format);
+    log.map_err(|error| Failure::new(Exit::Usage, error))?;
     Ok(daemon::run(Config::load(&arguments.config)?, &arguments.config)?)
 }
 

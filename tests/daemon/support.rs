@@ -20,7 +20,9 @@ pub(crate) struct Outcome {
 /// The binary, without what the environment of the tests could change.
 pub(crate) fn underpass() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_underpass"));
-    command.env_remove("CREDENTIALS_DIRECTORY").env_remove("UNDERPASS_LOG").env_remove("CLICOLOR_FORCE");
+    for variable in ["CREDENTIALS_DIRECTORY", "UNDERPASS_LOG", "UNDERPASS_LOG_FORMAT", "CLICOLOR_FORCE"] {
+        command.env_remove(variable);
+    }
     command
 }
 
