@@ -17,6 +17,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use super::api::{ApiError, Command, ErrorCode, Response, StatusReport};
+use super::audit;
 use super::board::Board;
 use super::followers::Followers;
 use super::handover;
@@ -115,7 +116,13 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
     let log = LinkLog::new(newest.clone());
     let round_trips = RoundTrips::new(newest.clone());
     let board = start_board(newest, dataplane.handle());
-    let followers = Followers { log, round_trips: round_trips.clone(), resolver: &resolver, remembered: &remembered };
+    let followers = Followers {
+        board: board.clone(),
+        log,
+        round_trips: round_trips.clone(),
+        resolver: &resolver,
+        remembered: &remembered,
+    };
     let answer = Answer { board: board.clone(), requests, restarts: restart_requests };
     let answer = move |command| answer.clone().to(command);
     let pulse = dataplane.pulse();
@@ -208,8 +215,11 @@ fn start_resolver(config: &Config, dataplane: &Dataplane) -> Resolver {
 fn log_start(config: &Config, identity: &Identity, is_kept: bool) {
     let listen: Vec<String> = identity.listen.iter().map(ToString::to_string).collect();
     tracing::info!(
+        target: audit::TARGET,
+        event = "started",
         interface = identity.interface,
         role = %identity.role,
+        key = config.interface.private_key.public_key().short(),
         listen = listen.join(" "),
         peers = config.peers.len(),
         mtu = identity.mtu,

@@ -11,6 +11,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::api::{ApiError, Drain, DrainReport, ErrorCode, SCHEMA_VERSION};
+use super::audit;
 use super::netlink::Netlink;
 use super::running::{Request, Running};
 use super::signals::{Asked, Signals};
@@ -47,7 +48,7 @@ impl Running<'_> {
     pub(super) fn set_draining(&mut self, name: String, draining: bool) -> Result<DrainReport, ApiError> {
         let peer = self.config.peers.iter().find(|peer| peer.name == name);
         let peer = peer.ok_or_else(|| unknown_peer(&name, &self.config))?;
-        tracing::info!(peer = name, draining, "by command");
+        audit::drained(&name, draining);
         self.handle.set_draining(peer.public_key, draining);
         self.drained.set(&name, draining);
         Ok(DrainReport { schema_version: SCHEMA_VERSION, drain: Drain { peer: name, draining } })
@@ -62,7 +63,7 @@ impl Running<'_> {
         }
         systemd::notify(Readiness::Draining(timeout));
         self.config.peers.iter().for_each(|peer| self.handle.set_draining(peer.public_key, true));
-        tracing::info!(seconds = timeout.as_secs(), "all links are draining; SIGTERM ends it at once");
+        audit::all_drained(timeout.as_secs());
         let (deadline, silence) = (sleep(timeout), silence(self.dataplane.interface_index()));
         tokio::pin!(deadline, silence);
         let why = loop {

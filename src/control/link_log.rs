@@ -7,7 +7,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tracing::field::display;
 
+use super::audit::{self, Connected};
 use super::report::Identity;
 use crate::keys::PublicKey;
 use crate::proto::event::Event;
@@ -27,12 +29,19 @@ struct Link {
     endpoint: Option<SocketAddr>,
     suite: Option<Suite>,
     is_silent: bool,
+    /// Set while it carries traffic.
+    is_connected: bool,
     has_been_up: bool,
 }
 
 /// What an event means to the reader of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {
+    /// It carries traffic that carried none.
+    Connected(LinkState, Option<LinkReason>),
+    /// It carries traffic no longer.
+    Disconnected(LinkState, Option<LinkReason>),
+    /// Another state of the same kind.
     Link(LinkState, Option<LinkReason>),
     /// A new session: nothing changed for its user.
     Renewed,
@@ -48,23 +57,34 @@ impl LinkLog {
         Self { identity, links: HashMap::new() }
     }
 
-    /// Writes the line, if there is one.
-    pub fn log(&mut self, event: &Event) {
+    /// Writes the line, if there is one. `endpoints` are known of peers by their names.
+    pub fn log(&mut self, event: &Event, endpoints: &HashMap<&str, SocketAddr>) {
         self.forget_removed();
-        let Some((peer, change)) = self.change(event) else { return };
-        let Link { endpoint, suite, has_been_up, .. } = &self.links[&peer];
-        let endpoint = endpoint.map(tracing::field::display);
-        let peer = self.identity.borrow().peers.of(&peer);
+        let Some((key, change)) = self.change(event) else { return };
+        let name = self.identity.borrow().peers.of(&key);
+        let link = self.links.entry(key).or_default();
+        link.endpoint = endpoints.get(name.as_str()).copied().or(link.endpoint);
+        let Link { endpoint, suite, has_been_up, .. } = *link;
+        let connected = |state: LinkState, reason: Option<LinkReason>| Connected {
+            peer: &name,
+            key: &key,
+            endpoint,
+            suite: suite.map(Suite::as_str),
+            state: state.as_str(),
+            reason: reason.map(LinkReason::as_str),
+        };
+        let (peer, endpoint) = (name.as_str(), endpoint.map(display));
         match change {
-            Change::Link(LinkState::Up, _) => {
-                tracing::info!(peer, endpoint, suite = suite.map(Suite::as_str), "link up");
+            Change::Connected(state, reason) => audit::connected(connected(state, reason)),
+            Change::Disconnected(state, reason) => {
+                let expected = state == LinkState::Idle || reason == Some(LinkReason::Goodbye);
+                audit::disconnected(connected(state, reason), expected);
             }
             Change::Link(LinkState::Down, Some(LinkReason::NoHandshake)) if !has_been_up => {
                 tracing::debug!(peer, "link down: no handshake was answered yet");
             }
             Change::Link(state, reason) => {
-                let reason = reason.map(LinkReason::as_str);
-                let state = state.as_str();
+                let (state, reason) = (state.as_str(), reason.map(LinkReason::as_str));
                 if matches!(state, "down" | "degraded") && reason != Some("goodbye") {
                     tracing::warn!(peer, endpoint, reason, "link {state}");
                 } else {
@@ -113,9 +133,14 @@ impl LinkLog {
                 Change::Renewed
             }
             Event::LinkChanged { state, reason, .. } => {
-                let change = Change::Link(*state, *reason);
-                link.has_been_up |= *state == LinkState::Up;
-                change
+                let carries = !matches!(state, LinkState::Down | LinkState::Idle);
+                let is_other = carries != std::mem::replace(&mut link.is_connected, carries);
+                link.has_been_up |= carries;
+                match (is_other, carries) {
+                    (true, true) => Change::Connected(*state, *reason),
+                    (true, false) => Change::Disconnected(*state, *reason),
+                    (false, _) => Change::Link(*state, *reason),
+                }
             }
             _ if std::mem::replace(&mut link.is_silent, true) => Change::StillSilent,
             _ => Change::Silent,
@@ -150,11 +175,25 @@ mod tests {
     fn a_link_comes_up_once_however_often_its_keys_change() {
         let link = |state, reason| Event::LinkChanged { peer: key(), state, reason };
         let up = || link(LinkState::Up, None);
-        let is_up = Change::Link(LinkState::Up, None);
+        let is_up = Change::Connected(LinkState::Up, None);
         assert_eq!(changes(&[established(), up(), established()]), [Change::Renewed, is_up, Change::Renewed]);
         let goodbye = Some(LinkReason::Goodbye);
         let down = || link(LinkState::Down, goodbye);
-        assert_eq!(changes(&[up(), down(), up()]), [is_up, Change::Link(LinkState::Down, goodbye), is_up]);
+        assert_eq!(changes(&[up(), down(), up()]), [is_up, Change::Disconnected(LinkState::Down, goodbye), is_up]);
+    }
+
+    #[test]
+    fn a_link_that_is_only_called_otherwise_stays_connected() {
+        let link = |state| Event::LinkChanged { peer: key(), state, reason: None };
+        let states = [LinkState::Idle, LinkState::Draining, LinkState::Up, LinkState::Degraded, LinkState::Idle];
+        let expected = [
+            Change::Link(LinkState::Idle, None),
+            Change::Connected(LinkState::Draining, None),
+            Change::Link(LinkState::Up, None),
+            Change::Link(LinkState::Degraded, None),
+            Change::Disconnected(LinkState::Idle, None),
+        ];
+        assert_eq!(changes(&states.map(link)), expected);
     }
 
     #[test]
@@ -173,7 +212,7 @@ mod tests {
         let silence = || Event::HandshakeGivenUp { peer: key() };
         let (sender, receiver) = watch::channel(Arc::new(identity(names(&[("app1", key())]))));
         let mut log = LinkLog::new(receiver);
-        log.log(&silence());
+        log.log(&silence(), &HashMap::new());
         sender.send_replace(Arc::new(identity(names(&[("app2", key())]))));
         log.forget_removed();
         assert_eq!(log.change(&silence()), Some((key(), Change::StillSilent)), "only its name is another");

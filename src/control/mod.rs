@@ -4,6 +4,7 @@
 //! layer that knows both the configuration's names and the core's keys: it translates between the two.
 
 pub mod api;
+pub mod audit;
 pub mod board;
 pub mod client;
 pub mod daemon;

@@ -18,6 +18,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::api::{ApiError, ChangedPeer, ErrorCode, Reload, ReloadReport, SCHEMA_VERSION};
+use super::audit;
 use super::netlink::{Failed, InterfaceChanges, InterfaceSettings, Netlink, NetlinkError};
 use super::report::{Identity, PeerNames};
 use super::resolver::{NamedPeer, Resolver};
@@ -64,9 +65,12 @@ impl Running<'_> {
     /// Reloads, and tells the log and the service manager what came of it.
     pub(super) async fn reload_and_tell(&mut self) -> Result<ReloadReport, ApiError> {
         systemd::notify(Readiness::Reloading);
+        let before = peer_keys(&self.config);
         match self.reload().await {
             Ok(reload) => {
-                log(&reload);
+                let now = peer_keys(&self.config);
+                audit::reloaded(&reload, |name| now.get(name).or(before.get(name)).copied());
+                warn_of_rest(&reload);
                 systemd::notify(Readiness::Ready);
                 Ok(ReloadReport { schema_version: SCHEMA_VERSION, reload })
             }
@@ -121,6 +125,7 @@ impl Running<'_> {
             (interface.private_key.public_key(), previous.map(|key| key.public_key()))
         };
         if keys(new) != keys(&self.config.interface) {
+            audit::own_keys_changed(&new.private_key.public_key());
             self.handle.set_private_key(new.private_key.clone(), new.previous_private_key.clone());
         }
     }
@@ -200,24 +205,18 @@ fn tell_known_addresses(changes: &mut [PeerChange], named: &[NamedPeer], resolve
     }
 }
 
-/// One line for each thing that has changed: who may connect, and since when, is to be found in the log.
-fn log(reload: &Reload) {
-    for peer in &reload.added {
-        tracing::info!(peer, "peer added");
-    }
-    for peer in &reload.removed {
-        tracing::info!(peer, "peer removed");
-    }
-    for peer in &reload.changed {
-        tracing::info!(peer = peer.name, keys = peer.keys.join(" "), "peer changed");
-    }
+fn peer_keys(config: &Config) -> HashMap<String, PublicKey> {
+    config.peers.iter().map(|peer| (peer.name.clone(), peer.public_key)).collect()
+}
+
+/// What is to be known beside what has changed.
+fn warn_of_rest(reload: &Reload) {
     for problem in &reload.left {
         tracing::warn!("left behind: {problem}");
     }
     if !reload.needs_restart.is_empty() {
         tracing::warn!(keys = reload.needs_restart.join(" "), "changed in the file, needs a restart");
     }
-    tracing::info!(config = %reload.config.display(), keys = reload.keys.join(" "), "configuration reloaded");
 }
 
 /// A line for each problem: lines without a priority of their own would go astray in a journal.
@@ -228,9 +227,9 @@ fn log_refusal(error: &ReloadError) {
                 let problem = problem.to_string().replace("\n      ", "; ");
                 tracing::warn!("{}{problem}", refused.file().display());
             }
-            tracing::warn!(problems = refused.count(), "the configuration is refused, nothing was changed");
+            audit::reload_refused(refused.count());
         }
-        error => tracing::warn!(%error, "the configuration could not be applied"),
+        error => audit::reload_failed(error),
     }
 }
 

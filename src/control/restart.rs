@@ -26,6 +26,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::api::{ApiError, ErrorCode};
+use super::audit;
 use super::handover;
 use super::remembered::RememberedPeers;
 use super::running::stopping;
@@ -126,7 +127,7 @@ impl Restarts {
 
     /// Gives this process's place to the program on disk. Returns only if that can't be, and all goes on as before.
     fn restart(&self, dataplane: &Dataplane, control_socket: &Path, requester: Option<Requester>) {
-        tracing::info!("restarting in place");
+        audit::restarting();
         if !dataplane.pause() {
             tracing::warn!("a worker does not pause: what it has in hand is lost");
         }
@@ -137,7 +138,7 @@ impl Restarts {
 }
 
 fn refuse(requester: Option<Requester>, error: RestartError) {
-    tracing::error!(%error, "no restart, this daemon goes on");
+    audit::restart_refused(&error);
     // Nobody is told if it was a signal, or the client has left.
     requester.map(|requester| requester.send(error));
 }

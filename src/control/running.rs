@@ -11,6 +11,7 @@ use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::sync::{oneshot, watch};
 
 use super::api::{ApiError, Command, ErrorCode, Response};
+use super::audit;
 use super::drain::Drained;
 use super::report::Identity;
 use super::resolver::Resolver;
@@ -58,11 +59,11 @@ impl<'a> Running<'a> {
                 asked = signals.next() => match asked {
                     Asked::Reload => drop(self.reload_and_tell().await),
                     Asked::Terminate => {
-                        tracing::info!(signal = "SIGTERM", "stopping");
+                        audit::stopping("SIGTERM");
                         return true;
                     }
                     Asked::Interrupt => {
-                        tracing::info!(signal = "SIGINT", "stopping");
+                        audit::stopping("SIGINT");
                         return false;
                     }
                 },

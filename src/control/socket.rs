@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::api::{ApiError, Command, ErrorCode, MAX_REQUEST_LEN, Response};
+use super::audit;
 use crate::config::CONTROL_SOCKET_DIRECTORY;
 
 /// The bound socket. Its file vanishes when this is dropped.
@@ -180,6 +181,7 @@ where
     A: Fn(Command) -> F,
     F: Future<Output = Response>,
 {
+    let client = stream.peer_cred();
     let (reader, mut writer) = stream.split();
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
@@ -195,7 +197,12 @@ where
             ApiError::new(ErrorCode::RequestTooLong, message).into()
         } else {
             match Command::decode(&line) {
-                Ok(command) => answer(command).await,
+                Ok(command) => {
+                    if let Ok(client) = &client {
+                        audit::asked(&command, client.uid(), client.pid());
+                    }
+                    answer(command).await
+                }
                 Err(error) => error.into(),
             }
         };
