@@ -34,6 +34,11 @@ pub enum Command {
     Run(RunArguments),
     /// Show what a running daemon says of its links
     Status(StatusArguments),
+    /// Watch a running daemon's links on the terminal
+    ///
+    /// A table that is renewed every second, with rates and their course. `?` shows the keys, `q` ends it. Of a daemon that
+    /// goes away the last that is known is shown until it is back.
+    Top(DaemonArguments),
     /// Have a running daemon read its configuration file again
     ///
     /// What is different is changed, and nothing else is touched: links that stay as they are lose no packet. What cannot

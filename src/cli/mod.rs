@@ -20,6 +20,7 @@ pub mod reload;
 pub mod restart;
 pub mod run;
 pub mod status;
+pub mod top;
 
 use std::io::Write;
 
@@ -36,6 +37,7 @@ pub fn execute(arguments: Arguments, out: &mut dyn Write) -> Result<(), Failure>
         Command::Genpsk(arguments) => genpsk::run(&arguments, out)?,
         Command::Check(arguments) => check::run(&arguments, out)?,
         Command::Status(arguments) => status::run(&arguments, out)?,
+        Command::Top(arguments) => top::run(&arguments)?,
         Command::Reload(arguments) => reload::run(&arguments, out)?,
         Command::Drain(arguments) => drain::run(&arguments, true, out)?,
         Command::Undrain(arguments) => drain::run(&arguments, false, out)?,

@@ -68,6 +68,26 @@ fn status_without_a_daemon_ends_with_7() {
 }
 
 #[test]
+fn top_wants_a_terminal() {
+    let outcome = call(&["top"]);
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (2, ""), "{outcome:?}");
+    assert!(outcome.stderr.contains("underpass status"), "{outcome:?}");
+}
+
+#[test]
+fn a_log_format_that_there_is_not_is_refused() {
+    let site = Site::new();
+    let config = site.text("underpass.toml");
+    let outcome = call(&["run", "--log-format", "xml", "--config", &config]);
+    assert_eq!(outcome.code, 2, "{outcome:?}");
+    assert!(outcome.stderr.contains("journald"), "{outcome:?}");
+    let run = underpass().args(["run", "--config", &config]).env("UNDERPASS_LOG_FORMAT", "xml").output().unwrap();
+    let stderr = String::from_utf8(run.stderr).unwrap();
+    assert_eq!(run.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("UNDERPASS_LOG_FORMAT: \"xml\" is no log format"), "{stderr}");
+}
+
+#[test]
 fn a_reader_that_leaves_early_is_no_failure() {
     for arguments in [&["man"][..], &["completions", "bash"], &["genkey"], &["--help"]] {
         let mut child = underpass().args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
