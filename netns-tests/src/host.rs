@@ -194,7 +194,7 @@ impl Host {
     }
 
     /// Calls `job` on the thread that owns the namespaces: a program started there ends with the laboratory.
-    pub(crate) fn call<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+    pub fn call<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (answer, answered) = mpsc::channel();
         let job = move || drop(answer.send(job()));
         self.inner.jobs.send(Box::new(job)).expect("a host's thread lives as long as the host");

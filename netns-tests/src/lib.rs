@@ -37,6 +37,7 @@ pub mod service_manager;
 pub mod spoofer;
 pub mod stunnel;
 pub mod tcp_load;
+pub mod terminal;
 pub mod udp_load;
 pub mod underpass;
 pub mod wait;

@@ -78,6 +78,13 @@ impl Command {
         self
     }
 
+    /// Gives it a session of its own, whose terminal is that which it has as its standard input.
+    pub fn controlling_terminal(mut self) -> Self {
+        let program = std::mem::replace(&mut self.program, find_program(OsStr::new("setsid")));
+        self.arguments.splice(0..0, ["--ctty".into(), program.into_os_string()]);
+        self
+    }
+
     /// How long it may take; a minute, if not said.
     pub fn within(mut self, patience: Duration) -> Self {
         self.patience = patience;

@@ -34,6 +34,7 @@ pub struct Config {
     private_key: String,
     interface: Vec<(String, String)>,
     health: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
     peers: Vec<Peer>,
 }
 
@@ -119,7 +120,8 @@ impl Config {
     /// The least that is needed, without peers yet.
     pub fn new<'a>(role: Role, keys: &KeyPair, addresses: impl IntoIterator<Item = &'a str>) -> Config {
         let private_key = keys.private.clone();
-        let config = Config { program: None, role, private_key, interface: vec![], health: vec![], peers: vec![] };
+        let (interface, health, environment, peers) = (vec![], vec![], vec![], vec![]);
+        let config = Config { program: None, role, private_key, interface, health, environment, peers };
         config.set("addresses", list(addresses))
     }
 
@@ -141,6 +143,12 @@ impl Config {
         let socket = format!("/run/underpass/{name}.sock");
         let config = self.health("agent_check", quote("off")).health("http", quote("off"));
         config.set("name", quote(name)).set("listen", port.to_string()).set("control_socket", quote(&socket))
+    }
+
+    /// Sets a variable of the daemon's environment.
+    pub fn env(mut self, name: &str, value: &str) -> Config {
+        set(&mut self.environment, name, value.to_owned());
+        self
     }
 
     /// Another build than [`program`]: to compare the two.
@@ -231,6 +239,7 @@ impl Daemon {
         let interface = config.name().to_owned();
         let program = config.program.clone().unwrap_or_else(program);
         let command = command(&program).args(["run", "--config"]).arg(file).env("RUST_BACKTRACE", "1");
+        let command = config.environment.iter().fold(command, |command, (name, value)| command.env(name, value));
         Daemon { program, process: command.start(&interface), interface }
     }
 
