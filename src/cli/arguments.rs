@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::control::verify::Port;
 use crate::logging::LogFormat;
 
 const EXIT_CODES: &str = "\
@@ -15,7 +16,8 @@ Exit codes:
   4  no permission: root or CAP_NET_ADMIN is needed
   5  an address or port is in use or cannot be bound
   6  there is no TUN device, or it reports an error
-  7  the daemon cannot be reached";
+  7  the daemon cannot be reached
+  8  verify: a check has failed";
 
 /// Encrypted, authenticated tunnel between a load balancer and its app servers.
 #[derive(Debug, Parser)]
@@ -61,6 +63,13 @@ pub enum Command {
     /// Reads the file and the key files that it names, as `run` does, and changes nothing. Every mistake is printed with
     /// its line, key and remedy.
     Check(CheckArguments),
+    /// Check an installation that runs, from this side
+    ///
+    /// Tries what an operator would try by hand after setting it up: that the daemon runs by this file, that links are up
+    /// and traffic for them goes into the tunnel; with --port also that the app is reached through the tunnel, and that it
+    /// is not reached in the clear around it. Says what to do about each failure, and changes nothing. Exit code 8 if a
+    /// check has failed.
+    Verify(VerifyArguments),
     /// Show on this machine, in seconds, what underpass is for
     ///
     /// Needs root and nothing else. Builds a small network of its own (in namespaces, gone at the end), lets a sniffer
@@ -144,6 +153,33 @@ pub struct RestartArguments {
     /// Restart the daemon behind this control socket
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Clone, Args)]
+pub struct VerifyArguments {
+    /// The configuration file that the daemon runs by
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// A TCP port of the app, of one peer or of all: 8080, or app1:8080. May be repeated
+    #[arg(short, long = "port", value_name = "[PEER:]PORT", value_parser = port)]
+    pub ports: Vec<Port>,
+    /// How long a connection may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=60))]
+    pub timeout: u64,
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn port(text: &str) -> Result<Port, String> {
+    let (peer, number) = text.rsplit_once(':').map_or((None, text), |(peer, number)| (Some(peer.to_owned()), number));
+    match number.parse() {
+        Ok(number) if number > 0 => Ok(Port { peer, number }),
+        _ => {
+            Err("a port is a number from 1 to 65535, after a peer's name and a colon if it is that peer's only".into())
+        }
+    }
 }
 
 /// Arguments of `genkey`.

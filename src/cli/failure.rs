@@ -22,12 +22,22 @@ pub enum Exit {
     Device = 6,
     /// The daemon cannot be reached.
     Unreachable = 7,
+    /// A check of a running installation has failed.
+    Unverified = 8,
 }
 
 impl Exit {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Other, Self::Usage, Self::Config, Self::Permission, Self::Address, Self::Device, Self::Unreachable];
+    pub const ALL: [Self; 8] = [
+        Self::Other,
+        Self::Usage,
+        Self::Config,
+        Self::Permission,
+        Self::Address,
+        Self::Device,
+        Self::Unreachable,
+        Self::Unverified,
+    ];
 }
 
 /// A failed command: its exit code and what to tell the user.

@@ -21,6 +21,7 @@ pub mod restart;
 pub mod run;
 pub mod status;
 pub mod top;
+pub mod verify;
 
 use std::io::Write;
 
@@ -42,6 +43,7 @@ pub fn execute(arguments: Arguments, out: &mut dyn Write) -> Result<(), Failure>
         Command::Drain(arguments) => drain::run(&arguments, true, out)?,
         Command::Undrain(arguments) => drain::run(&arguments, false, out)?,
         Command::Restart(arguments) => restart::run(&arguments, out)?,
+        Command::Verify(arguments) => verify::run(&arguments, out)?,
         Command::Completions(arguments) => completions::run(&arguments, out)?,
         Command::Man(arguments) => man::run(&arguments, out)?,
     }

@@ -25,4 +25,5 @@ pub mod signals;
 pub mod socket;
 pub mod systemd;
 pub mod translate;
+pub mod verify;
 pub mod watchdog;

@@ -1,4 +1,5 @@
 //! The only reader of the clocks: everything else is given `now`.
+#![expect(unsafe_code, reason = "no crate asks the kernel how well it keeps the wall clock")]
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -20,6 +21,15 @@ pub fn monotonic_time() -> Duration {
 #[expect(clippy::disallowed_methods, reason = "the one place where the wall clock is read")]
 pub fn unix_time() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Whether something keeps the wall clock right, as far as the kernel says (adjtimex(2), which changes nothing without a mode).
+pub fn is_synchronized() -> Option<bool> {
+    // SAFETY: `timex` is plain numbers, of which all zeros is a valid value and means to change nothing.
+    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes to the one structure that it is given.
+    let state = unsafe { libc::adjtimex(&mut timex) };
+    (state >= 0).then_some(state != libc::TIME_ERROR)
 }
 
 #[cfg(test)]

@@ -21,3 +21,4 @@ mod security;
 mod service_unit;
 mod top;
 mod two_peers;
+mod verify;
