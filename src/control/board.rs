@@ -2,7 +2,7 @@
 //!
 //! Status, health checks and metrics are read from the same report, so that they agree. An answer is never older than its
 //! question: who asks while a report is being made gets the next one. Where many ask, they wait a moment for each other, so
-//! that hundreds of health checks each tenth of a second cost the slow path little.
+//! that hundreds of health checks twenty times a second cost the slow path little.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -65,7 +65,7 @@ where
 
 /// Reports take a tenth of the time at most, however many peers there are.
 const PAUSES_PER_REPORT: u32 = 9;
-/// A twentieth of the shortest interval at which load balancers ask.
+/// A tenth of the shortest interval at which load balancers ask.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 /// What a check can wait for without being late.
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
