@@ -1,6 +1,7 @@
 //! A real HAProxy as the load balancer in front.
 
 use std::collections::HashMap;
+use std::fs;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
@@ -69,14 +70,17 @@ backend websockets
         HaProxy { process, socket }
     }
 
-    /// Starts it with a configuration file as it stands, which has its statistics where Debian has them.
+    /// Starts it with a configuration file as it stands, which has its statistics somewhere in `/run/haproxy`.
     #[track_caller]
     pub fn start_with(host: &Host, config: &Path, port: u16) -> HaProxy {
         host.command("mkdir").args(["-p", "/run/haproxy"]).run();
+        let text = fs::read_to_string(config).unwrap_or_else(|e| panic!("{}: {e}", config.display()));
+        let socket = text.split_once("stats socket ").and_then(|(_, rest)| rest.split_whitespace().next());
+        let socket = socket.unwrap_or_else(|| panic!("no stats socket in {}", config.display()));
         let process = host.command("haproxy").args(["-db", "-f"]).arg(config).start("haproxy");
         host.wait_for_tcp_listener(port);
         // As this process sees the file system of that one.
-        let socket = PathBuf::from(format!("/proc/{}/root/run/haproxy/admin.sock", process.pid()));
+        let socket = PathBuf::from(format!("/proc/{}/root{socket}", process.pid()));
         HaProxy { process, socket }
     }
 

@@ -1,7 +1,8 @@
 //! The daemon under test: its keys, its configuration, its command line and what it says of itself.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -16,6 +17,9 @@ pub const PORT: u16 = 51900;
 
 /// The interface's name where a test names none.
 pub const INTERFACE: &str = "underpass0";
+
+/// Where the proxy side answers agent checks, if not said otherwise.
+pub const AGENT_CHECK: &str = "127.0.0.1:51901";
 
 /// A key pair, as text.
 #[derive(Clone, PartialEq, Eq)]
@@ -354,6 +358,12 @@ impl Status {
         self.field(field).as_u64().unwrap_or_default()
     }
 
+    /// A field that is a time in seconds; 0 if it has no value.
+    #[track_caller]
+    pub fn seconds(&self, field: &str) -> f64 {
+        self.field(field).as_f64().unwrap_or_default()
+    }
+
     /// A field that is true or false.
     #[track_caller]
     pub fn flag(&self, field: &str) -> bool {
@@ -399,6 +409,21 @@ impl fmt::Debug for Status {
 #[track_caller]
 pub fn command(host: &Host) -> Command {
     host.command(program())
+}
+
+/// What the daemon on a host says of itself.
+#[track_caller]
+pub fn status(host: &Host) -> Status {
+    let output = command(host).args(["status", "--json", "--interface", INTERFACE]).run();
+    Status(serde_json::from_str(&output).expect("status --json is JSON"))
+}
+
+/// What HAProxy's agent check of a peer is answered by the daemon on this host, if it is.
+pub fn agent_check(host: &Host, name: &str) -> Option<String> {
+    let mut stream = host.run(|| TcpStream::connect(AGENT_CHECK)).ok()?;
+    let mut answer = String::new();
+    stream.write_all(format!("{name}\n").as_bytes()).and_then(|()| stream.read_to_string(&mut answer)).ok()?;
+    Some(answer.trim_end().to_owned())
 }
 
 /// Runs `underpass run` to its end, which a test expects to be an early one.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
+const MEASURING_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The monotonic clock, for deadlines and measurements.
 #[expect(clippy::disallowed_methods, reason = "the laboratory watches real programs, which live in real time")]
@@ -62,6 +63,20 @@ pub fn try_value_within<T>(within: Duration, mut produce: impl FnMut() -> Option
             return None;
         }
         thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// How long after `since` a condition comes to hold, to 5 ms. Fails when it does not within [`PATIENCE`].
+#[track_caller]
+pub fn time_until(since: Instant, what: &str, mut condition: impl FnMut() -> bool) -> Duration {
+    loop {
+        // The time at which it was asked: what it costs to ask is not part of it.
+        let asked = since.elapsed();
+        if condition() {
+            return asked;
+        }
+        assert!(asked < PATIENCE, "after {asked:?}, still not so: {what}");
+        thread::sleep(MEASURING_INTERVAL);
     }
 }
 

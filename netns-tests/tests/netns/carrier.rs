@@ -88,6 +88,12 @@ impl Site {
         self.daemons.insert(1, Daemon::start(&self.backends[0], &self.configs[1]));
     }
 
+    /// Has the daemon beside the load balancer reload its configuration of before, changed.
+    #[track_caller]
+    pub(crate) fn reload_proxy(&self, change: impl FnOnce(Config) -> Config) {
+        self.proxy_daemon().reload(&change(self.configs[0].clone()));
+    }
+
     #[track_caller]
     fn bare(name: &str) -> Site {
         let lab = Lab::new(name);

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use netns_tests::haproxy::HaProxy;
 use netns_tests::http::Client;
+use netns_tests::http_load::HttpLoad;
 use netns_tests::nginx::{NginxApp, NginxFront};
-use netns_tests::underpass::{self, Config, Daemon, KeyPair, Peer, Status, quote};
+use netns_tests::outage::Outage;
+use netns_tests::underpass::{self, AGENT_CHECK, Config, Daemon, KeyPair, Peer, quote};
 use netns_tests::{Host, Process, wait};
 use serde_json::Value;
 
@@ -16,22 +18,11 @@ use crate::carrier::{Carrier, Site};
 use crate::ends::Ends;
 
 const FRONT: &str = "127.0.0.1:80";
-const AGENT_CHECK: &str = "127.0.0.1:51901";
 const HTTP: &str = "127.0.0.1:51902";
 
 /// A file of `config/`, as an operator gets it.
 fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../config").join(name)
-}
-
-/// What an agent check of a backend is answered.
-fn ask_agent(host: &Host, name: &str) -> String {
-    use std::io::{Read as _, Write as _};
-    let mut stream = host.run(|| std::net::TcpStream::connect(AGENT_CHECK)).unwrap();
-    stream.write_all(format!("{name}\n").as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer.trim_end().to_owned()
 }
 
 /// Status code and body, as curl gets them.
@@ -160,6 +151,37 @@ fn haproxy_as_shipped_hides_from_its_clients_that_a_cable_is_pulled() {
     wait::until("app1 answers again", || get() == "app1");
 }
 
+/// What a load balancer must know of within this time, on a machine however busy. The benchmark has the bars.
+const SOON: Duration = Duration::from_secs(2);
+
+/// HAProxy with the shipped configuration, in front of the site of [`Site`], whose first backend is cut off so that nobody is
+/// told; then its daemon is stopped, and started. Sixteen clients ask all the time.
+#[test]
+fn haproxy_as_shipped_knows_soon_of_a_backend_that_is_cut_off_stopped_or_started_and_no_client_sees_an_error() {
+    let mut stage = Stage::new("health-soon");
+    let haproxy = stage.start_haproxy();
+    stage.wait_for_both_apps();
+    let load = HttpLoad::start(&stage.site.proxy, FRONT.parse().unwrap(), 16);
+    load.wait_for_progress();
+    let becomes_within = |status: &str, what: &str| {
+        let began = wait::now();
+        wait::until_within(SOON, what, || haproxy.server("app1")["status"].starts_with(status));
+        println!("HAProxy knew of a backend that was {what} {:?} later", began.elapsed());
+        load.wait_for_progress();
+    };
+    let outage = Outage::cut(&stage.site.network, "to-backend1");
+    becomes_within("DOWN (agent)", "cut off");
+    outage.heal();
+    haproxy.wait_for_status("app1", "UP");
+    stage.site.stop_first_backend();
+    becomes_within("DOWN (agent)", "stopped");
+    stage.site.start_first_backend();
+    becomes_within("UP", "started");
+    let answers = load.stop();
+    println!("{} answers, the slowest after {:?}", answers.answered, answers.slowest);
+    assert!(answers.errors.is_empty(), "{:?}", answers.errors);
+}
+
 /// nginx with the shipped configuration, in front of the site of [`Site`].
 #[test]
 fn nginx_as_shipped_tries_another_backend_when_one_has_stopped() {
@@ -188,52 +210,6 @@ fn http_checks_follow_a_backend_that_stops_and_returns() {
     assert_eq!(curl(&proxy, "/check/app3").0, 404);
     stage.site.start_first_backend();
     wait::until("app1 is up again", || is(200)(curl(&proxy, "/check/app1")));
-}
-
-/// The site of [`Site`], whose first backend comes and goes.
-#[test]
-fn status_and_all_checks_and_metrics_agree_while_a_backend_comes_and_goes() {
-    let mut stage = Stage::new("health-agree");
-    let proxy = stage.site.proxy.clone();
-    let (mut compared, mut states) = (0, BTreeSet::new());
-    for round in 0..6 {
-        for _ in 0..15 {
-            let before = stage.site.proxy_daemon().status().peer("app1");
-            let agent = ask_agent(&proxy, "app1");
-            let (code, body) = curl(&proxy, "/check/app1");
-            let metrics = metrics(&proxy);
-            let after = stage.site.proxy_daemon().status().peer("app1");
-            // What changed meanwhile may have been told before or after.
-            if same_state(&before, &after) {
-                agrees(&before, &agent, code, &body, &metrics);
-                compared += 1;
-                states.insert(before.text("state"));
-            }
-        }
-        if round % 2 == 0 { stage.site.stop_first_backend() } else { stage.site.start_first_backend() }
-    }
-    assert!(compared >= 30, "only {compared} comparisons");
-    assert!(states.contains("up") && states.contains("down"), "{states:?}");
-}
-
-fn same_state(before: &Status, after: &Status) -> bool {
-    ["state", "reason"].iter().all(|field| before.text(field) == after.text(field))
-}
-
-#[track_caller]
-fn agrees(status: &Status, agent: &str, code: u16, body: &str, metrics: &str) {
-    let (state, reason) = (status.text("state"), status.text("reason"));
-    let words = match state.as_str() {
-        "up" | "idle" | "degraded" => "up ready 100%".to_owned(),
-        "draining" => "up drain 100%".to_owned(),
-        _ => format!("down #{reason}"),
-    };
-    assert_eq!(agent, words, "{status:?}");
-    assert_eq!(code == 200, agent.starts_with("up ready"), "{status:?} {code}");
-    let body: Value = serde_json::from_str(body).unwrap();
-    assert_eq!((body["state"].as_str(), body["reason"].as_str().unwrap_or_default()), (Some(&*state), &*reason));
-    let line = format!("underpass_link_state{{peer=\"app1\",state=\"{state}\"}} 1");
-    assert!(metrics.lines().any(|candidate| candidate == line), "{line}\n{metrics}");
 }
 
 /// The site of [`Site`].
@@ -399,10 +375,10 @@ fn a_port_for_checks_that_is_taken_is_named_with_its_key() {
     assert_eq!(command.arg("http://127.0.0.1:9000/livez").run(), "ok\n");
 }
 
-/// One machine with a proxy side that has 200 backends, none of which answers, and a HAProxy that asks for each of them ten
+/// One machine with a proxy side that has 200 backends, none of which answers, and a HAProxy that asks for each of them twenty
 /// times a second.
 #[test]
-fn two_hundred_backends_are_checked_each_tenth_of_a_second() {
+fn two_hundred_backends_are_checked_twenty_times_a_second() {
     let ends = Ends::wired("health-many");
     let names: Vec<String> = (0..200).map(|n| format!("app{n}")).collect();
     let mut config: Config = ends.proxy_interface();
@@ -414,7 +390,7 @@ fn two_hundred_backends_are_checked_each_tenth_of_a_second() {
     let mut proxy = Daemon::start(&ends.proxy, &config);
     let servers: String =
         names.iter().map(|name| format!("  server {name} 10.1.0.2:80 agent-send \"{name}\\n\"\n")).collect();
-    let options = "default-server agent-check agent-addr 127.0.0.1 agent-port 51901 agent-inter 100ms";
+    let options = "default-server agent-check agent-addr 127.0.0.1 agent-port 51901 agent-inter 50ms";
     let haproxy = format!(
         "global\n  stats socket /run/haproxy/admin.sock\ndefaults\n  mode tcp\n  timeout connect 1s\n  timeout client 1s\n  \
          timeout server 1s\nfrontend front\n  bind 127.0.0.1:80\n  default_backend apps\nbackend apps\n  {options}\n{servers}"
@@ -430,7 +406,7 @@ fn two_hundred_backends_are_checked_each_tenth_of_a_second() {
     let late = names.len() - told();
     let share = spent.as_secs_f64() / DURING.as_secs_f64() * 100.0;
     println!(
-        "200 backends, checked ten times a second: the daemon takes {share:.1} % of a processor; {late} checks are late"
+        "200 backends, checked twenty times a second: the daemon takes {share:.1} % of a processor; {late} checks are late"
     );
     for row in haproxy.show_stat().iter().filter(|row| names.contains(&row["svname"])) {
         assert_eq!(row["status"], "DOWN (agent)", "{row:?}");

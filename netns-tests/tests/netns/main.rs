@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers are tests")]
 
 mod carrier;
+mod chaos;
 mod demo;
 mod ends;
 mod health;

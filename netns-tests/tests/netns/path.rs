@@ -7,6 +7,8 @@ use netns_tests::capture::TcpDump;
 use netns_tests::frame;
 use netns_tests::nat::Nat;
 use netns_tests::probe::{self, Iperf3, Ping};
+use netns_tests::pump::Pump;
+use netns_tests::two_ways::{self, ENDPOINTS, INSIDE, TwoWays};
 use netns_tests::underpass::{Daemon, PORT};
 use netns_tests::wireguard::{self, End};
 use netns_tests::{Host, wait};
@@ -352,4 +354,25 @@ fn without_ipv6_on_the_host_ipv4_goes_on() {
     let _backend = Daemon::start(&ends.backend, &only_v4(ends.backend_interface().peer(proxy_peer), "10.77.0.11"));
     let _proxy = Daemon::start(&ends.proxy, &only_v4(ends.proxy_interface().peer(backend_peer), "10.77.0.1"));
     probe::flood_ping(&ends.proxy, BACKEND[0]).assert_all_answered();
+}
+
+/// The laboratory of [`TwoWays`], under load both ways of which every byte is checked.
+#[test]
+fn a_preferred_endpoint_that_is_cut_off_breaks_no_connection_and_is_used_again_when_it_is_back() {
+    let ways = TwoWays::start("two-ways");
+    let proxy_side = ways.start_proxy_side();
+    assert!(two_ways::uses(&proxy_side, ENDPOINTS[0]));
+    let pump = Pump::start(&ways.proxy, &ways.backend, format!("{INSIDE}:7000").parse().unwrap(), 4);
+    pump.wait_for_progress();
+    let handshakes = proxy_side.status().peer("backend").number("handshakes");
+    let outage = ways.cut_first();
+    wait::until_within(Duration::from_secs(3), "traffic takes the second way", || {
+        two_ways::uses(&proxy_side, ENDPOINTS[1])
+    });
+    pump.wait_for_progress();
+    outage.heal();
+    wait::until("the first is used again", || two_ways::uses(&proxy_side, ENDPOINTS[0]));
+    pump.wait_for_progress();
+    println!("{:?}", pump.stop());
+    assert_eq!(proxy_side.status().peer("backend").number("handshakes"), handshakes, "the session did not go on");
 }
