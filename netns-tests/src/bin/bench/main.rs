@@ -8,6 +8,7 @@ mod bulk;
 mod catalogue;
 mod contender;
 mod costs;
+mod failover;
 mod field;
 mod http;
 mod latency;
@@ -44,6 +45,9 @@ struct Arguments {
     /// How often each contender takes each test.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// How often each failure is caused, in the tests of failover.
+    #[arg(long, default_value_t = 20)]
+    repetitions: usize,
     /// How long one measurement takes, in seconds.
     #[arg(long, default_value_t = 2)]
     seconds: u32,
@@ -92,11 +96,13 @@ fn main() {
     let mut tables = run(&arguments, &chosen, &names, &mut note);
     tables.extend(peers::measure(&arguments, &chosen, &mut note));
     tables.extend(restarts::measure(&arguments, &chosen, &mut note));
+    tables.extend(failover::measure(&arguments, &chosen, &names, &mut note));
     let costs = costs::measure(&chosen, &mut note);
     let verdicts = bars::judge(&tables);
     let everything = json!({
         "schema_version": 2,
         "rounds": arguments.rounds,
+        "repetitions": arguments.repetitions,
         "seconds": arguments.seconds,
         "tests": report::json(&tables),
         "bars": verdicts.iter().map(Verdict::json).collect::<Vec<_>>(),
@@ -117,7 +123,7 @@ fn main() {
 
 fn all_tests() -> Vec<&'static str> {
     let of_contenders = TESTS.iter().map(|test| test.name);
-    of_contenders.chain(peers::TESTS).chain(restarts::TESTS).chain(costs::TESTS).collect()
+    of_contenders.chain(peers::TESTS).chain(restarts::TESTS).chain(failover::TESTS).chain(costs::TESTS).collect()
 }
 
 /// Takes what could not be measured, and why.

@@ -29,10 +29,16 @@ pub(crate) enum Figure {
     P99,
     /// What passed meanwhile, in gigabits per second.
     Gigabits,
-    /// Connections refused, broken off, or silent for two seconds.
+    /// Requests that were not answered as they should be, and connections that broke.
     Errors,
     /// Of a hundred, how many were lost.
     LostPercent,
+    /// Milliseconds until underpass said so.
+    Told,
+    /// Milliseconds in which no ping was answered.
+    PingSilence,
+    /// The longest time that a client waited for an answer, in milliseconds: the longest of all rounds.
+    SlowestRequest,
     /// What it is of the same without a tunnel in the same round.
     OfPlain,
     /// The most memory that one of the daemons had resident, in MiB.
@@ -51,6 +57,9 @@ impl Figure {
             Figure::Gigabits => "Gb/s",
             Figure::Errors => "errors",
             Figure::LostPercent => "lost %",
+            Figure::Told => "told ms",
+            Figure::PingSilence => "ping silent ms",
+            Figure::SlowestRequest => "slowest request ms",
             Figure::OfPlain => "of the same plain",
             Figure::PeakMebibytes => "peak MiB",
         }

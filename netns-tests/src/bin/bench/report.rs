@@ -14,13 +14,13 @@ use crate::starting::AGAINST;
 pub(crate) fn print(table: &Table) {
     println!("\n{} ({})\n", table.title, table.name);
     let figures: BTreeSet<Figure> = table.series.iter().flat_map(|series| series.figures().into_keys()).collect();
-    let heads = ["contender", "median", "least", "most", "of plain", "of best peer", "of underpass"].into_iter();
+    let heads = ["contender", "median", "least", "p99", "most", "of plain", "of best peer", "of underpass"].into_iter();
     let heads = heads.chain(figures.iter().map(|figure| figure.title()));
     let mut rows = vec![heads.map(str::to_owned).collect::<Vec<_>>()];
     for series in &table.series {
         let [least, most] = series.extremes();
         let seen = series.figures();
-        let numbers = [Some(series.median()), least, most].into_iter().chain(ratios(table, series));
+        let numbers = [Some(series.median()), least, series.p99(), most].into_iter().chain(ratios(table, series));
         let numbers = numbers.chain(figures.iter().map(|figure| seen.get(figure).copied()));
         rows.push([series.contender.to_owned()].into_iter().chain(numbers.map(number)).collect());
     }
@@ -103,7 +103,7 @@ fn table_json(table: &Table) -> Value {
             series.figures().iter().map(|(figure, value)| (figure.title().to_owned(), json!(value))).collect();
         let failures: Vec<_> = series.failures().collect();
         let contender = json!({
-            "median": series.median(), "rounds": series.values(), "of_plain": of_plain, "of_best_peer": of_peer,
+            "median": series.median(), "p99": series.p99(), "rounds": series.values(), "of_plain": of_plain, "of_best_peer": of_peer,
             "of_underpass": of_underpass, "figures": figures, "failures": failures,
         });
         (series.contender.to_owned(), contender)

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use crate::contender::Kind;
 use crate::measurement::{Figure, Measurement};
-use crate::statistics::{median, median_ratio};
+use crate::statistics::{median, median_ratio, percentile};
+
+/// With fewer, a percentile says no more than the median and the extremes.
+const MANY_ROUNDS: usize = 10;
 
 /// What a contender's result of one test in one round was, or why there is none.
 pub(crate) type Outcome = Result<Measurement, String>;
@@ -85,6 +88,12 @@ impl Series {
         median(&self.values().into_iter().flatten().collect::<Vec<_>>())
     }
 
+    /// The 99th percentile, where there are rounds enough to ask for it.
+    pub(crate) fn p99(&self) -> Option<f64> {
+        let values: Vec<f64> = self.values().into_iter().flatten().collect();
+        (values.len() >= MANY_ROUNDS).then(|| percentile(&values, 99.0))
+    }
+
     /// The least and the most of all rounds.
     pub(crate) fn extremes(&self) -> [Option<f64>; 2] {
         let values: Vec<f64> = self.values().into_iter().flatten().collect();
@@ -96,7 +105,7 @@ impl Series {
         median_ratio(&self.values(), &other.values())
     }
 
-    /// What else was seen: medians over the rounds, but the highest of the peaks of memory.
+    /// What else was seen: medians over the rounds, but the highest of what must not be high even once.
     pub(crate) fn figures(&self) -> BTreeMap<Figure, f64> {
         let mut seen = BTreeMap::<Figure, Vec<f64>>::new();
         let measured = self.rounds.iter().filter_map(|outcome| outcome.as_ref().ok());
@@ -104,7 +113,10 @@ impl Series {
             seen.entry(*figure).or_default().push(*value);
         }
         let summary = |(figure, values): (Figure, Vec<f64>)| match figure {
-            Figure::PeakMebibytes => (figure, values.into_iter().fold(0.0, f64::max)),
+            // One that is rare must not vanish in a median.
+            Figure::Errors | Figure::PeakMebibytes | Figure::SlowestRequest | Figure::Told | Figure::PingSilence => {
+                (figure, values.into_iter().fold(0.0, f64::max))
+            }
             _ => (figure, median(&values)),
         };
         seen.into_iter().map(summary).collect()
