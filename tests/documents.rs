@@ -74,6 +74,10 @@ fn stated_constants() -> Vec<(String, String)> {
         ("MAX_LIMITED_SOURCES", c::MAX_LIMITED_SOURCES.to_string()),
         ("MAX_STAGED_PACKETS", c::MAX_STAGED_PACKETS.to_string()),
         ("MAX_STAGED_BYTES", format!("{} KiB", c::MAX_STAGED_BYTES / 1024)),
+        ("FLOW_LIFETIME", time(c::FLOW_LIFETIME)),
+        ("MAX_FLOWS", c::MAX_FLOWS.to_string()),
+        ("FRAGMENT_LIFETIME", time(c::FRAGMENT_LIFETIME)),
+        ("MAX_FRAGMENTED_PACKETS", c::MAX_FRAGMENTED_PACKETS.to_string()),
         ("REKEY_REQUEST_INTERVAL", time(c::REKEY_REQUEST_INTERVAL)),
     ]
     .map(|(name, value)| (name.to_owned(), value))

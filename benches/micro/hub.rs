@@ -12,6 +12,7 @@ use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
+use underpass::proto::policy::{Policy, PortRange, Service};
 use underpass::proto::randomness::Randomness;
 use underpass::proto::router::Router;
 
@@ -135,6 +136,7 @@ pub(crate) fn peer(number: usize, endpoint: Option<SocketAddr>) -> PeerConfig {
         // So that it wants a session without a packet.
         persistent_keepalive: endpoint.map(|_| Duration::from_secs(25)),
         suite: None,
+        policy: Policy::exposing([Service::Tcp(PortRange::ALL), Service::Udp(PortRange::ALL)]).into(),
     }
 }
 

@@ -36,7 +36,7 @@ fn open_and_admit(bencher: Bencher<'_, '_>, hub: (usize, usize)) {
     datagrams.bench_local_refs(|(peer, datagram)| {
         let opened = hub.router.open(hub.now, endpoint(*peer), datagram, &mut notices).unwrap();
         let frame = opened.packets(&mut Vec::new()).next().unwrap().unwrap();
-        hub.router.admit(opened.peer, frame, &mut None).unwrap().bytes().len()
+        hub.router.admit(&opened, frame, &mut None).unwrap().bytes().len()
     });
 }
 

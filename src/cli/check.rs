@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::Failure;
 use super::arguments::CheckArguments;
-use crate::config::{Config, Health, Interface, Peer};
+use crate::config::{Config, Health, Interface, Peer, Refuse};
 
 /// Raised when a field of the JSON is renamed, removed or changes its meaning.
 const SCHEMA_VERSION: u32 = 1;
@@ -57,6 +57,8 @@ struct InterfacePlan {
     workers: String,
     pin_workers: bool,
     suite: &'static str,
+    expose: Vec<String>,
+    refuse: &'static str,
     control_socket: PathBuf,
     drain_timeout: u64,
 }
@@ -79,6 +81,8 @@ struct PeerPlan {
     preshared_key: bool,
     persistent_keepalive: Option<u64>,
     suite: &'static str,
+    /// What it may reach of this machine.
+    expose: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -135,6 +139,8 @@ impl InterfacePlan {
             workers: interface.workers.to_string(),
             pin_workers: interface.pin_workers,
             suite: interface.suite.as_str(),
+            expose: texts(&interface.expose),
+            refuse: interface.refuse.as_str(),
             control_socket: interface.control_socket.clone(),
             drain_timeout: interface.drain_timeout.as_secs(),
         }
@@ -150,6 +156,8 @@ impl InterfacePlan {
         optional_line(out, "mark", self.fwmark.map(|mark| format!("{mark:#x}")))?;
         line(out, "device", self.device)?;
         line(out, "workers", format!("{}{}", self.workers, if self.pin_workers { ", pinned" } else { "" }))?;
+        let refuses = if self.refuse == Refuse::Reset.as_str() { "with an answer" } else { "silently" };
+        line(out, "refuses", refuses)?;
         line(out, "control", self.control_socket.display())?;
         let drain = match self.drain_timeout {
             0 => "at once".to_owned(),
@@ -192,6 +200,7 @@ impl PeerPlan {
             preshared_key: peer.preshared_key.is_some(),
             persistent_keepalive: peer.persistent_keepalive.map(|interval| interval.as_secs()),
             suite: peer.suite.as_str(),
+            expose: texts(&peer.expose),
         }
     }
 
@@ -210,7 +219,10 @@ impl PeerPlan {
             "keepalive",
             self.persistent_keepalive.map_or("off".to_owned(), |s| format!("every {s} s of silence")),
         )?;
-        line(out, "suite", self.suite)
+        line(out, "suite", self.suite)?;
+        let reaches =
+            if self.expose.is_empty() { "nothing: it may only answer".to_owned() } else { self.expose.join(", ") };
+        line(out, "may reach", reaches)
     }
 }
 

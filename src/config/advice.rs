@@ -6,7 +6,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Config, Endpoint, Health, Interface, Peer};
+use super::{Config, Endpoint, Health, Interface, Peer, Role};
+use crate::proto::policy::Service;
 
 impl Config {
     /// One sentence for each thing that an operator should look at again.
@@ -14,7 +15,7 @@ impl Config {
         let interface = &self.interface;
         let loops = self.peers.iter().flat_map(|peer| endpoints_in_the_tunnel(interface, peer));
         let families = self.peers.iter().filter_map(|peer| address_family_without_source(interface, peer));
-        loops.chain(families).chain(open_health(&self.health)).collect()
+        loops.chain(families).chain(open_health(&self.health)).chain(exposed(self)).collect()
     }
 }
 
@@ -48,6 +49,21 @@ fn open_health(health: &Health) -> impl Iterator<Item = String> {
                  links; let only load balancers and monitors reach it"
             )
         })
+    })
+}
+
+/// What a peer that was broken into might use, or a load balancer misses.
+fn exposed(config: &Config) -> impl Iterator<Item = String> {
+    let is_backend = config.role == Role::Backend;
+    config.peers.iter().filter_map(move |peer| match &peer.expose[..] {
+        [] if is_backend => {
+            Some(format!("{}: nothing is exposed to it: it can't reach any app of this machine", peer.name))
+        }
+        services if services.contains(&Service::Any) => Some(format!(
+            "{}: everything is exposed to it; name the ports that it has to reach, such as expose = [\"tcp/8080\"]",
+            peer.name
+        )),
+        _ => None,
     })
 }
 
@@ -88,6 +104,19 @@ mod tests {
         let advice = advice(&minimal().replace("[[backend]]", &format!("{health}[[backend]]")));
         assert_eq!(advice.len(), 1);
         assert!(advice[0].starts_with("health.http: 0.0.0.0:2 is not a loopback address"));
+    }
+
+    #[test]
+    fn a_peer_that_reaches_everything_or_nothing_of_a_backend_is_pointed_out() {
+        let text = |expose| format!("{}expose = {expose}\n", minimal());
+        assert!(advice(&text("[\"any\"]"))[0].starts_with("app1: everything is exposed to it"));
+        assert!(advice(&text("[]")).is_empty());
+        let backend = |expose| {
+            let text = text(expose).replace("\"proxy\"", "\"backend\"");
+            text.replace("[[backend]]", "expose = [\"tcp/1\"]\n[[proxy]]")
+        };
+        assert!(advice(&backend("[]"))[0].starts_with("app1: nothing is exposed to it"));
+        assert!(advice(&backend("[\"udp/53\"]")).is_empty());
     }
 
     #[test]

@@ -58,6 +58,8 @@ const KEYS: &[(Effect, KeyOf<Config>)] = &[
     (Effect::Restart, ("interface.workers", |old, new| old.interface.workers == new.interface.workers)),
     (Effect::Restart, ("interface.pin_workers", |old, new| old.interface.pin_workers == new.interface.pin_workers)),
     (Effect::Live, ("interface.suite", |old, new| old.interface.suite == new.interface.suite)),
+    (Effect::Live, ("interface.expose", |old, new| same_set(&old.interface.expose, &new.interface.expose))),
+    (Effect::Live, ("interface.refuse", |old, new| old.interface.refuse == new.interface.refuse)),
     (
         Effect::Restart,
         ("interface.control_socket", |old, new| old.interface.control_socket == new.interface.control_socket),
@@ -79,6 +81,7 @@ const PEER_KEYS: &[KeyOf<Peer>] = &[
     ("preshared_key_file", |old, new| old.preshared_key == new.preshared_key),
     ("persistent_keepalive", |old, new| old.persistent_keepalive == new.persistent_keepalive),
     ("suite", |old, new| old.suite == new.suite),
+    ("expose", |old, new| same_set(&old.expose, &new.expose)),
 ];
 
 impl Diff {
@@ -228,6 +231,7 @@ mod tests {
             ("preshared_key_file = \"9.key\"".to_owned(), "preshared_key_file"),
             ("persistent_keepalive = 25".to_owned(), "persistent_keepalive"),
             ("suite = \"aes-256-gcm\"".to_owned(), "suite"),
+            ("expose = [\"tcp/9100\"]".to_owned(), "expose"),
         ] {
             let diff = peers_diff(std::slice::from_ref(&old), &[peer("a", 11, &more)]);
             assert_eq!(diff.changed, [changed("a", "a", &[name])]);
@@ -262,7 +266,7 @@ mod tests {
 
     #[test]
     fn every_key_above_the_peers_is_named_when_it_changes() {
-        let peers = [peer("a", 11, "suite = \"aes-256-gcm\"")];
+        let peers = [peer("a", 11, "suite = \"aes-256-gcm\"\nexpose = []")];
         let old = config("", &peers);
         for (line, live, needs_restart) in [
             ("name = \"up1\"", &[][..], &["interface.name", "interface.control_socket"][..]),
@@ -274,6 +278,8 @@ mod tests {
             ("workers = 2", &[], &["interface.workers"]),
             ("pin_workers = true", &[], &["interface.pin_workers"]),
             ("suite = \"chacha20-poly1305\"", &["interface.suite"], &[]),
+            ("expose = [\"tcp/9100\"]", &["interface.expose"], &[]),
+            ("refuse = \"reset\"", &["interface.refuse"], &[]),
             ("control_socket = \"/x.sock\"", &[], &["interface.control_socket"]),
             ("drain_timeout = 5", &["interface.drain_timeout"], &[]),
             ("[health]\nagent_check = \"off\"", &[], &["health.agent_check"]),
@@ -298,7 +304,7 @@ mod tests {
         let diff = |from: &str, to: &str| Diff::between(&old, &parse(&text.replace(from, to)).unwrap());
         assert_eq!(diff("1.key", "5.key").live, ["interface.private_key_file"]);
         assert_eq!(diff("10.77.0.1/24", "10.77.0.2/24").live, ["interface.addresses"]);
-        let other_role = text.replace("\"proxy\"", "\"backend\"").replace("[[backend]]", "[[proxy]]");
+        let other_role = text.replace("\"proxy\"", "\"backend\"").replace("[[backend]]", "expose = []\n[[proxy]]");
         let other_role = parse(&other_role).unwrap();
         let needs_restart = Diff::between(&old, &other_role).needs_restart;
         assert_eq!(needs_restart, ["role", "health.agent_check", "health.http"]);

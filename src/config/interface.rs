@@ -17,13 +17,14 @@ use super::peer::OwnEnd;
 use super::raw::{Field, List, RawInterface, RawListen, RawWorkers};
 use super::scope::{Refusal, Scope};
 use super::{
-    CONTROL_SOCKET_DIRECTORY, DEFAULT_INTERFACE_NAME, DEFAULT_MTU, DEFAULT_PORT, DeviceMode, Interface, SuiteChoice,
-    Workers, value,
+    CONTROL_SOCKET_DIRECTORY, DEFAULT_INTERFACE_NAME, DEFAULT_MTU, DEFAULT_PORT, DeviceMode, Interface, Refuse, Role,
+    SuiteChoice, Workers, value,
 };
 use crate::keys::PrivateKey;
 use crate::packet::frame::FRAME_HEADER_LEN;
 use crate::packet::message::TRANSPORT_OVERHEAD;
 use crate::proto::constants::MAX_LANES;
+use crate::proto::policy::Service;
 
 /// An example for each key, for messages.
 pub(super) const EXAMPLES: &[(&str, &str)] = &[
@@ -38,6 +39,8 @@ pub(super) const EXAMPLES: &[(&str, &str)] = &[
     ("workers", "\"auto\""),
     ("pin_workers", "false"),
     ("suite", "\"auto\""),
+    ("expose", "[\"tcp/8080\"]"),
+    ("refuse", "\"drop\""),
     ("control_socket", "\"/run/underpass/underpass0.sock\""),
     ("drain_timeout", "30"),
 ];
@@ -74,13 +77,20 @@ pub(super) struct Draft {
     workers: Workers,
     pin_workers: bool,
     suite: SuiteChoice,
+    expose: Vec<Service>,
+    refuse: Refuse,
     control_socket: Option<PathBuf>,
     drain_timeout: Duration,
 }
 
 impl Draft {
     /// Judges `raw`, whatever of it there is.
-    pub(super) fn new(raw: RawInterface, scope: &mut Scope<'_, '_>, keys: &mut KeySource<'_>) -> Self {
+    pub(super) fn new(
+        raw: RawInterface,
+        role: Option<Role>,
+        scope: &mut Scope<'_, '_>,
+        keys: &mut KeySource<'_>,
+    ) -> Self {
         let name = check_name(scope, raw.name);
         let private_key_file = scope.get_required("private_key_file", raw.private_key_file);
         let previous_file = scope.get("previous_private_key_file", raw.previous_private_key_file);
@@ -91,6 +101,7 @@ impl Draft {
         let socket = scope.get("control_socket", raw.control_socket);
         let device = scope.get("device", raw.device);
         let suite = scope.get("suite", raw.suite);
+        let refuse = scope.get("refuse", raw.refuse);
         Self {
             addresses: check_addresses(scope, raw.addresses),
             listen: check_listen(scope, raw.listen),
@@ -100,6 +111,8 @@ impl Draft {
             workers: check_workers(scope, raw.workers),
             pin_workers: scope.get("pin_workers", raw.pin_workers).is_some_and(Spanned::into_inner),
             suite: scope.check("suite", suite, |text| value::suite(text)).unwrap_or_default(),
+            expose: check_expose(scope, raw.expose, role),
+            refuse: scope.check("refuse", refuse, |text| value::refuse(text)).unwrap_or_default(),
             control_socket: check_socket(scope, socket, name.as_deref(), keys),
             drain_timeout: check_drain_timeout(scope, raw.drain_timeout),
             name,
@@ -115,6 +128,7 @@ impl Draft {
             public_keys: keys.into_iter().flatten().map(PrivateKey::public_key).collect(),
             addresses: self.addresses.iter().map(|address| address.get_ref().addr()).collect(),
             suite: self.suite,
+            expose: self.expose.clone(),
         }
     }
 
@@ -138,6 +152,8 @@ impl Draft {
             workers: self.workers,
             pin_workers: self.pin_workers,
             suite: self.suite,
+            expose: self.expose,
+            refuse: self.refuse,
             control_socket: self.control_socket?,
             drain_timeout: self.drain_timeout,
         })
@@ -236,6 +252,18 @@ fn check_workers(scope: &mut Scope<'_, '_>, raw: Option<Field<RawWorkers>>) -> W
         }
     });
     workers.unwrap_or_default()
+}
+
+/// Whoever runs an app server knows its ports, and they are all that its load balancers need. A load balancer needs nobody
+/// to call it.
+fn check_expose(scope: &mut Scope<'_, '_>, raw: Option<Field<List>>, role: Option<Role>) -> Vec<Service> {
+    if raw.is_none() && role == Some(Role::Backend) {
+        let what = "this key is missing: the peers of a backend reach only what is named";
+        let remedy = "write it as `expose = [\"tcp/8080\"]`, with the ports of the app; [] for none";
+        scope.refuse_table("expose", Refusal::new(what, remedy));
+    }
+    let list = scope.get("expose", raw);
+    scope.check_each("expose", list, value::service).into_iter().map(Spanned::into_inner).collect()
 }
 
 fn check_socket(

@@ -30,6 +30,7 @@ pub use error::{ConfigError, Position, Problem};
 pub use key_file::{Disk, KeyFileError, KeyFiles};
 
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
+use crate::proto::policy::Service;
 
 /// UDP port where none is named.
 pub const DEFAULT_PORT: u16 = 51900;
@@ -122,6 +123,10 @@ pub struct Interface {
     pub pin_workers: bool,
     /// What to propose to peers that name no suite of their own.
     pub suite: SuiteChoice,
+    /// What peers that have no list of their own may reach of this machine, and of what lies behind it.
+    pub expose: Vec<Service>,
+    /// What becomes of what peers may not reach.
+    pub refuse: Refuse,
     /// Where `underpass status` reaches the daemon. Absolute, and short enough for a socket address.
     pub control_socket: PathBuf,
     /// How long links are called draining, at most, before the daemon ends. Zero: it ends at once.
@@ -190,6 +195,28 @@ impl DeviceMode {
     }
 }
 
+/// What becomes of packets to ports that are not exposed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Refuse {
+    /// They are dropped without a word.
+    #[default]
+    Drop,
+    /// They are answered as a host answers where nobody listens.
+    Reset,
+}
+
+impl Refuse {
+    const ALL: [Self; 2] = [Self::Drop, Self::Reset];
+
+    /// The word in the file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Drop => "drop",
+            Self::Reset => "reset",
+        }
+    }
+}
+
 /// The suite to propose as initiator. A responder takes the initiator's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum SuiteChoice {
@@ -237,6 +264,8 @@ pub struct Peer {
     pub persistent_keepalive: Option<Duration>,
     /// What to propose to this peer: its own choice, else the interface's.
     pub suite: SuiteChoice,
+    /// What it may reach of this machine, and of what lies behind it: its own list, else the interface's.
+    pub expose: Vec<Service>,
 }
 
 /// Where a peer is reached over UDP, as the file names it.

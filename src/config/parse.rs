@@ -105,7 +105,7 @@ fn check(raw: RawConfig, problems: &mut Problems<'_>, keys: &mut KeySource<'_>) 
     let role = check_role(raw.role, problems);
     refuse_tables_of_the_own_role(role, &raw.backend, &raw.proxy, problems);
     let interface_header = raw.interface.as_ref().map_or(0..0, Spanned::span);
-    let draft = check_interface(raw.interface, problems, keys);
+    let draft = check_interface(raw.interface, role, problems, keys);
     let own = draft.as_ref().map(Draft::own_end).unwrap_or_default();
     let mut tables = PeerTables::new(&own);
     let mut peers = tables.check_all(Role::Proxy.peer_table(), raw.backend, problems, keys);
@@ -133,6 +133,7 @@ fn check_role(raw: Option<Field<String>>, problems: &mut Problems<'_>) -> Option
 
 fn check_interface(
     raw: Option<Spanned<RawInterface>>,
+    role: Option<Role>,
     problems: &mut Problems<'_>,
     keys: &mut KeySource<'_>,
 ) -> Option<Draft> {
@@ -144,7 +145,7 @@ fn check_interface(
         return None;
     };
     let header = raw.span();
-    Some(Draft::new(raw.into_inner(), &mut interface::scope(problems, header), keys))
+    Some(Draft::new(raw.into_inner(), role, &mut interface::scope(problems, header), keys))
 }
 
 /// A proxy side lists its backends and a backend side its proxies, at least one.

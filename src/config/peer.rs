@@ -16,6 +16,7 @@ use super::raw::{Field, List, OneOrMore, RawPeer};
 use super::scope::{Refusal, Scope};
 use super::{Endpoint, Peer, SuiteChoice, value};
 use crate::keys::PublicKey;
+use crate::proto::policy::Service;
 
 /// An example for each key, for messages.
 pub(super) const EXAMPLES: &[(&str, &str)] = &[
@@ -28,6 +29,7 @@ pub(super) const EXAMPLES: &[(&str, &str)] = &[
     ("preshared_key_file", "\"app1.psk\""),
     ("persistent_keepalive", "25"),
     ("suite", "\"auto\""),
+    ("expose", "[\"tcp/8080\"]"),
 ];
 
 /// This machine's end, which peers are judged against.
@@ -36,6 +38,7 @@ pub(super) struct OwnEnd {
     pub(super) public_keys: Vec<PublicKey>,
     pub(super) addresses: Vec<IpAddr>,
     pub(super) suite: SuiteChoice,
+    pub(super) expose: Vec<Service>,
 }
 
 /// Judges one peer after the other and remembers what they claimed.
@@ -112,6 +115,7 @@ impl OnePeer<'_, '_, '_, '_> {
         let endpoints = self.check_endpoints(raw.endpoint, &addresses);
         let preshared_key_file = self.scope.get("preshared_key_file", raw.preshared_key_file);
         let suite = self.scope.get("suite", raw.suite);
+        let expose = self.check_expose(raw.expose);
         Some(Peer {
             preshared_key: keys.preshared(self.scope, "preshared_key_file", preshared_key_file),
             persistent_keepalive: self.check_keepalive(raw.persistent_keepalive),
@@ -122,6 +126,7 @@ impl OnePeer<'_, '_, '_, '_> {
             endpoints,
             addresses,
             allowed_ips,
+            expose,
         })
     }
 
@@ -255,6 +260,15 @@ impl OnePeer<'_, '_, '_, '_> {
         let why = "this is in seconds, 0 turns it off";
         let seconds = self.scope.check("persistent_keepalive", seconds, |s| value::number(*s, 0..=u16::MAX, why));
         seconds.filter(|seconds| *seconds != 0).map(|seconds| Duration::from_secs(seconds.into()))
+    }
+
+    /// What this peer may reach: its own list, else the interface's.
+    fn check_expose(&mut self, raw: Option<Field<List>>) -> Vec<Service> {
+        if raw.is_none() {
+            return self.tables.own.expose.clone();
+        }
+        let list = self.scope.get("expose", raw);
+        self.scope.check_each("expose", list, value::service).into_iter().map(Spanned::into_inner).collect()
     }
 
     fn claim(&self, span: Range<usize>) -> Claim {

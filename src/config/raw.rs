@@ -38,6 +38,8 @@ pub(super) struct RawInterface {
     pub(super) workers: Option<Field<RawWorkers>>,
     pub(super) pin_workers: Option<Field<bool>>,
     pub(super) suite: Option<Field<String>>,
+    pub(super) expose: Option<Field<List>>,
+    pub(super) refuse: Option<Field<String>>,
     pub(super) control_socket: Option<Field<String>>,
     pub(super) drain_timeout: Option<Field<i64>>,
 }
@@ -64,6 +66,7 @@ pub(super) struct RawPeer {
     pub(super) preshared_key_file: Option<Field<String>>,
     pub(super) persistent_keepalive: Option<Field<i64>>,
     pub(super) suite: Option<Field<String>>,
+    pub(super) expose: Option<Field<List>>,
 }
 
 /// A list of strings, each with its place in the file.

@@ -10,7 +10,8 @@ use ipnet::IpNet;
 
 use super::error::quote;
 use super::scope::Refusal;
-use super::{DEFAULT_PORT, DeviceMode, Endpoint, Role, SuiteChoice};
+use super::{DEFAULT_PORT, DeviceMode, Endpoint, Refuse, Role, SuiteChoice};
+use crate::proto::policy::{PortRange, Service};
 
 /// Bytes of an interface name: the kernel's IFNAMSIZ less the closing zero.
 const INTERFACE_NAME_LEN: usize = 15;
@@ -29,6 +30,10 @@ pub(super) fn role(text: &str) -> Checked<Role> {
 
 pub(super) fn device(text: &str) -> Checked<DeviceMode> {
     one_of(text, &DeviceMode::ALL, DeviceMode::as_str)
+}
+
+pub(super) fn refuse(text: &str) -> Checked<Refuse> {
+    one_of(text, &Refuse::ALL, Refuse::as_str)
 }
 
 pub(super) fn suite(text: &str) -> Checked<SuiteChoice> {
@@ -192,6 +197,45 @@ pub(super) fn service_address(text: &str) -> Checked<SocketAddr> {
     }
 }
 
+/// Something of this machine that peers may reach.
+pub(super) fn service(text: &str) -> Checked<Service> {
+    let rule = "write \"tcp/8080\", \"udp/53\", a range such as \"tcp/8000-8099\", or \"icmp-echo\" for pings alone";
+    let refused = |what: String| Err(Refusal::new(what, rule));
+    let not_known = || refused(format!("{} is no port of a protocol", quote(text)));
+    match (text, text.split_once('/')) {
+        ("any", _) => Ok(Service::Any),
+        ("icmp-echo", _) => Ok(Service::Echo),
+        ("tcp", _) => Ok(Service::Tcp(PortRange::ALL)),
+        ("udp", _) => Ok(Service::Udp(PortRange::ALL)),
+        (_, Some(("tcp", ports))) => port_range(ports).map_or_else(not_known, |range| Ok(Service::Tcp(range))),
+        (_, Some(("udp", ports))) => port_range(ports).map_or_else(not_known, |range| Ok(Service::Udp(range))),
+        (_, Some(("ip", number))) => match plain_number(number).and_then(|number| u8::try_from(number).ok()) {
+            Some(number) => Ok(Service::Protocol(number)),
+            None => refused(format!("{} is no IP protocol: their numbers go from 0 to 255", quote(text))),
+        },
+        (port, _) if port_range(port).is_some() => {
+            let remedy = format!("write \"tcp/{port}\" or \"udp/{port}\"");
+            Err(Refusal::new(format!("{} does not say of which protocol", quote(text)), remedy))
+        }
+        (_, Some((port, protocol @ ("tcp" | "udp")))) if port_range(port).is_some() => {
+            let what = format!("{} has the protocol behind the port", quote(text));
+            Err(Refusal::new(what, format!("write \"{protocol}/{port}\"")))
+        }
+        _ => not_known(),
+    }
+}
+
+/// "8080" or "8000-8099"; port 0 is none.
+fn port_range(text: &str) -> Option<PortRange> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let range = PortRange { first: plain_number(first)?, last: plain_number(last)? };
+    (range.first > 0 && range.first <= range.last).then_some(range)
+}
+
+fn plain_number(text: &str) -> Option<u16> {
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
 /// Where a peer is reached: an address or a name, with or without a port.
 pub(super) fn endpoint(text: &str) -> Checked<Endpoint> {
     let rule = format!(
@@ -329,6 +373,27 @@ mod tests {
             "write \"10.0.0.0/8\" for the network, or \"10.0.0.5/32\" for one address"
         );
         assert!(allowed_prefix("224.0.0.0/4").is_err());
+    }
+
+    #[test]
+    fn a_service_is_written_as_it_is_shown() {
+        for text in ["any", "icmp-echo", "tcp", "udp", "tcp/8080", "udp/53", "tcp/8000-8099", "ip/47"] {
+            assert_eq!(service(text).map(|service| service.to_string()).ok().as_deref(), Some(text));
+        }
+        assert_eq!(service("tcp/80-80").ok(), Some(Service::Tcp(80.into())));
+    }
+
+    #[test]
+    fn a_service_that_is_none_is_refused_with_what_was_meant() {
+        for text in
+            ["", "tcp/", "tcp/0", "tcp/90-80", "tcp/70000", "tcp/+80", "tcp/80/81", "tcp/80-", "http", "sctp/80"]
+        {
+            assert!(service(text).unwrap_err().what.ends_with("is no port of a protocol"), "{text}");
+        }
+        assert!(service("ip/256").unwrap_err().what.contains("from 0 to 255"));
+        for (text, remedy) in [("8080", "write \"tcp/8080\" or \"udp/8080\""), ("53/udp", "write \"udp/53\"")] {
+            assert_eq!(service(text).unwrap_err().remedy, remedy);
+        }
     }
 
     #[test]

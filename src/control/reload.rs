@@ -277,6 +277,7 @@ mod tests {
     use crate::keys::PrivateKey;
     use crate::proto::device::{Device, DeviceConfig};
     use crate::proto::noise::Suite;
+    use crate::proto::policy::{Policy, Service};
 
     fn key(number: u8) -> PublicKey {
         PrivateKey::from_bytes([number; 32]).unwrap().public_key()
@@ -293,6 +294,7 @@ mod tests {
             allowed_ips: vec![format!("10.77.0.{number}/32").parse().unwrap()],
             persistent_keepalive: None,
             suite: None,
+            policy: Policy::exposing([Service::Any]).into(),
         }
     }
 

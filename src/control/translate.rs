@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::num::NonZero;
 use std::thread;
 
-use crate::config::{Config, DeviceMode, Endpoint, Peer, Role, SuiteChoice, Workers};
+use crate::config::{Config, DeviceMode, Endpoint, Peer, Refuse, Role, SuiteChoice, Workers};
 use crate::dataplane::{self, DataplaneConfig};
 use crate::proto;
 use crate::proto::device::DeviceConfig;
 use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
+use crate::proto::policy::Policy;
 
 use super::netlink::{InterfaceSettings, RoutePlan};
 use super::resolver::NamedPeer;
@@ -40,7 +41,7 @@ pub fn dataplane_config(config: &Config) -> DataplaneConfig {
 
 /// The peers, in the configuration's order. Those whose endpoint is a name have none yet.
 pub fn peer_configs(config: &Config) -> Vec<PeerConfig> {
-    config.peers.iter().map(|peer| peer_config(is_watched(config), peer)).collect()
+    config.peers.iter().map(|peer| peer_config(config, peer)).collect()
 }
 
 /// What the kernel is to know of the interface with this index.
@@ -81,16 +82,25 @@ fn is_watched(config: &Config) -> bool {
     config.role == Role::Proxy || config.health.is_on()
 }
 
-fn peer_config(watched: bool, peer: &Peer) -> PeerConfig {
+fn peer_config(config: &Config, peer: &Peer) -> PeerConfig {
     PeerConfig {
         public_key: peer.public_key,
         next_public_key: peer.next_public_key,
         preshared_key: peer.preshared_key.clone(),
         endpoints: addresses(peer).map(proto::endpoint::Endpoint::new).collect(),
-        watched,
+        watched: is_watched(config),
         allowed_ips: peer.allowed_ips.clone(),
         persistent_keepalive: peer.persistent_keepalive,
         suite: Some(suite(peer.suite)),
+        policy: policy(config, peer).into(),
+    }
+}
+
+fn policy(config: &Config, peer: &Peer) -> Policy {
+    let policy = Policy::exposing(peer.expose.iter().copied());
+    match config.interface.refuse {
+        Refuse::Drop => policy,
+        Refuse::Reset => policy.telling_of_refusal(),
     }
 }
 

@@ -260,7 +260,7 @@ impl PeerVerification<'_> {
             Err(error) => Finding::failed(
                 Check::Port,
                 format!("{address} is not reached through the tunnel: {error}"),
-                "the link has to be up; then look at the backend's firewall, and at what it lets this peer reach",
+                "the link has to be up, and the backend's `expose` has to name the port; then look at its firewall",
             ),
         }
     }

@@ -1,5 +1,6 @@
 //! From opened datagrams to the TUN: admits their packets and joins those that were cut from one superpacket.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use crate::packet::frame::{FLAG_CHECKSUM_PARTIAL, FLAG_CONTINUES, PacketFrame};
@@ -14,7 +15,6 @@ use super::train::Train;
 use super::tun::{TunQueue, is_device_gone};
 
 /// The datagrams of one receive, on their way to the TUN.
-#[derive(Debug)]
 pub(super) struct Inbound<'a, 'b> {
     router: &'a Router,
     tun: &'a TunQueue,
@@ -26,6 +26,8 @@ pub(super) struct Inbound<'a, 'b> {
     last: Option<Position>,
     /// The peer and the source of the packet that was admitted last.
     admitted: Option<(PeerId, IpAddr)>,
+    /// Answers packets that are refused, where that is wanted.
+    on_refused: Option<&'a mut dyn FnMut(&IpPacket<'_>)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +47,13 @@ impl<'a, 'b> Inbound<'a, 'b> {
             signals_congestion: false,
             last: None,
             admitted: None,
+            on_refused: None,
         }
+    }
+
+    /// Has packets answered that a peer may not send, if it is to be told.
+    pub(super) fn answer_refused_by(&mut self, on_refused: &'a mut dyn FnMut(&IpPacket<'_>)) {
+        self.on_refused = Some(on_refused);
     }
 
     /// Has one bulk flow told, if there is one, that the queue of what was received stands.
@@ -61,7 +69,7 @@ impl<'a, 'b> Inbound<'a, 'b> {
         self.last = None;
         for frame in opened.packets(notices) {
             follows = match frame {
-                Ok(frame) => self.take_packet(opened.peer, frame, follows)?,
+                Ok(frame) => self.take_packet(opened, frame, follows)?,
                 Err(_) => {
                     self.counters.count(DropReason::MalformedFrame);
                     false
@@ -74,9 +82,9 @@ impl<'a, 'b> Inbound<'a, 'b> {
 
     /// `follows`: the packet frame before this one, as its sender counts, is the train's last packet. Returns the same
     /// for the next.
-    fn take_packet(&mut self, peer: PeerId, frame: PacketFrame<'b>, follows: bool) -> Result<bool, Failure> {
-        // Most packets of a bulk transfer end here: the train compares addresses with a packet of this peer that was
-        // admitted, so there is nothing to look up.
+    fn take_packet(&mut self, opened: &Opened<'b>, frame: PacketFrame<'b>, follows: bool) -> Result<bool, Failure> {
+        // Most packets of a bulk transfer end here: the train compares addresses, ports and flags with a packet of this peer
+        // that was admitted, so there is nothing to look up or to judge.
         if follows && frame.flags == CONTINUES_TRAIN {
             if std::mem::take(&mut self.signals_congestion) && !self.train.mark_congestion() {
                 self.counters.count(DropReason::StandingQueue);
@@ -86,10 +94,13 @@ impl<'a, 'b> Inbound<'a, 'b> {
                 return Ok(true);
             }
         }
-        let packet = match self.router.admit(peer, frame, &mut self.admitted) {
+        let packet = match self.router.admit(opened, frame, &mut self.admitted) {
             Ok(packet) => packet,
             Err(reason) => {
                 self.counters.count(reason);
+                if reason == DropReason::NotExposed && self.router.tells_of_refusal(opened.peer) {
+                    self.answer_refused(frame);
+                }
                 return Ok(false);
             }
         };
@@ -100,6 +111,12 @@ impl<'a, 'b> Inbound<'a, 'b> {
         self.deliver()?;
         self.train.start(packet, frame.flags & FLAG_CHECKSUM_PARTIAL != 0);
         Ok(true)
+    }
+
+    fn answer_refused(&mut self, frame: PacketFrame<'b>) {
+        if let (Some(on_refused), Ok(packet)) = (&mut self.on_refused, IpPacket::parse(frame.bytes)) {
+            on_refused(&packet);
+        }
     }
 
     fn append(&mut self, frame: PacketFrame<'b>) -> bool {
@@ -117,6 +134,12 @@ impl<'a, 'b> Inbound<'a, 'b> {
                 Ok(())
             }
         }
+    }
+}
+
+impl fmt::Debug for Inbound<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inbound").field("train", &self.train).finish_non_exhaustive()
     }
 }
 

@@ -45,6 +45,7 @@ mod inbound;
 pub mod inheritance;
 mod orders;
 mod pulse;
+mod refusal;
 mod routing_loop;
 #[cfg(feature = "testing")]
 mod samples;
@@ -180,7 +181,7 @@ impl Dataplane {
         let failed: OnFailure = Arc::new(failed);
         let mut device = self.device()?;
         // Before any worker reads it: a host that is not yet known would be answered as unreachable.
-        let router = Arc::new(ArcSwap::from(device.poll_router().unwrap_or_default()));
+        let router = Arc::new(ArcSwap::from(device.router()));
         let counters: Vec<Arc<Counters>> = self.tun.queues.iter().map(|_| Arc::default()).collect();
         let slow_path = SlowPath {
             device,

@@ -11,6 +11,7 @@ use crate::proto::device::{Device, DeviceConfig};
 use crate::proto::endpoint::Endpoint;
 use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
+use crate::proto::policy::{Policy, Service};
 
 use super::virtio::{Segmentation, VirtioHeader};
 
@@ -189,6 +190,7 @@ pub fn config(number: u8, remote: Option<SocketAddr>, allowed_ips: &[&str]) -> P
         // So that it wants a session without a packet.
         persistent_keepalive: Some(Duration::from_secs(25)),
         suite: None,
+        policy: Policy::exposing([Service::Any]).into(),
     }
 }
 

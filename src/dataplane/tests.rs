@@ -11,6 +11,7 @@ use super::*;
 use crate::packet::ip::{IpPacket, PROTOCOL_ICMP};
 use crate::proto::error::DropReason;
 use crate::proto::noise::Suite;
+use crate::proto::policy::{Policy, Service};
 use crate::proto::stats::LinkState;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -119,6 +120,7 @@ fn peer(number: u8, remote: Option<SocketAddr>, allowed: &[&str]) -> PeerConfig 
         allowed_ips: allowed.iter().map(|net| net.parse().unwrap()).collect(),
         persistent_keepalive: None,
         suite: None,
+        policy: Policy::exposing([Service::Any]).into(),
     }
 }
 

@@ -54,8 +54,39 @@ impl AnswerLimit {
     }
 }
 
+/// What is wrong with a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Problem {
+    /// Nobody takes it.
+    Unreachable,
+    /// Its sender may not reach that port.
+    Refused,
+}
+
+impl Problem {
+    /// The ICMP header, with a zero checksum.
+    fn header_v4(self) -> [u8; ICMP_HEADER_LEN] {
+        match self {
+            // Host unreachable (RFC 792).
+            Self::Unreachable => [3, 1, 0, 0, 0, 0, 0, 0],
+            // Port unreachable (RFC 792).
+            Self::Refused => [3, 3, 0, 0, 0, 0, 0, 0],
+        }
+    }
+
+    /// The same for ICMPv6.
+    fn header_v6(self) -> [u8; ICMP_HEADER_LEN] {
+        match self {
+            // Address unreachable (RFC 4443 §3.1).
+            Self::Unreachable => [1, 3, 0, 0, 0, 0, 0, 0],
+            // Port unreachable (RFC 4443 §3.1).
+            Self::Refused => [1, 4, 0, 0, 0, 0, 0, 0],
+        }
+    }
+}
+
 /// Writes the answer to `packet` into `out`; returns its length, or `None` where no answer may be given.
-pub(super) fn answer(packet: &IpPacket<'_>, out: &mut [u8; MAX_ANSWER_LEN]) -> Option<usize> {
+pub(super) fn answer(packet: &IpPacket<'_>, problem: Problem, out: &mut [u8; MAX_ANSWER_LEN]) -> Option<usize> {
     let asks = is_unicast(packet.source()) && is_unicast(packet.destination()) && !is_beyond_answer(packet);
     asks.then(|| match (packet.source(), packet.destination()) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -65,7 +96,7 @@ pub(super) fn answer(packet: &IpPacket<'_>, out: &mut [u8; MAX_ANSWER_LEN]) -> O
             header[6..10].copy_from_slice(&[0x40, 0, 64, PROTOCOL_ICMP]);
             header[12..16].copy_from_slice(&destination.octets());
             header[16..20].copy_from_slice(&source.octets());
-            let length = quote(packet, &header, DESTINATION_UNREACHABLE_V4, MAX_ANSWER_LEN_V4, out);
+            let length = quote(packet, &header, problem.header_v4(), MAX_ANSWER_LEN_V4, out);
             let checksum = checksum::finish(0, &out[IPV4_HEADER_LEN..length]);
             out[IPV4_HEADER_LEN + 2..IPV4_HEADER_LEN + 4].copy_from_slice(&checksum.to_be_bytes());
             set_ip_length(&mut out[..IPV4_HEADER_LEN], length);
@@ -77,7 +108,7 @@ pub(super) fn answer(packet: &IpPacket<'_>, out: &mut [u8; MAX_ANSWER_LEN]) -> O
             header[6..8].copy_from_slice(&[PROTOCOL_ICMPV6, 64]);
             header[8..24].copy_from_slice(&packet.bytes()[24..40]);
             header[24..40].copy_from_slice(&packet.bytes()[8..24]);
-            let length = quote(packet, &header, DESTINATION_UNREACHABLE_V6, MAX_ANSWER_LEN, out);
+            let length = quote(packet, &header, problem.header_v6(), MAX_ANSWER_LEN, out);
             let message_len = u32::from(u16::from_be_bytes(length_field(length - IPV6_HEADER_LEN)));
             let sum = checksum::pseudo_header(destination, source, PROTOCOL_ICMPV6, message_len);
             let checksum = checksum::finish(sum, &out[IPV6_HEADER_LEN..length]);
@@ -88,22 +119,23 @@ pub(super) fn answer(packet: &IpPacket<'_>, out: &mut [u8; MAX_ANSWER_LEN]) -> O
     })
 }
 
-/// Type 3, code 1: host unreachable (RFC 792).
-const DESTINATION_UNREACHABLE_V4: [u8; 2] = [3, 1];
-/// Type 1, code 3: address unreachable (RFC 4443 §3.1).
-const DESTINATION_UNREACHABLE_V6: [u8; 2] = [1, 3];
-
-/// Lays out header, ICMP header with a zero checksum, and as much of the packet as fits.
-fn quote(packet: &IpPacket<'_>, header: &[u8], icmp: [u8; 2], limit: usize, out: &mut [u8; MAX_ANSWER_LEN]) -> usize {
+/// Lays out header, ICMP header, and as much of the packet as fits.
+fn quote(
+    packet: &IpPacket<'_>,
+    header: &[u8],
+    icmp: [u8; ICMP_HEADER_LEN],
+    limit: usize,
+    out: &mut [u8; MAX_ANSWER_LEN],
+) -> usize {
     let quote_at = header.len() + ICMP_HEADER_LEN;
     let quoted = &packet.bytes()[..packet.bytes().len().min(limit - quote_at)];
     out[..header.len()].copy_from_slice(header);
-    out[header.len()..quote_at].copy_from_slice(&[icmp[0], icmp[1], 0, 0, 0, 0, 0, 0]);
+    out[header.len()..quote_at].copy_from_slice(&icmp);
     out[quote_at..quote_at + quoted.len()].copy_from_slice(quoted);
     quote_at + quoted.len()
 }
 
-fn is_unicast(address: IpAddr) -> bool {
+pub(super) fn is_unicast(address: IpAddr) -> bool {
     let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
     !(address.is_unspecified() || address.is_multicast() || address.is_loopback() || is_broadcast)
 }
@@ -134,7 +166,7 @@ mod tests {
 
     fn answer_to(bytes: &[u8]) -> Option<Vec<u8>> {
         let mut out = [0; MAX_ANSWER_LEN];
-        answer(&IpPacket::parse(bytes).unwrap(), &mut out).map(|length| out[..length].to_vec())
+        answer(&IpPacket::parse(bytes).unwrap(), Problem::Unreachable, &mut out).map(|length| out[..length].to_vec())
     }
 
     #[test]

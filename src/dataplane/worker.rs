@@ -31,6 +31,7 @@ use super::counters::Counters;
 use super::failure::Failure;
 use super::inbound::Inbound;
 use super::orders::{Order, Orders};
+use super::refusal::refusal;
 use super::routing_loop::own_datagram_destination;
 use super::scheduling;
 use super::segment::Segments;
@@ -41,7 +42,7 @@ use super::standing_queue::StandingQueue;
 use super::train::write_whole;
 use super::tun::{TUN_BUFFER_LEN, TunQueue, TunRead};
 use super::udp::{RECEIVE_BUFFER_LEN, Received, UdpSocket};
-use super::unreachable::{AnswerLimit, MAX_ANSWER_LEN, answer};
+use super::unreachable::{AnswerLimit, MAX_ANSWER_LEN, Problem, answer};
 use super::virtio::VirtioHeader;
 
 /// Receives per socket before the TUN gets its turn (measured, `docs/performance.md`).
@@ -189,7 +190,10 @@ impl Worker {
         let parts = &self.parts;
         // Loaded after the receives: a session is published before the peer can use it, maybe since the last datagram.
         let router = parts.router.load();
+        let answers = &mut self.answers;
+        let mut on_refused = |packet: &IpPacket<'_>| parts.answer_refused(now, answers, packet);
         let mut inbound = Inbound::new(&router, &parts.tun, &parts.counters);
+        inbound.answer_refused_by(&mut on_refused);
         if self.socket_queues[index].take_signal(now) {
             inbound.signal_congestion();
         }
@@ -244,6 +248,7 @@ impl Worker {
             };
             match parts.route(now, &router, segments.packet(), &mut last_route) {
                 Ok(route) => {
+                    router.on_sent(now, route.peer(), segments.packet());
                     if segments.count() > 1 && self.tun_queue.take_signal(now) {
                         parts.signal_congestion(&mut segments);
                     }
@@ -325,9 +330,18 @@ impl WorkerParts {
         }
     }
 
+    /// Answers a packet of a peer's by the way of its kind, which is the slow path's: this is rare, and not urgent.
+    fn answer_refused(&self, now: Instant, limit: &mut AnswerLimit, packet: &IpPacket<'_>) {
+        let mut buffer = [0; MAX_ANSWER_LEN];
+        let Some(length) = refusal(packet, &mut buffer).filter(|_| limit.take(now)) else { return };
+        self.hand_over(Input::Packet(StagedPacket { bytes: buffer[..length].to_vec(), checksum_partial: false }));
+    }
+
     fn answer_unreachable(&self, now: Instant, limit: &mut AnswerLimit, packet: &IpPacket<'_>) {
         let mut buffer = [0; MAX_ANSWER_LEN];
-        let Some(length) = answer(packet, &mut buffer).filter(|_| limit.take(now)) else { return };
+        let Some(length) = answer(packet, Problem::Unreachable, &mut buffer).filter(|_| limit.take(now)) else {
+            return;
+        };
         // Lost answers are like late ones: the application waits.
         let _ = write_whole(self.tun.offload(), &buffer[..length], |parts| self.tun.write(parts));
     }

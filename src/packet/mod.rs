@@ -2,5 +2,6 @@
 
 pub mod checksum;
 pub mod frame;
+pub mod headers;
 pub mod ip;
 pub mod message;

@@ -108,3 +108,13 @@ pub const HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE: u32 = 200;
 pub const HANDSHAKES_PER_SECOND_UNDER_LOAD: u32 = 500;
 /// Source addresses remembered by the rate limiter, at most; when full, unknown ones must show a cookie.
 pub const MAX_LIMITED_SOURCES: usize = 4096;
+
+/// An answer by UDP or to a ping may pass for this long after what it answers: no less than what translators must keep
+/// open (RFC 4787 §4.3).
+pub const FLOW_LIFETIME: Duration = Duration::from_secs(120);
+/// Exchanges by UDP and pings that are remembered, at most: half a megabyte for all peers and workers together.
+pub const MAX_FLOWS: usize = 1 << 15;
+/// A fragment may pass for this long after the first of its packet: as long as Linux waits to put one together.
+pub const FRAGMENT_LIFETIME: Duration = Duration::from_secs(30);
+/// Packets in fragments that are remembered, at most.
+pub const MAX_FRAGMENTED_PACKETS: usize = 1 << 10;

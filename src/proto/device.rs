@@ -28,6 +28,7 @@ use super::lane_paths::LanePaths;
 use super::noise::Suite;
 use super::peer::{Peer, PeerConfig, ReturnPath};
 use super::peer_table::{PeerId, PeerTable};
+use super::policy::Flows;
 use super::randomness::Randomness;
 use super::rate_limiter::RateLimiter;
 use super::router::{Notice, PeerRoute, ReceivingSession, Router};
@@ -64,6 +65,7 @@ pub struct Device {
     lane_paths: bool,
     peers: PeerTable,
     allowed_ips: Arc<AllowedIps>,
+    flows: Arc<Flows>,
     timers: TimerQueue,
     rate_limiter: RateLimiter,
     cookie_checker: CookieChecker,
@@ -98,6 +100,10 @@ impl LocalKey {
 impl Device {
     /// Starts without peers. `unix_time` is what the wall clock says at `now`; `seed` comes from the operating system.
     pub fn new(now: Instant, unix_time: Duration, config: DeviceConfig, seed: [u8; 32]) -> Self {
+        let mut randomness = Randomness::new(seed);
+        let flows = Arc::new(Flows::new(now, &randomness.array()));
+        let nobody =
+            Router { allowed_ips: Arc::default(), flows: flows.clone(), peers: [].into(), sessions: [].into() };
         Self {
             local_keys: local_keys(config.private_key, config.previous_private_key),
             suite: config.suite,
@@ -105,16 +111,17 @@ impl Device {
             lane_paths: config.lane_paths,
             peers: PeerTable::default(),
             allowed_ips: Arc::default(),
+            flows,
             timers: TimerQueue::default(),
             rate_limiter: RateLimiter::new(now),
             cookie_checker: CookieChecker::default(),
-            randomness: Randomness::new(seed),
+            randomness,
             origin: (now, unix_time),
             last_timestamp: Duration::ZERO,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             drops: DropCounters::default(),
-            router: Arc::default(),
+            router: Arc::new(nobody),
             router_is_stale: false,
             router_is_news: true,
         }
@@ -399,7 +406,7 @@ impl Device {
         for frame in opened.packets(&mut notices) {
             let admitted = frame
                 .map_err(|_| DropReason::MalformedFrame)
-                .and_then(|frame| Ok((frame.flags, router.admit(opened.peer, frame, &mut None)?.bytes())));
+                .and_then(|frame| Ok((frame.flags, router.admit(&opened, frame, &mut None)?.bytes())));
             match admitted {
                 Ok((flags, bytes)) => self.events.push_back(Event::Packet {
                     peer,
@@ -512,12 +519,13 @@ impl Device {
     // Sending.
 
     fn stage_or_send(&mut self, now: Instant, packet: StagedPacket) -> Result<(), DropReason> {
-        let destination = IpPacket::parse(&packet.bytes).map_err(|_| DropReason::MalformedPacket)?.destination();
-        let id = self.allowed_ips.lookup(destination).ok_or(DropReason::NoPeerForDestination)?;
+        let parsed = IpPacket::parse(&packet.bytes).map_err(|_| DropReason::MalformedPacket)?;
+        let id = self.allowed_ips.lookup(parsed.destination()).ok_or(DropReason::NoPeerForDestination)?;
         let peer = self.peers.get_mut(id).expect("allowed IPs lead to peers that exist");
         if peer.refuses_packets(now) {
             return Err(DropReason::LinkDown);
         }
+        peer.config.policy.on_sent(now, &self.flows, &parsed);
         if peer.usable_session(now).is_some() && peer.endpoint.is_some() {
             self.send_packet(now, id, &packet);
             self.settle(now, id);
@@ -646,17 +654,19 @@ impl Device {
             endpoint: peer.endpoint,
             session: peer.sessions.current().cloned(),
             lanes: peer.lane_paths.routes(peer.endpoint),
+            policy: peer.config.policy.clone(),
             ..PeerRoute::default()
         };
         self.router = Arc::new(Router {
             allowed_ips: self.allowed_ips.clone(),
+            flows: self.flows.clone(),
             peers: self.peers.slots().map(|peer| peer.map(route).unwrap_or_default()).collect(),
             sessions: sessions.into(),
         });
         self.router_is_news = true;
     }
 
-    /// The snapshot as it is now: for the simulation, which checks that it agrees with the device.
+    /// The snapshot as it is, for who begins with it.
     pub fn router(&mut self) -> Arc<Router> {
         self.refresh_router();
         self.router.clone()

@@ -68,6 +68,14 @@ drop_reasons! {
     MalformedPacket = "malformed_packet",
     /// An inner packet from a source address that its peer may not use.
     SourceNotAllowed = "source_not_allowed",
+    /// An inner packet that opens a connection or exchange with what its peer may not reach, or answers nothing.
+    NotExposed = "not_exposed",
+    /// An inner ICMP answer or error about nothing that was sent to its peer.
+    Unsolicited = "unsolicited",
+    /// An inner fragment whose packet's first fragment was refused or not seen, or is too short to judge.
+    StrayFragment = "stray_fragment",
+    /// An inner packet of a protocol, or with headers, that its peer may not use.
+    ProtocolNotExposed = "protocol_not_exposed",
     /// A packet for a destination that no peer has.
     NoPeerForDestination = "no_peer_for_destination",
     /// A packet for a peer whose endpoint is not known.

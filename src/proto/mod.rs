@@ -20,12 +20,14 @@
 //! never allocates without bound.
 //!
 //! ```
+//! use std::sync::Arc;
 //! use std::time::{Duration, Instant};
 //! use underpass::keys::PrivateKey;
 //! use underpass::proto::device::{Device, DeviceConfig};
 //! use underpass::proto::endpoint::Endpoint;
 //! use underpass::proto::noise::Suite;
 //! use underpass::proto::peer::PeerConfig;
+//! use underpass::proto::policy::Policy;
 //!
 //! let now = Instant::now();
 //! let [alice, bob] = [[1; 32], [2; 32]].map(|bytes| PrivateKey::from_bytes(bytes).unwrap());
@@ -49,6 +51,7 @@
 //!     allowed_ips: Vec::new(),
 //!     persistent_keepalive: Some(Duration::from_secs(25)),
 //!     suite: None,
+//!     policy: Arc::new(Policy::exposing([])),
 //! };
 //! let mut one = device(&alice, [3; 32]);
 //! let mut two = device(&bob, [4; 32]);
@@ -82,12 +85,14 @@ pub mod device;
 pub mod endpoint;
 pub mod error;
 pub mod event;
+mod flow_table;
 pub mod handshake;
 mod lane_paths;
 mod liveness;
 pub mod noise;
 pub mod peer;
 pub mod peer_table;
+pub mod policy;
 pub mod randomness;
 pub mod rate_limiter;
 pub mod replay;

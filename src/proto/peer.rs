@@ -14,6 +14,7 @@ use super::endpoint::Endpoint;
 use super::lane_paths::LanePaths;
 use super::liveness::Liveness;
 use super::noise::{PendingInitiation, Suite};
+use super::policy::Policy;
 use super::session::Session;
 use super::session_slots::SessionSlots;
 use super::staged::StagedQueue;
@@ -42,6 +43,8 @@ pub struct PeerConfig {
     pub persistent_keepalive: Option<Duration>,
     /// What to propose to it, if not the device's suite.
     pub suite: Option<Suite>,
+    /// What it may send, from its prefixes.
+    pub policy: Arc<Policy>,
 }
 
 pub(super) struct Peer {

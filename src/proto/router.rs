@@ -17,13 +17,16 @@ use super::endpoint::Endpoint;
 use super::error::{DropReason, Miss};
 use super::lane_paths::LaneRoutes;
 use super::peer_table::PeerId;
+use super::policy::{Flows, Policy};
 use super::session::Session;
 use super::transmit::Way;
 
 /// A snapshot for the fast path.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Router {
     pub(super) allowed_ips: Arc<AllowedIps>,
+    /// Shared with the device and all its other snapshots.
+    pub(super) flows: Arc<Flows>,
     /// By [`PeerId`].
     pub(super) peers: Box<[PeerRoute]>,
     /// Every session that may still receive, sorted by its local index.
@@ -59,6 +62,7 @@ pub(super) struct PeerRoute {
     pub(super) is_back: AtomicBool,
     /// What the peer has confirmed since the snapshot was made. If it has restarted, it can't open the old session's answers.
     pub(super) confirmed: OnceLock<Arc<Session>>,
+    pub(super) policy: Arc<Policy>,
 }
 
 impl PeerRoute {
@@ -203,6 +207,7 @@ pub struct Opened<'b> {
     pub counter: u64,
     /// Its frames.
     pub plaintext: &'b [u8],
+    opened_at: Instant,
     session: u32,
     from: Endpoint,
 }
@@ -241,6 +246,11 @@ impl Router {
             }
             _ => Err(Miss::NoSession(peer)),
         }
+    }
+
+    /// Called for every packet that is sealed for `peer`, before it leaves: the answer may pass.
+    pub fn on_sent(&self, now: Instant, peer: PeerId, packet: &IpPacket<'_>) {
+        self.peers[peer.index()].policy.on_sent(now, &self.flows, packet);
     }
 
     /// Every session that may still receive, with its peer: for tests, which check that none outlives its limits.
@@ -287,7 +297,20 @@ impl Router {
         if authentic.rekey_due {
             notices.push(Notice::RekeyDue { session });
         }
-        Ok(Opened { peer, lane: header.lane, counter: header.counter, plaintext: authentic.plaintext, session, from })
+        Ok(Opened {
+            peer,
+            lane: header.lane,
+            counter: header.counter,
+            plaintext: authentic.plaintext,
+            opened_at: now,
+            session,
+            from,
+        })
+    }
+
+    /// Whether `peer` is to be told that it may not reach a port.
+    pub fn tells_of_refusal(&self, peer: PeerId) -> bool {
+        self.peers[peer.index()].policy.tells_of_refusal()
     }
 
     /// Whether a peer is at `address`. Looks at every peer: for packets that are rare.
@@ -299,15 +322,16 @@ impl Router {
     }
 
     /// Checks one packet frame of an opened datagram: a whole IP packet, from a source that its peer may use, with a
-    /// partial checksum only where there is one to complete. `last` is the peer and the source of the packet that this
-    /// router admitted before, which are mostly those of this one.
+    /// partial checksum only where there is one to complete, and one that its peer may send. `last` is the peer and the
+    /// source of the packet that this router admitted before, which are mostly those of this one.
     pub fn admit<'b>(
         &self,
-        peer: PeerId,
+        opened: &Opened<'_>,
         frame: PacketFrame<'b>,
         last: &mut Option<(PeerId, IpAddr)>,
     ) -> Result<IpPacket<'b>, DropReason> {
         let packet = IpPacket::parse(frame.bytes).map_err(|_| DropReason::MalformedPacket)?;
+        let peer = opened.peer;
         let from = (peer, packet.source());
         if *last != Some(from) && self.allowed_ips.lookup(packet.source()) != Some(peer) {
             return Err(DropReason::SourceNotAllowed);
@@ -316,6 +340,13 @@ impl Router {
         if frame.flags & FLAG_CHECKSUM_PARTIAL != 0 && packet.transport().is_none() {
             return Err(DropReason::MalformedPacket);
         }
+        self.judge(opened.opened_at, peer, &packet)?;
         Ok(packet)
+    }
+
+    /// Whether `peer` may send `packet`, from an address that it may use, by its policy.
+    pub fn judge(&self, now: Instant, peer: PeerId, packet: &IpPacket<'_>) -> Result<(), DropReason> {
+        let is_peers = |address| self.allowed_ips.lookup(address) == Some(peer);
+        self.peers[peer.index()].policy.judge(now, &self.flows, packet, is_peers)
     }
 }

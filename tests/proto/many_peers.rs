@@ -10,6 +10,7 @@ use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
+use underpass::proto::policy::{Policy, Service};
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::stats::LinkState;
 
@@ -78,6 +79,7 @@ fn peer(number: usize, is_called: bool) -> PeerConfig {
         allowed_ips: vec![std::net::IpAddr::from(inner(number)).into()],
         persistent_keepalive: is_called.then(|| seconds(25)),
         suite: None,
+        policy: Policy::exposing([Service::Any]).into(),
     }
 }
 

@@ -14,6 +14,7 @@ use underpass::proto::error::DropReason;
 use underpass::proto::event::Event;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
+use underpass::proto::policy::{Policy, Service};
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::stats::{LinkState, PeerStatus};
 use underpass::proto::transmit::{SourcePort, Transmit};
@@ -121,6 +122,7 @@ pub(crate) fn peer_config(side: Side) -> PeerConfig {
         allowed_ips: vec![format!("10.77.0.{}/32", side as u8 + 1).parse().unwrap()],
         persistent_keepalive: None,
         suite: None,
+        policy: Policy::exposing([Service::Any]).into(),
     }
 }
 

@@ -13,6 +13,7 @@ use underpass::proto::endpoint::Endpoint;
 use underpass::proto::event::Event;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
+use underpass::proto::policy::{Policy, Service};
 use underpass::proto::transmit::Transmit;
 
 use crate::checks;
@@ -164,6 +165,7 @@ impl Simulation {
             allowed_ips: inner_addresses(peer).map(Into::into).to_vec(),
             persistent_keepalive: None,
             suite: None,
+            policy: Policy::exposing([Service::Any]).into(),
         }
     }
 

@@ -12,6 +12,7 @@ use underpass::proto::error::DropReason;
 use underpass::proto::event::Event;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
+use underpass::proto::policy::{Policy, Service};
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::stats::{LinkState, PeerStatus};
 use underpass::proto::transmit::SourcePort;
@@ -117,6 +118,7 @@ impl Setup {
                 allowed_ips: vec!["10.77.0.2/32".parse().unwrap(), "fd77::1/128".parse().unwrap()],
                 persistent_keepalive: None,
                 suite: None,
+                policy: Policy::exposing([Service::Any]).into(),
             },
         );
         device

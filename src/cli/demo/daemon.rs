@@ -22,6 +22,7 @@ use super::cleanup;
 use super::namespace::Namespace;
 use super::network::{APP_NAMES, APPS, Network};
 use super::wait::wait_for;
+use super::{shop, speed};
 use crate::keys::{PrivateKey, PublicKey};
 
 /// The UDP port of the tunnel.
@@ -209,7 +210,9 @@ fn proxy_config(directory: &Path, keys: &[PublicKey; 2]) -> String {
 fn backend_config(directory: &Path, name: &str, address: Ipv4Addr, proxy: &PublicKey) -> String {
     let interface = interface(directory, name, address);
     format!(
-        "role = \"backend\"\n\n{interface}\n[[proxy]]\nname = \"proxy\"\npublic_key = \"{proxy}\"\naddresses = [\"{PROXY_INSIDE}\"]\n"
+        "role = \"backend\"\n\n{interface}expose = [\"tcp/{}\", \"tcp/{}\"]\n\n[[proxy]]\nname = \"proxy\"\npublic_key = \"{proxy}\"\naddresses = [\"{PROXY_INSIDE}\"]\n",
+        shop::PORT,
+        speed::BULK_PORT
     )
 }
 

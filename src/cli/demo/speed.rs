@@ -15,7 +15,7 @@ use super::network::Network;
 use super::shop;
 use crate::dataplane::clock;
 
-const BULK_PORT: u16 = 9000;
+pub(super) const BULK_PORT: u16 = 9000;
 const CHUNK: usize = 256 << 10;
 /// TCP needs a moment to open its window.
 const WARM_UP: Duration = Duration::from_millis(200);

@@ -9,9 +9,10 @@ use zeroize::Zeroizing;
 
 use super::super::key_file::KeyFileError;
 use super::super::raw::{RawHealth, keys_of};
-use super::super::{DeviceMode, Endpoint, Health, SuiteChoice, Workers, health, interface, peer};
+use super::super::{DeviceMode, Endpoint, Health, Refuse, SuiteChoice, Workers, health, interface, peer};
 use super::*;
 use crate::keys::PrivateKey;
+use crate::proto::policy::{PortRange, Service};
 
 /// Key files that exist only here: `N.key` holds the private key of 32 bytes N.
 struct Imagined;
@@ -66,6 +67,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
     assert_eq!((peer.endpoints.len(), peer.persistent_keepalive), (0, None));
     assert_eq!(peer.allowed_ips, ["10.77.0.11/32".parse().unwrap()]);
     assert!(peer.preshared_key.is_none() && peer.next_public_key.is_none());
+    assert_eq!((interface.expose.len(), peer.expose.len(), interface.refuse), (0, 0, Refuse::Drop));
 }
 
 #[test]
@@ -73,10 +75,10 @@ fn every_key_reaches_its_value() {
     let text = format!(
         "role = \"backend\"\n[interface]\nname = \"up1\"\naddresses = [\"10.77.0.11/24\", \"fd77::11/64\"]\n\
          listen = [\"192.0.2.1:7000\"]\nprivate_key_file = \"1.key\"\nprevious_private_key_file = \"/old/3.key\"\nmtu = 9000\n\
-         fwmark = 0xca6c\ndevice = \"plain\"\nworkers = 4\npin_workers = true\nsuite = \"chacha20-poly1305\"\ncontrol_socket = \"s.sock\"\ndrain_timeout = 30\n\
+         fwmark = 0xca6c\ndevice = \"plain\"\nworkers = 4\npin_workers = true\nsuite = \"chacha20-poly1305\"\nexpose = [\"tcp/8080\", \"udp/53\"]\nrefuse = \"reset\"\ncontrol_socket = \"s.sock\"\ndrain_timeout = 30\n\
          [[proxy]]\nname = \"lb\"\npublic_key = \"{}\"\nnext_public_key = \"{}\"\nendpoint = \"lb.example.com:7001\"\n\
          addresses = [\"10.77.0.1\"]\nallowed_ips = [\"192.168.0.0/16\", \"10.77.0.1/32\"]\npreshared_key_file = \"9.key\"\n\
-         persistent_keepalive = 25\nsuite = \"aes-256-gcm\"\n",
+         persistent_keepalive = 25\nsuite = \"aes-256-gcm\"\nexpose = [\"tcp/8000-8099\", \"any\"]\n",
         private_key(2).public_key(),
         private_key(4).public_key()
     );
@@ -88,6 +90,8 @@ fn every_key_reaches_its_value() {
     assert_eq!((interface.fwmark, interface.workers), (Some(0xca6c), Workers::Number(NonZero::new(4).unwrap())));
     assert!(interface.pin_workers);
     assert_eq!((interface.device, interface.suite), (DeviceMode::Plain, SuiteChoice::ChaCha20Poly1305));
+    assert_eq!(interface.expose, [Service::Tcp(8080.into()), Service::Udp(53.into())]);
+    assert_eq!(interface.refuse, Refuse::Reset);
     assert_eq!(interface.control_socket, Path::new("/etc/underpass/s.sock"));
     assert_eq!(interface.drain_timeout, Duration::from_secs(30));
     let peer = &peers[0];
@@ -95,12 +99,13 @@ fn every_key_reaches_its_value() {
     assert_eq!(peer.endpoints, [Endpoint::Name { host: "lb.example.com".to_owned(), port: 7001 }]);
     assert_eq!(peer.allowed_ips, ["10.77.0.1/32".parse().unwrap(), "192.168.0.0/16".parse().unwrap()]);
     assert_eq!((peer.persistent_keepalive, peer.suite), (Some(Duration::from_secs(25)), SuiteChoice::Aes256Gcm));
+    assert_eq!(peer.expose, [Service::Tcp(PortRange { first: 8000, last: 8099 }), Service::Any]);
     assert!(peer.preshared_key.is_some());
 }
 
 /// `[health]` with these lines, of a file of this role.
 fn with_health(role: Role, lines: &str) -> String {
-    let text = minimal().replace("[[backend]]", &format!("[health]\n{lines}\n[[backend]]"));
+    let text = minimal().replace("[[backend]]", &format!("expose = []\n[health]\n{lines}\n[[backend]]"));
     text.replace("\"proxy\"", &format!("\"{role}\"")).replace("[[backend]]", &format!("[[{}]]", role.peer_table()))
 }
 
@@ -131,6 +136,20 @@ fn health_addresses_are_one_or_several_or_off() {
 fn a_peer_without_a_suite_has_the_interface_s() {
     let text = minimal().replace("[[backend]]", "suite = \"aes-256-gcm\"\n[[backend]]");
     assert_eq!(parse(&text).unwrap().peers[0].suite, SuiteChoice::Aes256Gcm);
+}
+
+#[test]
+fn a_peer_without_a_list_of_its_own_reaches_what_the_interface_exposes() {
+    let text = |line| minimal().replace("[[backend]]", &format!("expose = [\"tcp/9100\"]\n[[backend]]\n{line}"));
+    assert_eq!(parse(&text("")).unwrap().peers[0].expose, [Service::Tcp(9100.into())]);
+    assert_eq!(parse(&text("expose = []\n")).unwrap().peers[0].expose, []);
+}
+
+#[test]
+fn a_backend_has_to_say_what_it_exposes() {
+    let text = minimal().replace("\"proxy\"", "\"backend\"").replace("[[backend]]", "[[proxy]]");
+    assert!(problem(&text).starts_with("interface.expose: this key is missing"));
+    assert!(parse(&text.replace("[[proxy]]", "expose = []\n[[proxy]]")).is_ok());
 }
 
 #[test]

@@ -12,6 +12,8 @@ use crate::packet::checksum;
 use crate::packet::frame::packet_header;
 use crate::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN};
 use crate::proto::endpoint::Endpoint;
+use crate::proto::peer::PeerConfig;
+use crate::proto::policy::{Policy, Service};
 use crate::proto::stats::DropCounters;
 
 /// A peer that may seal what it likes, and us with a session to it.
@@ -29,12 +31,18 @@ struct Link {
 type Frames = Vec<(u8, Vec<u8>)>;
 
 impl Link {
-    /// The peer may send from 10.77.0.1 and fd00::1.
+    /// The peer may send anything from 10.77.0.1 and fd00::1.
     fn new() -> Self {
+        Self::exposing(Service::Any)
+    }
+
+    fn exposing(service: Service) -> Self {
         let now = clock::now();
         let [at, peer_at] = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
         let (mut us, mut peer) = (device(now, 1), device(now, 2));
-        us.upsert_peer(now, config(2, Some(peer_at), &["10.77.0.1/32", "fd00::1/128"])).unwrap();
+        let policy = Policy::exposing([service]).into();
+        let config_of_peer = config(2, Some(peer_at), &["10.77.0.1/32", "fd00::1/128"]);
+        us.upsert_peer(now, PeerConfig { policy, ..config_of_peer }).unwrap();
         us.upsert_peer(now, config(3, None, &["10.77.0.0/24"])).unwrap();
         peer.upsert_peer(now, config(1, Some(at), &["0.0.0.0/0", "::/0"])).unwrap();
         handshake(now, &mut peer, at, &mut us, peer_at);
@@ -254,6 +262,26 @@ fn a_foreign_source_does_not_slip_in_behind_an_admitted_packet() {
     packets[1].1[15] = 9;
     assert_eq!(link.receive(vec![link.seal(0, &packets)]), [152]);
     assert_eq!(link.drops(DropReason::SourceNotAllowed), 1);
+}
+
+#[test]
+fn a_connection_is_not_opened_from_within_a_train() {
+    let link = Link::exposing(Service::Echo);
+    let mut packets = cut(&Sample::tcp_v4(5000, 1000));
+    // SYN without ACK.
+    packets[2].1[20 + 13] = 0x02;
+    assert_eq!(link.receive(vec![link.seal(0, &packets)]), [2052, 2052]);
+    assert_eq!(link.drops(DropReason::NotExposed), 1);
+}
+
+#[test]
+fn a_datagram_for_another_port_does_not_slip_in_with_a_train() {
+    let mut packets = cut(&Sample::udp_v6(5000, 1000));
+    let port = u16::from_be_bytes([packets[0].1[42], packets[0].1[43]]);
+    let link = Link::exposing(Service::Udp(port.into()));
+    packets[2].1[43] ^= 1;
+    assert_eq!(link.receive(vec![link.seal(0, &packets)]), [2048, 2048]);
+    assert_eq!(link.drops(DropReason::NotExposed), 1);
 }
 
 #[test]

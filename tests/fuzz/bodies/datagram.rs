@@ -15,6 +15,7 @@ use underpass::proto::endpoint::Endpoint;
 use underpass::proto::event::Event;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
+use underpass::proto::policy::{Policy, Service};
 use underpass::proto::staged::StagedPacket;
 
 const RAW: u8 = 0;
@@ -80,6 +81,7 @@ fn peer(byte: u8) -> PeerConfig {
         allowed_ips: vec![IpAddr::from([10, 77, 0, byte]).into()],
         persistent_keepalive: None,
         suite: None,
+        policy: Policy::exposing([Service::Any]).into(),
     }
 }
 

@@ -1,0 +1,246 @@
+//! What was seen not long ago, so that what belongs to it may pass: a table of fixed size that many threads share without
+//! locks.
+//!
+//! It keeps no flow, only a keyed hash of each and when it was seen. A new one takes the place of the one in its bucket that
+//! was seen longest ago. Who does not know the key can't aim at a place, nor find a flow that is taken for another but by
+//! trying some 2^49 of them.
+
+use std::collections::hash_map::DefaultHasher;
+use std::fmt;
+use std::hash::Hasher as _;
+use std::net::IpAddr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// What is remembered: an exchange, or the packet that fragments belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Flow {
+    /// This machine's end, or where fragments come from.
+    pub(super) near: IpAddr,
+    /// The other.
+    pub(super) far: IpAddr,
+    /// The IP protocol number.
+    pub(super) protocol: u8,
+    /// Its ports, near and far, or its number.
+    pub(super) discriminator: u32,
+}
+
+/// Flows and when they were seen.
+pub(super) struct FlowTable {
+    /// Times are seconds since, from 1 on.
+    origin: Instant,
+    /// Has taken in the key.
+    hasher: DefaultHasher,
+    /// A power of two of them, made when there is something to remember: who carries TCP alone needs none.
+    buckets: OnceLock<Box<[Bucket]>>,
+    number_of_buckets: usize,
+}
+
+/// What one look brings into the cache.
+#[derive(Default)]
+#[repr(align(64))]
+struct Bucket([Slot; SLOTS]);
+
+#[derive(Default)]
+struct Slot {
+    /// The flow's hash.
+    flow: AtomicU64,
+    /// When it was seen; 0 is never.
+    seen_at: AtomicU32,
+}
+
+const SLOTS: usize = 4;
+
+impl FlowTable {
+    /// Has room for `flows`, of the same key in all places that a flow is looked up in.
+    pub(super) fn new(now: Instant, key: &[u8], flows: usize) -> Self {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(key);
+        let number_of_buckets = (flows / SLOTS).next_power_of_two();
+        Self { origin: now, hasher, buckets: OnceLock::new(), number_of_buckets }
+    }
+
+    /// Notes that `flow` was seen.
+    pub(super) fn insert(&self, now: Instant, flow: &Flow) {
+        let (hash, seen_at) = (self.hash(flow), self.seconds(now));
+        let buckets = self.buckets.get_or_init(|| (0..self.number_of_buckets).map(|_| Bucket::default()).collect());
+        let Bucket(slots) = &buckets[self.place(hash)];
+        // The oldest, unless the flow is there. Another thread may do the same: then one of two flows is not remembered.
+        let mut victim = &slots[0];
+        for slot in slots {
+            if slot.flow.load(Ordering::Relaxed) == hash {
+                victim = slot;
+                break;
+            }
+            if slot.seen_at.load(Ordering::Relaxed) < victim.seen_at.load(Ordering::Relaxed) {
+                victim = slot;
+            }
+        }
+        // A line that nobody writes to stays in every processor's cache.
+        if victim.seen_at.load(Ordering::Relaxed) != seen_at {
+            victim.seen_at.store(seen_at, Ordering::Relaxed);
+        }
+        if victim.flow.load(Ordering::Relaxed) != hash {
+            // In this order, so that who finds the flow finds it seen.
+            victim.flow.store(hash, Ordering::Release);
+        }
+    }
+
+    /// Whether `flow` was seen within `lifetime`, to a second, and has not given way to others.
+    pub(super) fn contains(&self, now: Instant, flow: &Flow, lifetime: Duration) -> bool {
+        let (hash, now) = (self.hash(flow), self.seconds(now));
+        let was_seen = |slot: &Slot| {
+            let age = now.saturating_sub(slot.seen_at.load(Ordering::Relaxed));
+            u64::from(age) <= lifetime.as_secs()
+        };
+        let Some(buckets) = self.buckets.get() else { return false };
+        let Bucket(slots) = &buckets[self.place(hash)];
+        slots.iter().any(|slot| slot.flow.load(Ordering::Acquire) == hash && was_seen(slot))
+    }
+
+    /// Which bucket.
+    fn place(&self, hash: u64) -> usize {
+        let mask = self.number_of_buckets - 1;
+        usize::try_from(hash & mask as u64).expect("below the number of buckets")
+    }
+
+    fn hash(&self, flow: &Flow) -> u64 {
+        let octets = |address: IpAddr| match address {
+            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            IpAddr::V6(address) => address.octets(),
+        };
+        let mut bytes = [0; 40];
+        bytes[..16].copy_from_slice(&octets(flow.near));
+        bytes[16..32].copy_from_slice(&octets(flow.far));
+        bytes[32..36].copy_from_slice(&flow.discriminator.to_ne_bytes());
+        bytes[36] = flow.protocol;
+        bytes[37] = flow.near.is_ipv4().into();
+        let mut hasher = self.hasher.clone();
+        hasher.write(&bytes);
+        // An empty slot has the hash 0.
+        hasher.finish().max(1)
+    }
+
+    fn seconds(&self, now: Instant) -> u32 {
+        let seconds = now.saturating_duration_since(self.origin).as_secs();
+        u32::try_from(seconds).unwrap_or(u32::MAX - 1) + 1
+    }
+}
+
+impl fmt::Debug for FlowTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlowTable").field("number_of_buckets", &self.number_of_buckets).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIFETIME: Duration = Duration::from_secs(10);
+
+    fn start() -> Instant {
+        #[expect(clippy::disallowed_methods, reason = "some instant to count from")]
+        Instant::now()
+    }
+
+    fn flow(number: u32) -> Flow {
+        let [near, far] = ["10.0.0.1", "10.0.0.2"].map(|address| address.parse().unwrap());
+        Flow { near, far, protocol: 17, discriminator: number }
+    }
+
+    #[test]
+    fn a_flow_is_remembered_for_its_lifetime_after_it_was_seen_last() {
+        let now = start();
+        let table = FlowTable::new(now, b"key", 64);
+        assert!(!table.contains(now, &flow(1), LIFETIME));
+        table.insert(now, &flow(1));
+        table.insert(now + LIFETIME, &flow(1));
+        assert!(table.contains(now + 2 * LIFETIME, &flow(1), LIFETIME));
+        assert!(!table.contains(now + 2 * LIFETIME + Duration::from_secs(1), &flow(1), LIFETIME));
+    }
+
+    #[test]
+    fn a_flow_is_no_other_that_differs_in_anything() {
+        let now = start();
+        let table = FlowTable::new(now, b"key", 64);
+        let known = flow(1);
+        table.insert(now, &known);
+        let mapped = |address: IpAddr| match address {
+            IpAddr::V4(address) => IpAddr::V6(address.to_ipv6_mapped()),
+            IpAddr::V6(_) => address,
+        };
+        for other in [
+            flow(2),
+            Flow { near: known.far, far: known.near, ..known },
+            Flow { far: known.near, ..known },
+            Flow { protocol: 1, ..known },
+            Flow { near: mapped(known.near), far: mapped(known.far), ..known },
+        ] {
+            assert!(!table.contains(now, &other, LIFETIME), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn the_oldest_of_a_bucket_gives_way() {
+        let now = start();
+        let table = FlowTable::new(now, b"key", SLOTS);
+        let at = |number: u32| now + Duration::from_secs(number.into());
+        (0..5).for_each(|number| table.insert(at(number), &flow(number)));
+        let known = (0..5).filter(|number| table.contains(at(5), &flow(*number), LIFETIME));
+        assert_eq!(known.collect::<Vec<_>>(), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_full_table_remembers_most_of_as_many_flows_as_it_has_room_for() {
+        let now = start();
+        let table = FlowTable::new(now, b"key", 1 << 10);
+        (0..1 << 10).for_each(|number| table.insert(now, &flow(number)));
+        let known = (0..1 << 10).filter(|number| table.contains(now, &flow(*number), LIFETIME)).count();
+        assert!(known > 700, "only {known}");
+        let strangers = (1 << 10..1 << 20).filter(|number| table.contains(now, &flow(*number), LIFETIME)).count();
+        assert_eq!(strangers, 0);
+    }
+
+    #[test]
+    fn two_threads_may_use_it_at_once() {
+        let now = start();
+        let table = FlowTable::new(now, b"key", 1 << 12);
+        std::thread::scope(|scope| {
+            for first in [0, 1] {
+                let table = &table;
+                scope.spawn(move || {
+                    for number in (first..1000).step_by(2) {
+                        table.insert(now, &flow(number));
+                        assert!(!table.contains(now, &flow(number + 1_000_000), LIFETIME));
+                    }
+                });
+            }
+        });
+        assert!((0..1000).filter(|number| table.contains(now, &flow(*number), LIFETIME)).count() > 990);
+    }
+
+    proptest! {
+        /// Few enough that none gives way: what remains is a map.
+        #[test]
+        fn agrees_with_a_map(steps in prop::collection::vec((0_u32..8, 0_u64..5, any::<bool>()), 0..200)) {
+            let mut now = start();
+            let table = FlowTable::new(now, b"key", 1 << 12);
+            let mut slow: HashMap<u32, Instant> = HashMap::new();
+            for (number, seconds, is_seen) in steps {
+                now += Duration::from_secs(seconds);
+                if is_seen {
+                    table.insert(now, &flow(number));
+                    slow.insert(number, now);
+                }
+                let is_known = slow.get(&number).is_some_and(|seen_at| now - *seen_at <= LIFETIME);
+                prop_assert_eq!(table.contains(now, &flow(number), LIFETIME), is_known);
+            }
+        }
+    }
+}
