@@ -57,7 +57,7 @@ peers: build-deps
 # cargo-fuzz wants a nightly compiler; the variable lets the stable one do.
 fuzz: build-deps
 	command -v cargo-fuzz > /dev/null || $(CARGO) install --locked cargo-fuzz
-	for target in datagram config inbound outbound; do
+	for target in datagram config inbound outbound policy; do
 		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz "$$target" -- -max_total_time=$(or $(SECONDS),60)
 	done
 

@@ -14,6 +14,10 @@ mod inbound;
 mod links;
 #[path = "fuzz/bodies/outbound.rs"]
 mod outbound;
+#[path = "fuzz/bodies/policy.rs"]
+mod policy;
+#[path = "twin/policy.rs"]
+mod policy_twin;
 #[path = "fuzz/seeds/mod.rs"]
 mod seeds;
 #[path = "twin/mod.rs"]
@@ -46,6 +50,11 @@ fn replays_the_outbound_corpus() {
 }
 
 #[test]
+fn replays_the_policy_corpus() {
+    replay("policy", policy::run);
+}
+
+#[test]
 fn seeds_come_to_what_they_are_named_for() {
     let [mut came_to, mut expected] = [Vec::new(), Vec::new()];
     for (name, seed, outcome) in seeds::inbound::seeds() {
@@ -56,6 +65,10 @@ fn seeds_come_to_what_they_are_named_for() {
         came_to.push(format!("outbound {name}: {:?}", outbound::run(&seed)));
         expected.push(format!("outbound {name}: {outcome:?}"));
     }
+    for (name, seed, outcome) in seeds::policy::seeds() {
+        came_to.push(format!("policy {name}: {:?}", policy::run(&seed)));
+        expected.push(format!("policy {name}: {outcome:?}"));
+    }
     assert_eq!(came_to, expected);
 }
 
@@ -65,7 +78,8 @@ fn every_seed_lies_in_its_corpus() {
     let datagrams = seeds::datagram::seeds().into_iter().map(|(name, seed)| (of("datagram", name), seed));
     let inbound = seeds::inbound::seeds().into_iter().map(|(name, seed, _)| (of("inbound", name), seed));
     let outbound = seeds::outbound::seeds().into_iter().map(|(name, seed, _)| (of("outbound", name), seed));
-    let seeds = datagrams.chain(inbound).chain(outbound).chain(config_seeds());
+    let policies = seeds::policy::seeds().into_iter().map(|(name, seed, _)| (of("policy", name), seed));
+    let seeds = datagrams.chain(inbound).chain(outbound).chain(policies).chain(config_seeds());
     for (path, seed) in seeds {
         if std::env::var_os(WRITE_SEEDS).is_some() {
             fs::create_dir_all(path.parent().unwrap()).unwrap();

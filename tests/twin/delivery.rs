@@ -68,6 +68,17 @@ pub(crate) struct Expectation {
 impl Expectation {
     /// Adds the next datagram. `is_allowed` says whether its peer may use a source.
     pub(crate) fn add(&mut self, position: Position, plaintext: &[u8], is_allowed: impl Fn(IpAddr) -> bool) {
+        self.add_judged(position, plaintext, is_allowed, |_| Ok(()));
+    }
+
+    /// The same; `policy` says whether the peer may send a whole packet from an allowed source.
+    pub(crate) fn add_judged(
+        &mut self,
+        position: Position,
+        plaintext: &[u8],
+        is_allowed: impl Fn(IpAddr) -> bool,
+        mut policy: impl FnMut(&[u8]) -> Result<(), DropReason>,
+    ) {
         let (peer, lane, counter) = position;
         let follows = |((last_peer, last_lane, last_counter), _): &(_, _)| {
             (*last_peer, *last_lane, *last_counter + 1) == (peer, lane, counter)
@@ -75,7 +86,8 @@ impl Expectation {
         let mut before = self.last.filter(follows).and_then(|(_, packet)| packet);
         let mut has_packets = false;
         for frame in frames(plaintext) {
-            match judge(frame, &is_allowed) {
+            let judged = judge(frame, &is_allowed);
+            match judged.and_then(|(flags, bytes)| policy(bytes).map(|()| (flags, bytes))) {
                 Ok((flags, bytes)) => {
                     self.admitted.push(Admitted { peer, flags, bytes: bytes.to_vec(), before });
                     before = Some(self.admitted.len() - 1);

@@ -2,17 +2,20 @@
 //! gets every packet that may pass once, unchanged and in order, no other, and nothing that a kernel would refuse.
 //! Everything else is counted.
 //!
-//! The data is `TUN (1)` and a list of steps: packets are made, spoilt, sealed and received.
+//! The data is `TUN and policy (1)` and a list of steps: packets are made, spoilt, sealed and received.
 
 use std::cell::RefCell;
+use std::time::Duration;
 
 use underpass::dataplane::testing::{self, Receiver};
 use underpass::packet::ip::TransportProtocol;
 use underpass::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN};
 use underpass::proto::error::DropReason;
+use underpass::proto::policy::{PortRange, Service};
 
 use crate::choices::Choices;
 use crate::links::{Links, endpoint, owner};
+use crate::policy_twin::{Exposed, Policy, is_fragment};
 use crate::twin::delivery::{Drops, Expectation, counted, position};
 use crate::twin::packet::{is_v4, set_field};
 
@@ -70,13 +73,17 @@ pub(crate) fn run(data: &[u8]) -> Outcome {
     })
 }
 
+/// A UDP port, that of all packets that are not spoilt.
+const EXPOSED: u16 = 50_000;
+
 thread_local! {
     static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
 }
 
 /// Links on which the peers seal what they like.
 struct World {
-    links: Links,
+    /// To whom everything is exposed, and to whom [`EXPOSED`] is alone.
+    links: [Links; 2],
     /// Behind a TUN without offload, with that of TCP, and with all.
     receivers: [(Receiver, Vec<TransportProtocol>); 3],
     runs: u32,
@@ -86,7 +93,9 @@ impl World {
     fn new() -> Self {
         let receivers = [vec![], vec![TransportProtocol::Tcp], vec![TransportProtocol::Tcp, TransportProtocol::Udp]];
         let receivers = receivers.map(|superpackets| (Receiver::new(&superpackets), superpackets));
-        Self { links: Links::new(), receivers, runs: 0 }
+        let range = PortRange { first: EXPOSED, last: EXPOSED };
+        let links = [Links::new(), Links::exposing(Service::Udp(range))];
+        Self { links, receivers, runs: 0 }
     }
 }
 
@@ -105,6 +114,8 @@ struct Run<'w, 'd> {
     world: &'w mut World,
     choices: Choices<'d>,
     tun: usize,
+    /// Which links.
+    policed: usize,
     frames: Vec<Frame>,
     /// Sealed, with the peer that did it.
     datagrams: Vec<(usize, Vec<u8>)>,
@@ -118,9 +129,10 @@ struct Run<'w, 'd> {
 impl<'w, 'd> Run<'w, 'd> {
     fn new(world: &'w mut World, data: &'d [u8]) -> Self {
         let mut choices = Choices::new(data);
-        let tun = 2 - usize::from(choices.byte() % 3);
+        let setting = choices.byte();
+        let (tun, policed) = (2 - usize::from(setting % 3), usize::from(setting / 3 % 2));
         let outcome = Outcome::default();
-        Self { world, choices, tun, frames: Vec::new(), datagrams: Vec::new(), sequence: 0, bytes: 0, outcome }
+        Self { world, choices, tun, policed, frames: Vec::new(), datagrams: Vec::new(), sequence: 0, bytes: 0, outcome }
     }
 
     fn finish(mut self) -> Outcome {
@@ -233,7 +245,7 @@ impl<'w, 'd> Run<'w, 'd> {
 
     fn seal_datagram(&mut self, peer: usize, lane: u8, plaintext: &[u8]) {
         let mut datagram = [&[0; TRANSPORT_HEADER_LEN], plaintext, &[0; TAG_LEN]].concat();
-        let Links { now, peers, .. } = &self.world.links;
+        let Links { now, peers, .. } = &self.world.links[self.policed];
         let route = peers[peer].route(*now, [10, 77, 0, 200].into()).expect("a session");
         route.seal(*now, lane, &mut datagram, &mut Vec::new()).expect("a session that is not used up");
         self.datagrams.push((peer, datagram));
@@ -248,18 +260,31 @@ impl<'w, 'd> Run<'w, 'd> {
     }
 
     fn receive_together(&mut self, standing: bool, datagrams: &mut [(usize, Vec<u8>)]) {
-        let World { links: Links { now, us, .. }, receivers, .. } = &mut *self.world;
+        let World { links, receivers, .. } = &mut *self.world;
+        let Links { now, us, .. } = &links[self.policed];
+        let any = self.policed == 0;
+        let mut twins =
+            [(); 2].map(|()| Policy::new(Exposed { any, udp: vec![EXPOSED..=EXPOSED], ..Exposed::default() }));
+        // What is remembered of them outlasts a run: they are the target `policy`'s.
+        let mut has_fragments = false;
         let mut notices = Vec::new();
         let mut expectation = Expectation::default();
         let mut opened = Vec::new();
         for (peer, datagram) in datagrams {
             let datagram = us.open(*now, endpoint(*peer), datagram, &mut notices).expect("a good datagram, once");
-            expectation.add(position(&datagram), datagram.plaintext, |source| owner(source) == Some(*peer));
+            let owns = |address| owner(address) == Some(*peer);
+            expectation.add_judged(position(&datagram), datagram.plaintext, owns, |packet| {
+                has_fragments |= !any && is_fragment(packet);
+                twins[*peer].judge(Duration::ZERO, packet, owns)
+            });
             opened.push(datagram);
         }
         let (receiver, superpackets) = &mut receivers[self.tun];
         let before = receiver.drops();
         let writes = receiver.receive(us, &opened, standing, &mut notices);
+        if has_fragments {
+            return;
+        }
         let mut drops = counted(&before, &receiver.drops());
         let lost = drops.remove(&DropReason::StandingQueue).unwrap_or_default();
         assert!(lost <= u64::from(standing), "{lost} packets lost for a queue that stands: {standing}");

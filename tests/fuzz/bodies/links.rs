@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use underpass::dataplane::testing::{config, device, handshake};
 use underpass::proto::endpoint::Endpoint;
+use underpass::proto::peer::PeerConfig;
+use underpass::proto::policy::{Policy, Service};
 use underpass::proto::router::Router;
 
 /// Both ends of two links.
@@ -41,7 +43,12 @@ fn address(number: usize) -> SocketAddr {
 }
 
 impl Links {
+    /// The peers may send whatever they like from their addresses.
     pub(crate) fn new() -> Self {
+        Self::exposing(Service::Any)
+    }
+
+    pub(crate) fn exposing(service: Service) -> Self {
         #[expect(clippy::disallowed_methods, reason = "any instant will do as the origin of virtual time")]
         let mut now = Instant::now();
         let mut us = device(now, US as u8);
@@ -49,7 +56,9 @@ impl Links {
             // Slower than the limit on handshakes.
             now += Duration::from_secs(1);
             let mut peer = device(now, number as u8);
-            us.upsert_peer(now, config(number as u8, Some(address(number)), OWNED[number])).expect("another's key");
+            let policy = Policy::exposing([service]).into();
+            let known = PeerConfig { policy, ..config(number as u8, Some(address(number)), OWNED[number]) };
+            us.upsert_peer(now, known).expect("another's key");
             let everything = &["0.0.0.0/0", "::/0"];
             peer.upsert_peer(now, config(US as u8, Some(address(US)), everything)).expect("another's key");
             handshake(now, &mut peer, address(US), &mut us, address(number));

@@ -9,6 +9,8 @@ use crate::inbound::{
 const ALL_OFFLOADS: u8 = 0;
 const TCP_OFFLOAD: u8 = 1;
 const PLAIN: u8 = 2;
+/// With all offloads, and only one UDP port exposed.
+const POLICED: u8 = 3;
 
 const CONTINUES: u8 = 2;
 
@@ -77,6 +79,9 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>, Outcome)> {
         ("repeated-and-omitted", seed(ALL_OFFLOADS, &spoilt(vec![REPEAT, 4, OMIT, 1])), outcome(5, 3, 0)),
         ("continues-nothing", seed(ALL_OFFLOADS, &[small, vec![FLAGS, 0, CONTINUES], seal(1)]), outcome(1, 1, 0)),
         ("frames-of-every-kind", seed(ALL_OFFLOADS, &frames_of_every_kind()), outcome(3, 1, 5)),
+        ("exposed-port", seed(POLICED, &[packets(Read::udp(5000, 1000)), seal(1)]), outcome(5, 1, 0)),
+        ("another-port-in-a-train", seed(POLICED, &another_port_in_a_train()), outcome(4, 2, 1)),
+        ("opening-in-a-train", seed(POLICED, &spoilt(vec![FLIP, 2, 33, 0x12])), outcome(4, 2, 1)),
         ("partial-without-transport", seed(ALL_OFFLOADS, &spoilt(vec![FLIP, 2, 9, 0xff])), outcome(4, 2, 1)),
     ]
 }
@@ -140,6 +145,10 @@ fn standing_without_ecn() -> Vec<Vec<u8>> {
 /// A TCP train of five packets that is changed before it is sealed.
 fn spoilt(how: Vec<u8>) -> Vec<Vec<u8>> {
     vec![packets(Read::tcp(5000, 1000)), how, seal(2)]
+}
+
+fn another_port_in_a_train() -> Vec<Vec<u8>> {
+    vec![packets(Read::udp(5000, 1000)), vec![FLIP, 2, 23, 1], seal(1)]
 }
 
 fn frames_of_every_kind() -> Vec<Vec<u8>> {

@@ -3,4 +3,5 @@
 pub(crate) mod datagram;
 pub(crate) mod inbound;
 pub(crate) mod outbound;
+pub(crate) mod policy;
 mod read;

@@ -7,6 +7,8 @@ mod choices;
 mod inbound;
 #[path = "../bodies/links.rs"]
 mod links;
+#[path = "../../twin/policy.rs"]
+mod policy_twin;
 #[path = "../../twin/mod.rs"]
 mod twin;
 
