@@ -18,6 +18,7 @@
 
 pub mod capture;
 pub mod certificates;
+pub mod crafted;
 pub mod frame;
 pub mod haproxy;
 pub mod http;

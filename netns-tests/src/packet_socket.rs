@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
+use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::socket::{
@@ -14,10 +15,13 @@ use nix::sys::socket::{
 use crate::frame::Mac;
 use crate::host::Host;
 
-/// A packet socket: sees every frame that comes in by one interface, and can send any.
+/// A packet socket: sees every frame that comes in by one interface, and can send any if that is an Ethernet interface. A TUN's
+/// frames are IP packets.
 pub struct PacketSocket {
     socket: OwnedFd,
-    interface: LinkAddr,
+    index: usize,
+    /// An interface without a hardware address has none.
+    address: Option<LinkAddr>,
 }
 
 /// From `linux/if_packet.h`: the frame is one that this machine sends.
@@ -31,18 +35,22 @@ impl PacketSocket {
     }
 
     fn open_here(interface: &str) -> nix::Result<PacketSocket> {
+        let index = if_nametoindex(interface)?;
         let address = link_address(interface)?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?;
         // A relay that loses frames by itself would blur what its mischief does.
         setsockopt(&socket, RcvBufForce, &(32 << 20))?;
-        bind(socket.as_raw_fd(), &address)?;
-        Ok(PacketSocket { socket, interface: address })
+        if let Some(address) = &address {
+            bind(socket.as_raw_fd(), address)?;
+        }
+        Ok(PacketSocket { socket, index: index as usize, address })
     }
 
     /// The hardware address of the interface.
     pub fn mac(&self) -> Mac {
-        self.interface.addr().expect("an Ethernet interface has a hardware address")
+        let address = self.address.as_ref().and_then(LinkAddr::addr);
+        address.expect("an Ethernet interface has a hardware address")
     }
 
     /// The next frame that came in, if one is waiting.
@@ -55,9 +63,8 @@ impl PacketSocket {
                 Err(Errno::EAGAIN | Errno::ENETDOWN | Errno::EINTR) => return None,
                 Err(error) => panic!("a packet socket: {error}"),
             };
-            // Before it was bound, the socket heard every interface.
-            if from.is_some_and(|from| from.pkttype() != PACKET_OUTGOING && from.ifindex() == self.interface.ifindex())
-            {
+            // The socket hears every interface while it is not bound.
+            if from.is_some_and(|from| from.pkttype() != PACKET_OUTGOING && from.ifindex() == self.index) {
                 buffer.truncate(length);
                 return Some(buffer);
             }
@@ -88,7 +95,7 @@ impl AsFd for PacketSocket {
     }
 }
 
-fn link_address(interface: &str) -> nix::Result<LinkAddr> {
+fn link_address(interface: &str) -> nix::Result<Option<LinkAddr>> {
     let mut all = getifaddrs()?.filter(|entry| entry.interface_name == interface);
-    all.find_map(|entry| entry.address?.as_link_addr().copied()).ok_or(Errno::ENODEV)
+    Ok(all.find_map(|entry| entry.address?.as_link_addr().copied()))
 }

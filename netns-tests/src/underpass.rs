@@ -121,12 +121,12 @@ impl Peer {
 }
 
 impl Config {
-    /// The least that is needed, without peers yet.
+    /// The least that is needed, without peers yet. All ports are exposed, so that a test may use any, at either side.
     pub fn new<'a>(role: Role, keys: &KeyPair, addresses: impl IntoIterator<Item = &'a str>) -> Config {
         let private_key = keys.private.clone();
         let (interface, health, environment, peers) = (vec![], vec![], vec![], vec![]);
         let config = Config { program: None, role, private_key, interface, health, environment, peers };
-        config.set("addresses", list(addresses))
+        config.set("addresses", list(addresses)).set("expose", list(["tcp", "udp"]))
     }
 
     /// Sets a key of `[interface]` to a TOML value.
@@ -179,6 +179,14 @@ impl Config {
         self.set("previous_private_key_file", quote(&file.display().to_string()))
     }
 
+    /// Another build may be one that exposes everything.
+    fn knows_expose(&self, host: &Host) -> bool {
+        let Some(program) = &self.program else { return true };
+        let file = host.write_file("expose.toml", "[interface]\nexpose = []\n");
+        let judged = host.command(program).args(["check", "--config"]).arg(file).output();
+        !judged.stderr.contains("interface.expose")
+    }
+
     fn name(&self) -> &str {
         let name = self.interface.iter().find(|(key, _)| key == "name");
         name.map_or(INTERFACE, |(_, value)| value.trim_matches('"'))
@@ -194,7 +202,8 @@ impl Config {
             Role::Backend => ("backend", "proxy"),
         };
         let mut text = format!("role = \"{role}\"\n[interface]\nprivate_key_file = \"{}\"\n", key.display());
-        append(&mut text, &self.interface);
+        let known = self.interface.iter().filter(|(key, _)| key != "expose" || self.knows_expose(host));
+        append(&mut text, known);
         // Another build may be one that knows no health checks.
         if !self.health.is_empty() && self.program.is_none() {
             text += "[health]\n";
@@ -456,8 +465,8 @@ fn set(keys: &mut Vec<(String, String)>, key: &str, value: String) {
     keys.push((key.to_owned(), value));
 }
 
-fn append(text: &mut String, keys: &[(String, String)]) {
-    keys.iter().for_each(|(key, value)| *text += &format!("{key} = {value}\n"));
+fn append<'a>(text: &mut String, keys: impl IntoIterator<Item = &'a (String, String)>) {
+    keys.into_iter().for_each(|(key, value)| *text += &format!("{key} = {value}\n"));
 }
 
 /// Text as TOML.
@@ -465,7 +474,8 @@ pub fn quote(text: &str) -> String {
     format!("\"{text}\"")
 }
 
-fn list<'a>(items: impl IntoIterator<Item = &'a str>) -> String {
+/// Texts as TOML.
+pub fn list<'a>(items: impl IntoIterator<Item = &'a str>) -> String {
     let items: Vec<String> = items.into_iter().map(quote).collect();
     format!("[{}]", items.join(", "))
 }

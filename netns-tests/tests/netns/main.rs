@@ -8,6 +8,7 @@ mod carrier;
 mod chaos;
 mod demo;
 mod ends;
+mod exposed;
 mod health;
 mod laboratory;
 mod lanes;
