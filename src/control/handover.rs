@@ -15,6 +15,10 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::thread;
+use std::time::Duration;
+
+use nix::net::if_::if_nametoindex;
 
 use super::systemd;
 use crate::dataplane::DataplaneConfig;
@@ -48,10 +52,23 @@ pub fn choose(config: &DataplaneConfig, inherited: Vec<Inherited>) -> (Inheritan
     }
     if !refused.is_empty() {
         systemd::forget(refused.iter().map(|refused| refused.name.as_str()));
+        if !inheritance.has_interface() {
+            wait_until_gone(&config.interface_name);
+        }
         // Under the same name as another, one may have been forgotten that is used.
         return (inheritance, Kept(0));
     }
     (inheritance, Kept(given))
+}
+
+/// A process that was forked meanwhile may have copies until it executes its program.
+fn wait_until_gone(interface: &str) {
+    for _ in 0..GONE_TRIES {
+        if if_nametoindex(interface).is_err() {
+            return;
+        }
+        thread::sleep(GONE_PAUSE);
+    }
 }
 
 /// How many descriptors the service manager still has of those it was given, if there is one.
@@ -96,6 +113,9 @@ fn prefix(pid: u32) -> String {
     format!("{pid}:")
 }
 
+/// A second in all, of which a few thousandths are needed. After that, whoever makes the interface says that it exists.
+const GONE_TRIES: usize = 100;
+const GONE_PAUSE: Duration = Duration::from_millis(10);
 /// Holds the process's number and, for each descriptor, its number and name: `1234:7=tun-0,9=listen-0`.
 const DESCRIPTORS: &str = "UNDERPASS_DESCRIPTORS";
 /// Holds the path of the control socket of the daemon before.
