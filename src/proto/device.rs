@@ -652,6 +652,7 @@ impl Device {
         let route = |peer: &Peer| PeerRoute {
             refuses: peer.told_refusal,
             endpoint: peer.endpoint,
+            configured: peer.configured_places(),
             session: peer.sessions.current().cloned(),
             lanes: peer.lane_paths.routes(peer.endpoint),
             policy: peer.config.policy.clone(),

@@ -2,6 +2,7 @@
 //!
 //! Holds state and answers questions about it; what follows from an input is decided in [`device`](super::device).
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -230,6 +231,14 @@ impl Peer {
     }
 
     /// The preferred endpoint, while a lesser one is in use. Where a peer has roamed by itself is no lesser one.
+    /// Where it may be by its configuration; nothing where that leaves no choice.
+    pub(super) fn configured_places(&self) -> Arc<[SocketAddr]> {
+        match self.config.endpoints.as_slice() {
+            [] | [_] => Arc::default(),
+            several => several.iter().map(|endpoint| endpoint.remote).collect(),
+        }
+    }
+
     pub(super) fn missed_preferred(&self) -> Option<Endpoint> {
         let (preferred, lesser) = self.config.endpoints.split_first()?;
         let current = self.endpoint?.remote;

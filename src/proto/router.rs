@@ -48,6 +48,8 @@ pub(super) struct ReceivingSession {
 #[derive(Debug, Default)]
 pub(super) struct PeerRoute {
     pub(super) endpoint: Option<Endpoint>,
+    /// Where the peer may be by its configuration, if that is more than one place. Probes decide between them.
+    pub(super) configured: Arc<[SocketAddr]>,
     /// The link is known to be down: packets are refused at once.
     pub(super) refuses: bool,
     /// The session to seal with: confirmed, not expired when the snapshot was made.
@@ -72,6 +74,13 @@ impl PeerRoute {
         moved.copied().or(self.endpoint)
     }
 
+    /// What was under way by another of the peer's ways when the one in use was chosen would change it back.
+    fn is_late(&self, from: Endpoint) -> bool {
+        let is_configured = |endpoint: Endpoint| self.configured.contains(&endpoint.remote);
+        is_configured(from)
+            && self.endpoint.is_some_and(|endpoint| endpoint.remote != from.remote && is_configured(endpoint))
+    }
+
     /// A path was proven to another endpoint, or is of no use in a session that the peer has made.
     fn lanes(&self) -> &LaneRoutes {
         let is_stale = self.moved.get().is_some() || self.confirmed.get().is_some();
@@ -82,6 +91,9 @@ impl PeerRoute {
     /// it came from.
     fn on_seen(&self, from: Endpoint) -> bool {
         if self.endpoint != Some(from) {
+            if self.is_late(from) {
+                return false;
+            }
             // This repeats until a new snapshot shows that it was heard, so that it is not lost for good in a full queue.
             let is_where_it_moved = *self.moved.get_or_init(|| from) == from;
             self.is_back.fetch_and(!is_where_it_moved, Ordering::Relaxed);

@@ -12,7 +12,7 @@ use underpass::proto::event::Event;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::stats::{LinkReason, LinkState};
 
-use crate::pair::{LATENCY, PING_DATAGRAM_LEN, Pair, Side, seconds};
+use crate::pair::{InFlight, LATENCY, PING_DATAGRAM_LEN, Pair, Side, seconds};
 
 /// What a load balancer may wait for at most.
 const SOON: Duration = Duration::from_millis(750);
@@ -275,6 +275,27 @@ fn traffic_moves_to_the_second_endpoint_within_a_second_without_a_new_session_an
     pair.advance(seconds(60));
     assert_eq!(endpoint(&mut pair), first);
     assert!(told(&pair).is_empty());
+}
+
+#[test]
+fn what_was_under_way_by_another_endpoint_does_not_change_the_one_in_use_back() {
+    let mut pair = with_two_endpoints();
+    let first = Side::Two.address();
+    let send_from = |pair: &mut Pair, from| {
+        pair.send(Side::Two, b"data");
+        let sent: Vec<_> = pair.wire.drain(..).filter(|datagram| datagram.to == Side::One).collect();
+        sent.into_iter().for_each(|datagram| pair.deliver(InFlight { from, ..datagram }));
+    };
+    for from in [SECOND.parse().unwrap(), first] {
+        send_from(&mut pair, from);
+        assert_eq!(endpoint(&mut pair), first);
+    }
+    assert_eq!(pair.payloads(Side::One).len(), 2, "it is taken nevertheless");
+    assert!(!pair.events.iter().any(|(_, event)| matches!(event, Event::EndpointChanged { .. })));
+    // Where it was never said to be, it can only have moved to.
+    let elsewhere = "198.51.100.7:51900".parse().unwrap();
+    send_from(&mut pair, elsewhere);
+    assert_eq!(endpoint(&mut pair), elsewhere);
 }
 
 #[test]
