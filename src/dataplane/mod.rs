@@ -118,6 +118,8 @@ pub struct Dataplane {
     tun: Tun,
     /// One set per worker.
     sockets: Vec<Sockets>,
+    /// Set if some of them were another process's.
+    is_inherited: bool,
     commands: CommandQueue,
     slow_path_queue: SlowPathQueue,
     /// Taken by `start`.
@@ -139,6 +141,7 @@ impl Dataplane {
         let workers = u8::try_from(tun.queues.len()).expect("no more queues than were asked for");
         config.workers = workers;
         config.device.send_lanes = workers;
+        let is_inherited = !inheritance.sockets.is_empty();
         let sockets = sockets::bind(&config, inheritance.sockets)?;
         let (slow_path_queue, commands, inbox) = queues();
         let orders = tun.queues.iter().map(|_| Orders::new()).collect::<Result<_, _>>().map_err(StartError::Thread)?;
@@ -146,6 +149,7 @@ impl Dataplane {
             config,
             tun,
             sockets,
+            is_inherited,
             commands,
             slow_path_queue,
             inbox: Some(inbox),
@@ -178,6 +182,9 @@ impl Dataplane {
         changed: impl Fn(Event) + Send + 'static,
     ) -> Result<(), StartError> {
         let inbox = self.inbox.take().expect("a data plane is started once");
+        if self.is_inherited {
+            self.sockets.iter().for_each(Sockets::discard_queued);
+        }
         let failed: OnFailure = Arc::new(failed);
         let mut device = self.device()?;
         // Before any worker reads it: a host that is not yet known would be answered as unreachable.

@@ -48,10 +48,18 @@ impl Sockets {
         self.of_lane.get(usize::from(lane)).map_or(&[], |sockets| sockets)
     }
 
+    fn all(&self) -> impl Iterator<Item = &UdpSocket> {
+        self.listen.iter().chain(self.of_lane.iter().flatten())
+    }
+
     /// Has what leaves from all of them marked.
     pub(super) fn set_mark(&self, mark: Option<u32>) -> io::Result<()> {
-        let all = self.listen.iter().chain(self.of_lane.iter().flatten());
-        all.into_iter().try_for_each(|socket| socket.set_mark(mark))
+        self.all().try_for_each(|socket| socket.set_mark(mark))
+    }
+
+    /// Drops what has come for the process before.
+    pub(super) fn discard_queued(&self) {
+        self.all().for_each(UdpSocket::discard_queued);
     }
 
     /// Those of worker `worker` and, with the first worker's, of all lanes, each with what it is for.

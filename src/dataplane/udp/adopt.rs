@@ -1,6 +1,7 @@
 //! A UDP socket that an earlier process bound and left open.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 
 use socket2::{Protocol, Socket, Type};
@@ -31,4 +32,20 @@ impl UdpSocket {
         };
         if set_up().unwrap_or(false) { Ok(Self { socket, local }) } else { Err(Unfit::OtherOptions) }
     }
+
+    /// Drops what has come for the process before: it is sealed for sessions that are no more, and fills the buffer that the
+    /// first answers need.
+    pub(in crate::dataplane) fn discard_queued(&self) {
+        let mut start = [MaybeUninit::uninit()];
+        for _ in 0..MAX_QUEUED {
+            if let Err(error) = self.socket.recv(&mut start)
+                && error.kind() == io::ErrorKind::WouldBlock
+            {
+                return;
+            }
+        }
+    }
 }
+
+/// More than the largest buffer holds; a flood does not hold up the start.
+const MAX_QUEUED: usize = 100_000;

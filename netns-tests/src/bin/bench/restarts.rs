@@ -29,7 +29,7 @@ const UPGRADED: &str = "restart-upgraded";
 const RESTARTS: usize = 2;
 const CONNECTIONS: usize = 4;
 /// `RestartSec=` of the unit.
-const MANAGERS_PAUSE: Duration = Duration::from_millis(100);
+const MANAGERS_PAUSE: Duration = Duration::from_millis(20);
 
 /// Both tests, as far as they are chosen.
 pub(crate) fn measure(arguments: &Arguments, chosen: &[&str], note: Note) -> Vec<Table> {
