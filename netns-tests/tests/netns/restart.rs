@@ -17,8 +17,9 @@ use crate::ends::{BACKEND, Ends, PROXY};
 const ENDPOINT: &str = "10.1.0.2:51900";
 /// Where the load goes: to the backend side, through the tunnel.
 const SERVER: &str = "10.77.0.11:7000";
-/// Nothing is to stand still for longer, on a machine however busy. The benchmark has the bar.
-const LONGEST_STALL: Duration = Duration::from_secs(2);
+/// Nothing is to stand still for longer, on a machine however busy: there a call of the new daemon may be lost, the next comes a
+/// second later, and TCP doubles its waits. The benchmark has the bar.
+const LONGEST_STALL: Duration = Duration::from_secs(8);
 
 fn start_both(ends: &Ends, settings: &[(&str, &str)]) -> [Service; 2] {
     let set = |config: Config| settings.iter().fold(config, |config, (key, value)| config.set(key, *value));
