@@ -61,6 +61,7 @@ struct InterfacePlan {
     refuse: &'static str,
     control_socket: PathBuf,
     drain_timeout: u64,
+    fail_closed: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -143,6 +144,7 @@ impl InterfacePlan {
             refuse: interface.refuse.as_str(),
             control_socket: interface.control_socket.clone(),
             drain_timeout: interface.drain_timeout.as_secs(),
+            fail_closed: interface.fail_closed,
         }
     }
 
@@ -163,7 +165,10 @@ impl InterfacePlan {
             0 => "at once".to_owned(),
             seconds => format!("once drained, after {seconds} s at the latest"),
         };
-        line(out, "ends", drain)
+        line(out, "ends", drain)?;
+        let without =
+            if self.fail_closed { "what is for peers is refused" } else { "what is for peers goes another way" };
+        line(out, "without it", without)
     }
 }
 

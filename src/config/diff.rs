@@ -65,6 +65,7 @@ const KEYS: &[(Effect, KeyOf<Config>)] = &[
         ("interface.control_socket", |old, new| old.interface.control_socket == new.interface.control_socket),
     ),
     (Effect::Live, ("interface.drain_timeout", |old, new| old.interface.drain_timeout == new.interface.drain_timeout)),
+    (Effect::Live, ("interface.fail_closed", |old, new| old.interface.fail_closed == new.interface.fail_closed)),
     (Effect::Restart, ("health.agent_check", |old, new| old.health.agent_check == new.health.agent_check)),
     (Effect::Restart, ("health.http", |old, new| old.health.http == new.health.http)),
     (Effect::Restart, ("health.degraded_weight", |old, new| old.health.degraded_weight == new.health.degraded_weight)),

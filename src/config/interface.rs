@@ -43,6 +43,7 @@ pub(super) const EXAMPLES: &[(&str, &str)] = &[
     ("refuse", "\"drop\""),
     ("control_socket", "\"/run/underpass/underpass0.sock\""),
     ("drain_timeout", "30"),
+    ("fail_closed", "true"),
 ];
 
 /// What every IPv4 host takes (RFC 791 §3.1).
@@ -81,6 +82,7 @@ pub(super) struct Draft {
     refuse: Refuse,
     control_socket: Option<PathBuf>,
     drain_timeout: Duration,
+    fail_closed: bool,
 }
 
 impl Draft {
@@ -115,6 +117,7 @@ impl Draft {
             refuse: scope.check("refuse", refuse, |text| value::refuse(text)).unwrap_or_default(),
             control_socket: check_socket(scope, socket, name.as_deref(), keys),
             drain_timeout: check_drain_timeout(scope, raw.drain_timeout),
+            fail_closed: scope.get("fail_closed", raw.fail_closed).is_none_or(Spanned::into_inner),
             name,
             private_key,
             previous_private_key,
@@ -156,6 +159,7 @@ impl Draft {
             refuse: self.refuse,
             control_socket: self.control_socket?,
             drain_timeout: self.drain_timeout,
+            fail_closed: self.fail_closed,
         })
     }
 }

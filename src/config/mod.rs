@@ -131,6 +131,8 @@ pub struct Interface {
     pub control_socket: PathBuf,
     /// How long links are called draining, at most, before the daemon ends. Zero: it ends at once.
     pub drain_timeout: Duration,
+    /// Whether packets for peers are refused while the interface is not there.
+    pub fail_closed: bool,
 }
 
 /// The `[health]` table: where load balancers and monitors may ask how the links are. Whoever reaches an address there may.

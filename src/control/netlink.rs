@@ -1,7 +1,8 @@
 //! The kernel's side of the tunnel interface, by rtnetlink: link settings, addresses, routes.
 //!
-//! It creates no device: that is `dataplane`'s. Everything set here belongs to the device and vanishes with it, so there
-//! is nothing to undo, on failure either.
+//! It creates no device: that is `dataplane`'s. What is set here belongs to the device and vanishes with it, so there is
+//! nothing to undo, on failure either; but for the routes that refuse packets without it (`closed`), which
+//! are to stay.
 
 use std::collections::HashSet;
 use std::io;
@@ -21,9 +22,12 @@ use crate::packet::frame::FRAME_HEADER_LEN;
 use crate::packet::message::TRANSPORT_OVERHEAD;
 
 mod changes;
+mod closed;
 mod existing;
 
 pub use changes::{Failed, InterfaceChanges};
+pub use closed::closed_routes;
+use closed::is_refusal;
 
 /// What the kernel must know of the tunnel interface before packets flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +46,8 @@ pub struct InterfaceSettings {
     pub is_kept: bool,
     /// What lies behind the peers.
     pub routes: Vec<Route>,
+    /// What is refused while the interface is not there.
+    pub closed: Vec<Route>,
 }
 
 /// A route into the tunnel.
@@ -188,6 +194,7 @@ impl Netlink {
     pub async fn configure(&self, settings: &InterfaceSettings) -> Result<(), NetlinkError> {
         check_ipv6(settings)?;
         self.check_addresses(settings).await?;
+        self.close(settings).await?;
         let mtu = link(settings.index).mtu(settings.mtu.into()).multicast(false).build();
         self.change_link(settings, mtu, &format!("set its MTU to {}", settings.mtu)).await?;
         self.tune(settings).await;
@@ -310,7 +317,8 @@ impl Netlink {
     async fn route_owner(&self, wanted: Route) -> Option<String> {
         let mut routes = self.handle.route().get(every_route(wanted.destination.addr().is_ipv6())).execute();
         while let Some(route) = routes.try_next().await.ok()? {
-            if destination(&route) == Some(wanted.destination) && table(&route) == wanted.table {
+            let is_in_the_way = !is_refusal(&route) && table(&route) == wanted.table;
+            if is_in_the_way && destination(&route) == Some(wanted.destination) {
                 return output_interface(&route).map(interface_name);
             }
         }

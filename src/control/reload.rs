@@ -100,7 +100,8 @@ impl Running<'_> {
             let addresses = new.interface.addresses.clone();
             *identity = Arc::new(Identity { addresses, peers: PeerNames::new(&new), ..Identity::clone(identity) });
         });
-        let left = netlink.remove(&settings, &changes).await;
+        let mut left = netlink.remove(&settings, &changes).await;
+        left.extend(netlink.close(&settings).await.err());
         self.config = new;
         daemon::warn_of(&self.config, &self.dataplane.local_addresses(), &netlink, &settings).await;
         Ok(self.report(diff, &left))

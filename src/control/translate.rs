@@ -12,7 +12,7 @@ use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
 use crate::proto::policy::Policy;
 
-use super::netlink::{InterfaceSettings, RoutePlan};
+use super::netlink::{InterfaceSettings, RoutePlan, closed_routes};
 use super::resolver::NamedPeer;
 
 /// What the data plane starts with. Endpoints that are names are not known yet.
@@ -47,6 +47,8 @@ pub fn peer_configs(config: &Config) -> Vec<PeerConfig> {
 /// What the kernel is to know of the interface with this index.
 pub fn interface_settings(config: &Config, index: u32, offload: bool) -> InterfaceSettings {
     let interface = &config.interface;
+    let routes = route_plan(config).routes;
+    let closed = if interface.fail_closed { closed_routes(&interface.addresses, &routes) } else { Vec::new() };
     InterfaceSettings {
         index,
         name: interface.name.clone(),
@@ -54,7 +56,8 @@ pub fn interface_settings(config: &Config, index: u32, offload: bool) -> Interfa
         mtu: interface.mtu,
         offload,
         is_kept: false,
-        routes: route_plan(config).routes,
+        routes,
+        closed,
     }
 }
 

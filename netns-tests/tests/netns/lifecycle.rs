@@ -24,7 +24,8 @@ fn a_daemon_that_is_told_to_end_leaves_nothing_and_says_goodbye() {
     let before = routes();
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let peer = ends.backend_peer().endpoint(ENDPOINT).allowed_ips(["10.99.0.0/16", "fd99::/32"]);
-        let mut proxy = Daemon::start(&ends.proxy, &ends.proxy_interface().peer(peer));
+        let config = ends.proxy_interface().set("fail_closed", "false").peer(peer);
+        let mut proxy = Daemon::start(&ends.proxy, &config);
         probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
         assert!(routes()[0].contains("10.99.0.0/16") && routes()[1].contains("fd99::/32"));
         backend.wait_for_state("proxy", "up");

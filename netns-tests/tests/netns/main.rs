@@ -9,6 +9,7 @@ mod chaos;
 mod demo;
 mod ends;
 mod exposed;
+mod fail_closed;
 mod health;
 mod laboratory;
 mod lanes;

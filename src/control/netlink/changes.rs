@@ -160,6 +160,7 @@ mod tests {
             offload: false,
             is_kept: false,
             routes: routes.collect(),
+            closed: Vec::new(),
         }
     }
 

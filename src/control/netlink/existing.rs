@@ -78,7 +78,7 @@ fn is_ours(route: &RouteMessage, index: u32) -> bool {
 }
 
 /// It has no destination.
-fn default_route(route: &RouteMessage) -> Option<IpNet> {
+pub(super) fn default_route(route: &RouteMessage) -> Option<IpNet> {
     let any: IpAddr = match route.header.address_family {
         AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
         AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),

@@ -1,0 +1,173 @@
+//! What becomes of packets for peers while no daemon runs: they are refused, and do not go around the tunnel in the clear.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use netns_tests::capture::{Capture, TcpDump};
+use netns_tests::frame::Content;
+use netns_tests::nginx::NginxApp;
+use netns_tests::underpass::{Config, Daemon};
+use netns_tests::{Host, probe, wait};
+use nix::sys::signal::Signal;
+
+use crate::ends::{BACKEND, Ends};
+
+const ENDPOINT: &str = "10.1.0.2:51900";
+const QUESTION: &str = "QUESTION-IN-THE-CLEAR";
+const ANSWER: &str = "ANSWER-IN-THE-CLEAR";
+const ICMP: u8 = 1;
+const ICMP_V6: u8 = 58;
+/// For an answer that a killed daemon may have taken along.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The cable of [`Ends::wired`] as a trap: each side is the other's default route, so what is for a tunnel address and does
+/// not go into the tunnel arrives all the same, and is answered.
+fn trap(name: &str) -> Ends {
+    let ends = Ends::wired(name);
+    ends.proxy.ip("route add default via 10.1.0.2");
+    ends.backend.ip("route add default via 10.1.0.1");
+    ends
+}
+
+fn app() -> SocketAddr {
+    SocketAddr::new(BACKEND[0].parse().unwrap(), 80)
+}
+
+/// Asks the app over a connection of its own. Whether it has answered.
+fn ask(host: &Host) -> bool {
+    let answer = host.run(|| -> io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&app(), PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(stream, "GET / HTTP/1.0\r\nX-Marker: {QUESTION}\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    });
+    answer.is_ok_and(|answer| answer.contains(ANSWER))
+}
+
+fn kill(daemon: &mut Daemon, host: &Host) {
+    daemon.process().signal(Signal::SIGKILL);
+    daemon.process().wait_for_exit(wait::PATIENCE);
+    wait::until("its interface is gone", || !host.has_interface("underpass0"));
+}
+
+fn assert_nothing_readable(capture: &Capture) {
+    for marker in [QUESTION, ANSWER] {
+        assert_eq!(capture.count_containing(marker), 0, "{marker} is readable on the wire");
+    }
+    // A daemon's datagrams to one that is killed are answered by ICMP.
+    let around = capture.contents().find(|content| {
+        !matches!(content, Content::Arp | Content::NeighbourDiscovery | Content::Udp(_) | Content::Ip(ICMP | ICMP_V6))
+    });
+    assert_eq!(around, None, "a packet went around the tunnel");
+}
+
+/// The trap of [`trap`], and that it is one.
+#[test]
+fn without_refusals_the_traffic_would_go_around_the_tunnel() {
+    let ends = trap("open");
+    let open = |config: Config| config.set("fail_closed", "false");
+    let _backend = Daemon::start(&ends.backend, &open(ends.backend_waiting()));
+    let mut proxy = Daemon::start(&ends.proxy, &open(ends.proxy_calling(ENDPOINT)));
+    let _app = NginxApp::start(&ends.backend, app(), ANSWER);
+    assert!(ask(&ends.proxy));
+    let sniffer = TcpDump::start(&ends.proxy, "wan");
+    kill(&mut proxy, &ends.proxy);
+    assert!(ask(&ends.proxy), "the trap is none");
+    let capture = sniffer.stop();
+    assert!(capture.count_containing(QUESTION) > 0 && capture.count_containing(ANSWER) > 0);
+}
+
+/// The trap of [`trap`]. Clients connect and ask all the time; first the proxy side's daemon is killed, then the backend
+/// side's.
+#[test]
+fn a_daemon_killed_under_load_lets_not_one_byte_around_the_tunnel() {
+    let ends = trap("closed");
+    let mut backend = Daemon::start(&ends.backend, &ends.backend_waiting());
+    let mut proxy = Daemon::start(&ends.proxy, &ends.proxy_calling(ENDPOINT));
+    let _app = NginxApp::start(&ends.backend, app(), ANSWER);
+    assert!(ask(&ends.proxy));
+    let sniffer = TcpDump::start(&ends.proxy, "wan");
+    let done = AtomicBool::new(false);
+    let [answered, refused] = [AtomicUsize::new(0), AtomicUsize::new(0)];
+    let counted = |counter: &AtomicUsize, more: usize| {
+        let before = counter.load(Ordering::Relaxed);
+        wait::until("the clients go on", || counter.load(Ordering::Relaxed) >= before + more);
+    };
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let counter = if ask(&ends.proxy) { &answered } else { &refused };
+                    counter.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        counted(&answered, 100);
+        kill(&mut proxy, &ends.proxy);
+        counted(&refused, 100);
+        proxy = Daemon::start(&ends.proxy, &ends.proxy_calling(ENDPOINT));
+        counted(&answered, 100);
+        kill(&mut backend, &ends.backend);
+        kill(&mut proxy, &ends.proxy);
+        counted(&refused, 100);
+        done.store(true, Ordering::Relaxed);
+    });
+    let capture = sniffer.stop();
+    assert!(!capture.datagrams(51900).is_empty(), "the traffic did not come by here");
+    assert_nothing_readable(&capture);
+}
+
+/// The lines of `ip route` that refuse packets.
+fn refusals(host: &Host) -> Vec<String> {
+    let routes = ["-4", "-6"].map(|family| host.routes(family)).concat();
+    let ours = routes.lines().filter(|line| line.starts_with("unreachable") && line.contains("proto 151"));
+    let mut networks: Vec<_> = ours.filter_map(|line| line.split_whitespace().nth(1)).map(str::to_owned).collect();
+    networks.sort();
+    networks
+}
+
+/// The cable of [`Ends::wired`].
+#[test]
+fn refusals_outlive_the_daemon_are_its_own_again_and_follow_the_configuration() {
+    let ends = Ends::wired("refusals");
+    let _backend = Daemon::start(&ends.backend, &ends.backend_waiting());
+    let networks = ["10.77.0.0/24", "fd77::/64"];
+    for _ in 0..2 {
+        let proxy = Daemon::start(&ends.proxy, &ends.proxy_calling(ENDPOINT));
+        probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
+        assert_eq!(refusals(&ends.proxy), networks);
+        assert_eq!(proxy.stop(), 0);
+        assert_eq!(refusals(&ends.proxy), networks);
+        assert!(!probe::answers(&ends.proxy, BACKEND[0]));
+    }
+    ends.proxy.ip("route add unreachable 10.66.0.0/16 metric 1000");
+
+    let behind = |config: Config| {
+        let peer = ends.backend_peer().endpoint(ENDPOINT).allowed_ips(["10.99.0.0/16", "0.0.0.0/0"]);
+        config.peer(peer)
+    };
+    let proxy = Daemon::start(&ends.proxy, &behind(ends.proxy_interface().set("fwmark", "7")));
+    assert_eq!(refusals(&ends.proxy), ["10.77.0.0/24", "10.99.0.0/16", "default", "fd77::/64"]);
+    proxy.reload(&ends.proxy_calling(ENDPOINT));
+    assert_eq!(refusals(&ends.proxy), networks);
+    assert!(proxy.reload(&ends.proxy_calling(ENDPOINT).set("fail_closed", "false")).contains("interface.fail_closed"));
+    assert_eq!(refusals(&ends.proxy), Vec::<String>::new());
+    probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
+    proxy.reload(&ends.proxy_calling(ENDPOINT));
+    assert_eq!(proxy.stop(), 0);
+    assert_eq!(refusals(&ends.proxy), networks);
+
+    // Of another interface: not this daemon's, whose own are gone with the key.
+    let other = ends.proxy_calling(ENDPOINT).set("addresses", "[\"10.78.0.1/24\"]").interface("other0", 51900);
+    assert_eq!(Daemon::start(&ends.proxy, &other).stop(), 0);
+    assert_eq!(refusals(&ends.proxy), ["10.77.0.0/24", "10.77.0.11", "10.78.0.0/24", "fd77::/64", "fd77::11"]);
+    let open = ends.proxy_calling(ENDPOINT).set("fail_closed", "false");
+    assert_eq!(Daemon::start(&ends.proxy, &open).stop(), 0);
+    assert_eq!(refusals(&ends.proxy), ["10.77.0.11", "10.78.0.0/24", "fd77::11"]);
+    assert!(ends.proxy.routes("-4").contains("unreachable 10.66.0.0/16"), "an operator's own");
+}

@@ -1,0 +1,149 @@
+//! Failing closed: routes that refuse what is for the tunnel while there is no interface to take it, which would otherwise
+//! follow the default route around the tunnel, in the clear.
+//!
+//! They come after the interface's own routes (a greater metric), belong to no device and so outlive the daemon, however it
+//! ends. A daemon knows its own by their protocol and metric.
+
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use futures_util::TryStreamExt as _;
+use ipnet::IpNet;
+use nix::errno::Errno;
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use rtnetlink::{RouteMessageBuilder, new_connection, new_connection_with_strict_check};
+
+use super::existing::default_route;
+use super::{InterfaceSettings, MAIN_TABLE, Netlink, NetlinkError, Route, destination, errno, every_route, table};
+
+/// What is refused without an interface with these addresses and routes: their networks, and what the routes lead to.
+pub fn closed_routes(addresses: &[IpNet], routes: &[Route]) -> Vec<Route> {
+    let is_network = |address: &&IpNet| address.prefix_len() < address.max_prefix_len();
+    let networks = addresses.iter().filter(is_network);
+    let networks = networks.map(|address| Route { destination: address.trunc(), table: MAIN_TABLE });
+    let mut seen = HashSet::new();
+    networks.chain(routes.iter().copied()).filter(|route| seen.insert(*route)).collect()
+}
+
+impl Netlink {
+    /// Has `settings.closed` refused while the interface is not there, and nothing else that a daemon of this interface has
+    /// had refused.
+    pub async fn close(&self, settings: &InterfaceSettings) -> Result<(), NetlinkError> {
+        let metric = metric(&settings.name);
+        let existing = existing(settings, metric).await?;
+        for route in settings.closed.iter().filter(|route| !existing.contains(route)) {
+            let added = self.handle.route().add(refusal(*route, metric)).execute().await;
+            if let Err(error) = added
+                && errno(&error) != Some(Errno::EEXIST)
+            {
+                let action = format!("have packets to {} refused while it is not there", route.destination);
+                return Err(settings.refused(&action, &error));
+            }
+        }
+        for route in existing.iter().filter(|route| !settings.closed.contains(route)) {
+            let removed = self.handle.route().del(refusal(*route, metric)).execute().await;
+            if let Err(error) = removed
+                && errno(&error) != Some(Errno::ESRCH)
+            {
+                let action = format!("have packets to {} no longer refused", route.destination);
+                return Err(settings.refused(&action, &error));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Those that a daemon of this interface has left.
+async fn existing(settings: &InterfaceSettings, metric: u32) -> Result<HashSet<Route>, NetlinkError> {
+    // So that the kernel gives only those of our protocol (Linux 4.20), and not the table of the whole internet.
+    let connected = new_connection_with_strict_check().or_else(|_| new_connection()).map_err(NetlinkError::Open)?;
+    let (connection, handle, _) = connected;
+    let netlink = Netlink { handle, connection: tokio::spawn(connection) };
+    let mut existing = HashSet::new();
+    for is_v6 in [false, true] {
+        let mut question = every_route(is_v6);
+        question.header.table = 0;
+        question.header.protocol = PROTOCOL;
+        question.header.kind = RouteType::Unspec;
+        let mut listed = netlink.handle.route().get(question).execute();
+        let refused = |error: &_| settings.refused("list the routes that refuse packets", error);
+        while let Some(message) = listed.try_next().await.map_err(|error| refused(&error))? {
+            if is_refusal(&message)
+                && priority(&message) == Some(metric)
+                && let Some(destination) = destination(&message).or_else(|| default_route(&message))
+            {
+                existing.insert(Route { destination, table: table(&message) });
+            }
+        }
+    }
+    Ok(existing)
+}
+
+fn refusal(route: Route, metric: u32) -> RouteMessage {
+    match route.destination {
+        IpNet::V4(net) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(net.addr(), net.prefix_len())
+            .table_id(route.table)
+            .priority(metric)
+            .protocol(PROTOCOL)
+            .kind(RouteType::Unreachable)
+            .build(),
+        IpNet::V6(net) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(net.addr(), net.prefix_len())
+            .table_id(route.table)
+            .priority(metric)
+            .protocol(PROTOCOL)
+            .kind(RouteType::Unreachable)
+            .build(),
+    }
+}
+
+/// Set for what a daemon has had refused.
+pub(super) fn is_refusal(route: &RouteMessage) -> bool {
+    route.header.protocol == PROTOCOL && route.header.kind == RouteType::Unreachable
+}
+
+fn priority(route: &RouteMessage) -> Option<u32> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Priority(priority) => Some(*priority),
+        _ => None,
+    })
+}
+
+/// Behind every metric that people and routing daemons use, and another for each interface: FNV-1a of its name in the lower
+/// 30 bits.
+fn metric(interface: &str) -> u32 {
+    let hash = interface.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    1 << 30 | hash & ((1 << 30) - 1)
+}
+
+/// Unassigned among the kernel's and the routing daemons' (`/etc/iproute2/rt_protos`), so that `ip route` tells them apart.
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(151);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(destination: &str, table: u32) -> Route {
+        Route { destination: destination.parse().unwrap(), table }
+    }
+
+    #[test]
+    fn networks_and_routes_are_refused_once_each_and_own_addresses_are_not() {
+        let addresses = ["10.77.0.1/24", "10.78.0.1/32", "fd77::1/64"].map(|address| address.parse().unwrap());
+        let routes = [route("10.1.0.0/16", MAIN_TABLE), route("0.0.0.0/0", 51900), route("10.77.0.0/24", MAIN_TABLE)];
+        let expected = [
+            route("10.77.0.0/24", MAIN_TABLE),
+            route("fd77::/64", MAIN_TABLE),
+            route("10.1.0.0/16", MAIN_TABLE),
+            route("0.0.0.0/0", 51900),
+        ];
+        assert_eq!(closed_routes(&addresses, &routes), expected);
+    }
+
+    #[test]
+    fn each_interface_has_a_metric_of_its_own_behind_all_others() {
+        assert_ne!(metric("underpass0"), metric("underpass1"));
+        assert!(metric("underpass0") >= 1 << 30 && metric("underpass1") <= i32::MAX as u32);
+    }
+}
