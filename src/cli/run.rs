@@ -48,7 +48,7 @@ fn exit(error: &DaemonError) -> Exit {
         DaemonError::Failed(DataplaneFailure::TunGone(_)) => Exit::Device,
         DaemonError::Failed(_) => Exit::Other,
         DaemonError::Netlink(error) => match error {
-            NetlinkError::NoPermission { .. } => Exit::Permission,
+            NetlinkError::NoPermission { .. } | NetlinkError::Unprepared { .. } => Exit::Permission,
             NetlinkError::AddressInUse { .. }
             | NetlinkError::NetworkInUse { .. }
             | NetlinkError::RouteExists { .. }

@@ -162,7 +162,7 @@ fn remember_peers(config: &Config, handle: &Handle) -> RememberedPeers {
 
 async fn configure_interface(config: &Config, dataplane: &Dataplane, is_kept: bool) -> Result<(), DaemonError> {
     let settings = translate::interface_settings(config, dataplane.interface_index(), dataplane.offload());
-    let settings = InterfaceSettings { is_kept, ..settings };
+    let settings = InterfaceSettings { is_kept, is_prepared: dataplane.is_prepared(), ..settings };
     let netlink = Netlink::open()?;
     netlink.configure(&settings).await?;
     warn_of(config, &dataplane.local_addresses(), &netlink, &settings).await;

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::net::if_::if_indextoname;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use tokio::task::JoinHandle;
@@ -44,6 +44,8 @@ pub struct InterfaceSettings {
     pub offload: bool,
     /// Set for an interface that an earlier daemon has set up, perhaps differently.
     pub is_kept: bool,
+    /// Set for an interface that was made for this daemon, and may have been set up as far as the daemon has no privilege to.
+    pub is_prepared: bool,
     /// What lies behind the peers.
     pub routes: Vec<Route>,
     /// What is refused while the interface is not there.
@@ -149,6 +151,17 @@ pub enum NetlinkError {
         /// The interface that the other route leads to, where it can be told.
         other: Option<String>,
     },
+    /// It was made beforehand, and we have no privilege.
+    #[error(
+        "interface {interface} was made beforehand and lacks something that this daemon has no privilege to add: {}",
+        .commands.join("; ")
+    )]
+    Unprepared {
+        /// Our interface.
+        interface: String,
+        /// What adds it.
+        commands: Vec<String>,
+    },
     /// The kernel refused for a reason that has no variant of its own.
     #[error("interface {interface}: could not {action}")]
     Refused {
@@ -194,20 +207,55 @@ impl Netlink {
     pub async fn configure(&self, settings: &InterfaceSettings) -> Result<(), NetlinkError> {
         check_ipv6(settings)?;
         self.check_addresses(settings).await?;
-        self.close(settings).await?;
-        let mtu = link(settings.index).mtu(settings.mtu.into()).multicast(false).build();
-        self.change_link(settings, mtu, &format!("set its MTU to {}", settings.mtu)).await?;
+        let mut missing = Missing::of(settings);
+        match self.close(settings).await {
+            // It stays without a daemon, and refuses what nobody reads.
+            Err(NetlinkError::NoPermission { .. }) if settings.is_prepared => {}
+            closed => closed?,
+        }
+        self.configure_link(settings, &mut missing).await?;
+        let kept = self.keep_routes(settings).await?;
+        for route in settings.routes.iter().filter(|route| !kept.contains(route)) {
+            let added = self.add_route(settings, *route, Existing::Refuse).await;
+            missing.or(added, |name| format!("ip route add {} dev {name} table {}", route.destination, route.table))?;
+        }
+        missing.check()
+    }
+
+    async fn configure_link(
+        &self,
+        settings: &InterfaceSettings,
+        missing: &mut Missing<'_>,
+    ) -> Result<(), NetlinkError> {
+        let (mtu, is_up) = self.mtu_and_state(settings).await?;
+        if !settings.is_prepared || mtu != Some(settings.mtu.into()) {
+            let wanted = link(settings.index).mtu(settings.mtu.into()).multicast(false).build();
+            let set = self.change_link(settings, wanted, &format!("set its MTU to {}", settings.mtu)).await;
+            missing.or(set, |name| format!("ip link set dev {name} mtu {}", settings.mtu))?;
+        }
         self.tune(settings).await;
         let kept = self.keep_addresses(settings).await?;
         for address in settings.addresses.iter().filter(|address| !kept.contains(address)) {
-            self.add_address(settings, *address, Existing::Refuse).await?;
+            let added = self.add_address(settings, *address, Existing::Refuse).await;
+            missing.or(added, |name| format!("ip address add {address} dev {name}"))?;
         }
-        self.change_link(settings, link(settings.index).up().build(), "bring it up").await?;
-        let kept = self.keep_routes(settings).await?;
-        for route in settings.routes.iter().filter(|route| !kept.contains(route)) {
-            self.add_route(settings, *route, Existing::Refuse).await?;
+        if !is_up {
+            let up = self.change_link(settings, link(settings.index).up().build(), "bring it up").await;
+            missing.or(up, |name| format!("ip link set dev {name} up"))?;
         }
         Ok(())
+    }
+
+    async fn mtu_and_state(&self, settings: &InterfaceSettings) -> Result<(Option<u32>, bool), NetlinkError> {
+        let mut listed = self.handle.link().get().match_index(settings.index).execute();
+        let message = listed.try_next().await.map_err(|error| settings.refused("read its settings", &error))?;
+        let mtu = |attribute: &LinkAttribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        };
+        Ok(message.map_or((None, false), |message| {
+            (message.attributes.iter().find_map(mtu), message.header.flags.contains(LinkFlags::Up))
+        }))
     }
 
     /// How many packets have passed the interface both ways since it was made.
@@ -323,6 +371,36 @@ impl Netlink {
             }
         }
         None
+    }
+}
+
+/// What an interface that was made beforehand lacks, for want of a privilege: all of it is told together.
+struct Missing<'a> {
+    settings: &'a InterfaceSettings,
+    commands: Vec<String>,
+}
+
+impl<'a> Missing<'a> {
+    fn of(settings: &'a InterfaceSettings) -> Self {
+        Self { settings, commands: Vec::new() }
+    }
+
+    /// Takes note of the command that does what was not permitted.
+    fn or(&mut self, done: Result<(), NetlinkError>, command: impl FnOnce(&str) -> String) -> Result<(), NetlinkError> {
+        match done {
+            Err(NetlinkError::NoPermission { .. }) if self.settings.is_prepared => {
+                self.commands.push(command(&self.settings.name));
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    fn check(self) -> Result<(), NetlinkError> {
+        if self.commands.is_empty() {
+            return Ok(());
+        }
+        Err(NetlinkError::Unprepared { interface: self.settings.name.clone(), commands: self.commands })
     }
 }
 

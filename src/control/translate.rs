@@ -56,6 +56,7 @@ pub fn interface_settings(config: &Config, index: u32, offload: bool) -> Interfa
         mtu: interface.mtu,
         offload,
         is_kept: false,
+        is_prepared: false,
         routes,
         closed,
     }

@@ -164,6 +164,11 @@ impl Dataplane {
         self.tun.index
     }
 
+    /// Whether the TUN was made for this daemon beforehand: it may have been set up too, and stays when the daemon ends.
+    pub fn is_prepared(&self) -> bool {
+        self.tun.is_prepared
+    }
+
     /// Whether the TUN has offload.
     pub fn offload(&self) -> bool {
         self.tun.queues[0].offload() != Offload::None

@@ -31,7 +31,7 @@ use super::{Dataplane, DataplaneConfig, StartError};
 /// read or write of a TUN with offload carries.
 pub fn open(config: DataplaneConfig, queues: Vec<UnixDatagram>) -> Result<Dataplane, StartError> {
     let queue = |socket| Arc::new(TunQueue::of_socket(socket, Offload::TcpAndUdp));
-    let tun = Tun { queues: queues.into_iter().map(queue).collect(), index: 0 };
+    let tun = Tun { queues: queues.into_iter().map(queue).collect(), index: 0, is_prepared: false };
     Dataplane::open(config, Inheritance { tun: Some(tun), sockets: Vec::new() })
 }
 

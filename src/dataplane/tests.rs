@@ -60,7 +60,7 @@ impl Node {
             },
             peers: setup.peers.iter().map(|(number, remote, allowed)| peer(*number, *remote, allowed)).collect(),
         };
-        let inheritance = Inheritance { tun: Some(Tun { queues, index: 0 }), sockets: Vec::new() };
+        let inheritance = Inheritance { tun: Some(Tun { queues, index: 0, is_prepared: false }), sockets: Vec::new() };
         let mut dataplane = Dataplane::open(config, inheritance).unwrap();
         let (sender, failures) = mpsc::channel();
         dataplane.start(move |failure| drop(sender.send(failure)), |_| {}).unwrap();
@@ -314,7 +314,7 @@ fn a_port_taken_is_noticed_though_workers_share_theirs() {
     let mut config =
         Node::start(&Setup { number: 1, offload: Offload::Tcp, workers: 1, peers: &[] }).dataplane.config.clone();
     config.listen = vec![taken.local_addr().unwrap()];
-    let inheritance = Inheritance { tun: Some(Tun { queues, index: 0 }), sockets: Vec::new() };
+    let inheritance = Inheritance { tun: Some(Tun { queues, index: 0, is_prepared: false }), sockets: Vec::new() };
     let error = Dataplane::open(config, inheritance).unwrap_err();
     assert!(matches!(error, StartError::Bind(BindError::PortTaken(address)) if address == taken.local_addr().unwrap()));
 }

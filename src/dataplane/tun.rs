@@ -13,9 +13,11 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::net::if_::if_nametoindex;
 
+use self::prepared::Prepared;
 use super::virtio::{VIRTIO_HEADER_LEN, VirtioHeader};
 
 mod adopt;
+mod prepared;
 mod steering;
 
 /// Where the kernel hands out TUN devices.
@@ -85,16 +87,21 @@ pub(super) struct Tun {
     pub(super) queues: Vec<Arc<TunQueue>>,
     /// The interface's index.
     pub(super) index: u32,
+    /// Set for a device that was made for this daemon and stays when it ends.
+    pub(super) is_prepared: bool,
 }
 
 impl Tun {
-    /// Creates the device, link down, with up to `queues` queues: a plain device has one.
+    /// Creates the device, link down, with up to `queues` queues: a plain device has one. Or opens the one that was made
+    /// beforehand for this user, which has several queues if it was made with them.
     pub(super) fn create(name: &str, mode: DeviceMode, queues: u8) -> Result<Self, TunError> {
-        check_name(name)?;
+        let prepared = check_name(name)?;
+        let multi_queue = prepared.map_or(queues > 1, |prepared| prepared.multi_queue);
+        let queues = if multi_queue { queues } else { 1 };
         let queues = match mode {
-            DeviceMode::Offload => create_offload(name, queues)?,
+            DeviceMode::Offload => create_offload(name, queues, multi_queue)?,
             DeviceMode::Plain => vec![create_plain(name)?],
-            DeviceMode::Auto => match create_offload(name, queues) {
+            DeviceMode::Auto => match create_offload(name, queues, multi_queue) {
                 Err(TunError::NoOffload(reason)) => {
                     tracing::warn!(%reason, "the kernel gives no TUN offload, using a plain device: expect less speed");
                     vec![create_plain(name)?]
@@ -103,13 +110,13 @@ impl Tun {
             },
         };
         let index = if_nametoindex(name).map_err(|errno| TunError::Io { name: name.into(), source: errno.into() })?;
-        Ok(Self { queues: queues.into_iter().map(Arc::new).collect(), index })
+        Ok(Self { queues: queues.into_iter().map(Arc::new).collect(), index, is_prepared: prepared.is_some() })
     }
 }
 
 /// Both crates would join an existing multi-queue or persistent device of that name and share its packets; and one of
-/// them would make a missing device node. So look first.
-fn check_name(name: &str) -> Result<(), TunError> {
+/// them would make a missing device node. So look first. Returns what there is for this daemon to open.
+fn check_name(name: &str) -> Result<Option<Prepared>, TunError> {
     // A name with `%` is a template to the kernel.
     let valid = (1..=MAX_NAME_LEN).contains(&name.len())
         && !matches!(name, "." | "..")
@@ -117,17 +124,16 @@ fn check_name(name: &str) -> Result<(), TunError> {
     if !valid {
         return Err(TunError::InvalidName(name.into()));
     }
-    if if_nametoindex(name).is_ok() {
-        return Err(TunError::NameTaken(name.into()));
-    }
-    File::options().read(true).write(true).open(DEVICE_NODE).map(drop).map_err(|source| classify(name, source))
+    let prepared = if if_nametoindex(name).is_ok() { Some(Prepared::find(name)?) } else { None };
+    let opened = File::options().read(true).write(true).open(DEVICE_NODE);
+    opened.map(|_| prepared).map_err(|source| classify(name, source))
 }
 
-fn create_offload(name: &str, queues: u8) -> Result<Vec<TunQueue>, TunError> {
+fn create_offload(name: &str, queues: u8, multi_queue: bool) -> Result<Vec<TunQueue>, TunError> {
     let first = tun_rs::DeviceBuilder::new()
         .name(name)
         .offload(true)
-        .multi_queue(queues > 1)
+        .multi_queue(multi_queue)
         .packet_information(false)
         .inherit_enable_state()
         .build_sync()
@@ -140,7 +146,10 @@ fn create_offload(name: &str, queues: u8) -> Result<Vec<TunQueue>, TunError> {
         let next = devices[0].try_clone().map_err(|source| classify(name, source))?;
         devices.push(next);
     }
-    steer(devices[0].as_fd(), devices.len());
+    if let Err(error) = steer(devices[0].as_fd(), devices.len()) {
+        // Not wrong, only less steady.
+        tracing::info!(%error, "the kernel takes no program that keeps flows on their queues: a new flow may be reordered");
+    }
     let offload = if devices[0].udp_gso() { Offload::TcpAndUdp } else { Offload::Tcp };
     let own = |device: tun_rs::SyncDevice| {
         let owned = device.as_fd().try_clone_to_owned().map_err(|source| classify(name, source))?;
@@ -150,13 +159,8 @@ fn create_offload(name: &str, queues: u8) -> Result<Vec<TunQueue>, TunError> {
 }
 
 /// Has all `queues` of a device, of which `queue` is one, share its flows.
-fn steer(queue: BorrowedFd<'_>, queues: usize) {
-    if queues > 1
-        && let Err(error) = steering::steer_by_flow(queue)
-    {
-        // Not wrong, only less steady.
-        tracing::info!(%error, "the kernel takes no program that keeps flows on their queues: a new flow may be reordered");
-    }
+fn steer(queue: BorrowedFd<'_>, queues: usize) -> io::Result<()> {
+    if queues > 1 { steering::steer_by_flow(queue) } else { Ok(()) }
 }
 
 fn create_plain(name: &str) -> Result<TunQueue, TunError> {
@@ -164,6 +168,7 @@ fn create_plain(name: &str) -> Result<TunQueue, TunError> {
         tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tun).map_err(|source| classify(name, source))?;
     // SAFETY: `into_raw_fd` gives up the descriptor, which is open, so this is its only owner.
     let owned = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
+    adopt::clear_offload(owned.as_fd()).map_err(|source| classify(name, source))?;
     TunQueue::new(owned, Offload::None).map_err(|source| classify(name, source))
 }
 

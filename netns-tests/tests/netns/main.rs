@@ -17,6 +17,7 @@ mod lifecycle;
 mod load_balancer;
 mod logs;
 mod path;
+mod prepared;
 mod reload;
 mod reordering;
 mod restart;

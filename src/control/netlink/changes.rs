@@ -159,6 +159,7 @@ mod tests {
             mtu: 1420,
             offload: false,
             is_kept: false,
+            is_prepared: false,
             routes: routes.collect(),
             closed: Vec::new(),
         }

@@ -37,7 +37,7 @@ fn config(listen: &[&str]) -> DataplaneConfig {
 /// With a TUN of so many queues, which are sockets here.
 fn choice(queues: usize) -> Choice {
     let queue = || Arc::new(TunQueue::of_socket(UnixDatagram::pair().unwrap().0, Offload::TcpAndUdp));
-    let tun = Tun { queues: (0..queues).map(|_| queue()).collect(), index: 0 };
+    let tun = Tun { queues: (0..queues).map(|_| queue()).collect(), index: 0, is_prepared: false };
     Choice { inheritance: Inheritance { tun: Some(tun), ..Inheritance::default() }, refused: Vec::new() }
 }
 

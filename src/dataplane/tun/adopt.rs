@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::fs::File;
+use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -11,6 +12,7 @@ use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 
 use super::super::inheritance::Unfit;
+use super::prepared::IFF_PERSIST;
 use super::{DEVICE_NODE, DeviceMode, Offload, Tun, TunQueue, steer};
 
 impl Tun {
@@ -21,13 +23,14 @@ impl Tun {
         workers: u8,
         queues: Vec<OwnedFd>,
     ) -> Result<Self, Unfit> {
-        let mut has_header = false;
+        let (mut has_header, mut is_prepared) = (false, false);
         for queue in &queues {
             let interface = Interface::of(queue.as_fd())?;
             if interface.name != name {
                 return Err(Unfit::OtherInterface(interface.name));
             }
             has_header = interface.has_header;
+            is_prepared = interface.is_persistent;
         }
         let fits = match mode {
             DeviceMode::Offload => has_header,
@@ -35,14 +38,18 @@ impl Tun {
             DeviceMode::Auto => true,
         };
         let wanted = if has_header { usize::from(workers) } else { 1 };
-        if !fits || queues.len() != wanted {
+        // One that was made beforehand has as many as it can.
+        let is_enough = queues.len() == wanted || is_prepared && queues.len() == 1;
+        if !fits || !is_enough {
             return Err(Unfit::OtherDevice);
         }
         let index = if_nametoindex(name).map_err(|_| Unfit::TunGone)?;
         let offload = if has_header { set_offload(queues[0].as_fd())? } else { Offload::None };
-        steer(queues[0].as_fd(), queues.len());
+        if let Err(error) = steer(queues[0].as_fd(), queues.len()) {
+            tracing::debug!(%error, "flows are kept on their queues by the program of the daemon before");
+        }
         let own = |descriptor| TunQueue::new(descriptor, offload).map(Arc::new).map_err(|_| Unfit::NotTun);
-        Ok(Self { queues: queues.into_iter().map(own).collect::<Result<_, _>>()?, index })
+        Ok(Self { queues: queues.into_iter().map(own).collect::<Result<_, _>>()?, index, is_prepared })
     }
 }
 
@@ -51,6 +58,8 @@ struct Interface {
     name: String,
     /// A virtio header stands before each packet.
     has_header: bool,
+    /// It was made beforehand, and stays when nobody has it open.
+    is_persistent: bool,
 }
 
 impl Interface {
@@ -71,7 +80,8 @@ impl Interface {
         if flags & libc::IFF_TUN == 0 {
             return Err(Unfit::NotTun);
         }
-        Ok(Self { name, has_header: flags & libc::IFF_VNET_HDR != 0 })
+        let has = |flag| flags & flag != 0;
+        Ok(Self { name, has_header: has(libc::IFF_VNET_HDR), is_persistent: has(IFF_PERSIST) })
     }
 }
 
@@ -80,6 +90,15 @@ fn is_device_node(queue: BorrowedFd<'_>) -> bool {
     let own = queue.try_clone_to_owned().and_then(|queue| File::from(queue).metadata());
     let (Ok(own), Ok(node)) = (own, std::fs::metadata(DEVICE_NODE)) else { return false };
     own.file_type().is_char_device() && own.rdev() == node.rdev()
+}
+
+/// What was set belongs to the device: one that was made beforehand keeps it from one daemon to the next.
+pub(super) fn clear_offload(queue: BorrowedFd<'_>) -> io::Result<()> {
+    let nothing: libc::c_ulong = 0;
+    // SAFETY: the request's argument is the number itself.
+    Errno::result(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETOFFLOAD, nothing) })
+        .map(drop)
+        .map_err(io::Error::from)
 }
 
 /// As `tun-rs` does for a new device: what is set belongs to the device and may be an older program's.
