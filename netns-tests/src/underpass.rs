@@ -346,7 +346,13 @@ impl Status {
 
     /// The interface's part.
     pub fn interface(&self) -> Status {
-        Status(self.0["interface"].clone())
+        self.part("interface")
+    }
+
+    /// A part of that name.
+    #[track_caller]
+    pub fn part(&self, name: &str) -> Status {
+        Status(self.field(name).clone())
     }
 
     /// A field that is text; empty if it has no value.

@@ -2,15 +2,17 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anstyle::{AnsiColor, Style};
+use anyhow::anyhow;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::Failure;
 use super::arguments::CheckArguments;
+use super::{Exit, Failure};
 use crate::config::{Config, Health, Interface, Peer, Refuse};
+use crate::control::sandbox;
 
 /// Raised when a field of the JSON is renamed, removed or changes its meaning.
 const SCHEMA_VERSION: u32 = 1;
@@ -20,7 +22,8 @@ const ADVICE: Style = AnsiColor::Yellow.on_default();
 
 /// Loads the file and writes to `out` what `run` would make of it.
 pub fn run(arguments: &CheckArguments, out: &mut dyn Write) -> Result<(), Failure> {
-    let config = Config::load(&arguments.config)?;
+    let config = Config::load_within(&arguments.config, sandbox::readable_here())?;
+    refuse_what_the_sandbox_lacks(&config, &arguments.config)?;
     let plan = Plan::new(arguments.config.clone(), &config);
     if arguments.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&plan).expect("a plan is plain data"))?;
@@ -28,6 +31,12 @@ pub fn run(arguments: &CheckArguments, out: &mut dyn Write) -> Result<(), Failur
         plan.write(out)?;
     }
     Ok(())
+}
+
+/// A running daemon asks whether this program can take its place.
+fn refuse_what_the_sandbox_lacks(config: &Config, file: &Path) -> Result<(), Failure> {
+    let missing = sandbox::missing_here(config, file);
+    if missing.is_empty() { Ok(()) } else { Err(Failure::new(Exit::Config, anyhow!(missing.join("; ")))) }
 }
 
 /// What `run` would do. Holds no secret.
@@ -61,6 +70,7 @@ struct InterfacePlan {
     refuse: &'static str,
     control_socket: PathBuf,
     drain_timeout: u64,
+    sandbox: bool,
     fail_closed: bool,
 }
 
@@ -144,6 +154,7 @@ impl InterfacePlan {
             refuse: interface.refuse.as_str(),
             control_socket: interface.control_socket.clone(),
             drain_timeout: interface.drain_timeout.as_secs(),
+            sandbox: interface.sandbox,
             fail_closed: interface.fail_closed,
         }
     }
@@ -168,7 +179,8 @@ impl InterfacePlan {
         line(out, "ends", drain)?;
         let without =
             if self.fail_closed { "what is for peers is refused" } else { "what is for peers goes another way" };
-        line(out, "without it", without)
+        line(out, "without it", without)?;
+        line(out, "sandbox", if self.sandbox { "on" } else { "off" })
     }
 }
 

@@ -66,6 +66,7 @@ const KEYS: &[(Effect, KeyOf<Config>)] = &[
     ),
     (Effect::Live, ("interface.drain_timeout", |old, new| old.interface.drain_timeout == new.interface.drain_timeout)),
     (Effect::Live, ("interface.fail_closed", |old, new| old.interface.fail_closed == new.interface.fail_closed)),
+    (Effect::Restart, ("interface.sandbox", |old, new| old.interface.sandbox == new.interface.sandbox)),
     (Effect::Restart, ("health.agent_check", |old, new| old.health.agent_check == new.health.agent_check)),
     (Effect::Restart, ("health.http", |old, new| old.health.http == new.health.http)),
     (Effect::Restart, ("health.degraded_weight", |old, new| old.health.degraded_weight == new.health.degraded_weight)),
@@ -142,6 +143,7 @@ impl Config {
             workers: started.workers,
             pin_workers: started.pin_workers,
             control_socket: started.control_socket,
+            sandbox: started.sandbox,
             ..self.interface
         };
         Self { role: running.role, interface, health: running.health.clone(), ..self }

@@ -43,6 +43,7 @@ pub(super) const EXAMPLES: &[(&str, &str)] = &[
     ("refuse", "\"drop\""),
     ("control_socket", "\"/run/underpass/underpass0.sock\""),
     ("drain_timeout", "30"),
+    ("sandbox", "true"),
     ("fail_closed", "true"),
 ];
 
@@ -82,6 +83,7 @@ pub(super) struct Draft {
     refuse: Refuse,
     control_socket: Option<PathBuf>,
     drain_timeout: Duration,
+    sandbox: bool,
     fail_closed: bool,
 }
 
@@ -118,6 +120,7 @@ impl Draft {
             control_socket: check_socket(scope, socket, name.as_deref(), keys),
             drain_timeout: check_drain_timeout(scope, raw.drain_timeout),
             fail_closed: scope.get("fail_closed", raw.fail_closed).is_none_or(Spanned::into_inner),
+            sandbox: scope.get("sandbox", raw.sandbox).is_none_or(Spanned::into_inner),
             name,
             private_key,
             previous_private_key,
@@ -159,6 +162,7 @@ impl Draft {
             refuse: self.refuse,
             control_socket: self.control_socket?,
             drain_timeout: self.drain_timeout,
+            sandbox: self.sandbox,
             fail_closed: self.fail_closed,
         })
     }

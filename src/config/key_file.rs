@@ -23,6 +23,9 @@ pub enum KeyFileError {
     /// This user may not read it.
     #[error("this user may not read it")]
     Denied,
+    /// The running daemon's sandbox does not let it be read.
+    #[error("it lies outside of the directories that the sandbox of the running daemon lets it read")]
+    OutsideSandbox,
     /// A directory, device, socket or named pipe.
     #[error("it is not a regular file")]
     NotRegular,
@@ -55,23 +58,38 @@ pub struct Disk {
     /// `$CREDENTIALS_DIRECTORY`. systemd grants the service's user access to the files in it by an access control list, which
     /// shows as group-readable.
     credentials: Option<PathBuf>,
+    /// The only directories that a sandbox lets be read, if there is one.
+    readable: Option<Vec<PathBuf>>,
 }
 
 impl Disk {
     /// Knows the credentials directory that systemd names in the environment, if it does.
     pub fn from_environment() -> Self {
-        Self { credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from) }
+        Self { credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from), readable: None }
+    }
+
+    /// Where a sandbox lets nothing but these directories be read, if there are any.
+    pub fn within(self, readable: Option<Vec<PathBuf>>) -> Self {
+        Self { readable, ..self }
     }
 
     fn may_be_group_readable(&self, path: &Path) -> bool {
         let inside = |directory: &PathBuf| path.parent() == Some(directory);
         self.credentials.as_ref().is_some_and(inside)
     }
+
+    fn is_outside_sandbox(&self, path: &Path) -> bool {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        self.readable.as_ref().is_some_and(|readable| !readable.iter().any(|directory| path.starts_with(directory)))
+    }
 }
 
 impl KeyFiles for Disk {
     fn read(&mut self, path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
-        let file = open(path)?;
+        let file = open(path).map_err(|error| match error {
+            KeyFileError::Denied if self.is_outside_sandbox(path) => KeyFileError::OutsideSandbox,
+            error => error,
+        })?;
         let metadata = file.metadata().map_err(KeyFileError::Io)?;
         if metadata.is_file() {
             let refused = if self.may_be_group_readable(path) { 0o026 } else { 0o066 };
@@ -98,7 +116,7 @@ fn open(path: &Path) -> Result<File, KeyFileError> {
 }
 
 /// Set for names of what the caller handed over: `underpass run < pipe` and the shell's `<(command)`.
-fn is_open_already(path: &Path) -> bool {
+pub(super) fn is_open_already(path: &Path) -> bool {
     path == Path::new("/dev/stdin") || path.starts_with("/dev/fd") || path.starts_with("/proc/self/fd")
 }
 
@@ -153,7 +171,7 @@ mod tests {
     fn a_credential_of_systemd_may_be_group_readable_but_not_more() {
         for (mode, accepted) in [(0o440, true), (0o444, false), (0o460, false)] {
             let (directory, path) = file_with(mode, TEXT.as_bytes());
-            let mut disk = Disk { credentials: Some(directory.path().to_owned()) };
+            let mut disk = Disk { credentials: Some(directory.path().to_owned()), readable: None };
             assert_eq!(disk.read(&path).is_ok(), accepted, "{mode:o}");
         }
     }

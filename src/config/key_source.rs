@@ -2,12 +2,13 @@
 //!
 //! Owns how a name becomes a path and how each failure is worded, with the command that mends it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 
 use super::error::printable;
-use super::key_file::{KeyFileError, KeyFiles};
+use super::key_file::{KeyFileError, KeyFiles, is_open_already};
 use super::scope::{Refusal, Scope};
 use crate::keys::{KeyError, PresharedKey, PrivateKey};
 
@@ -16,6 +17,8 @@ pub(super) struct KeySource<'a> {
     /// The configuration file's directory, against which names are resolved.
     pub(super) directory: &'a Path,
     pub(super) files: &'a mut dyn KeyFiles,
+    /// Of the files that were asked for.
+    pub(super) directories: BTreeSet<PathBuf>,
 }
 
 impl KeySource<'_> {
@@ -55,6 +58,9 @@ impl KeySource<'_> {
             return Err(Refusal::new("this cannot name a file", "write the path of the key file"));
         }
         let path = self.resolve(name);
+        if !is_open_already(&path) {
+            self.directories.extend(path.parent().map(Path::to_owned));
+        }
         let text = self.files.read(&path).map_err(|error| refuse_file(&path, generator, &error))?;
         parse(&text).map_err(|error| {
             let what = format!("{} does not hold a key: {error}", printable(&path));
@@ -71,6 +77,10 @@ fn refuse_file(path: &Path, generator: &str, error: &KeyFileError) -> Refusal {
     let remedy = match error {
         KeyFileError::NotFound => {
             format!("name a file that exists, or make it with `underpass {generator} --out {shown}`")
+        }
+        KeyFileError::OutsideSandbox => {
+            "move it to where the others are, or have the service manager restart the daemon: `systemctl restart`"
+                .to_owned()
         }
         KeyFileError::Denied => format!("run as root, or give the file to this user: `chown USER {shown}`"),
         KeyFileError::Exposed(_) => format!("`chmod 600 {shown}`; if others may have read it, make a new key"),

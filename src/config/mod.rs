@@ -17,6 +17,7 @@ mod scope;
 mod unknown;
 mod value;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::num::NonZero;
@@ -58,6 +59,8 @@ pub struct Config {
     pub health: Health,
     /// The other ends, in the file's order. Never empty. No two share a name, a key or an allowed prefix.
     pub peers: Vec<Peer>,
+    /// The directories that key files were read from.
+    pub key_directories: BTreeSet<PathBuf>,
 }
 
 /// The side of a link that this machine is. The core knows no difference: both are peers.
@@ -131,6 +134,8 @@ pub struct Interface {
     pub control_socket: PathBuf,
     /// How long links are called draining, at most, before the daemon ends. Zero: it ends at once.
     pub drain_timeout: Duration,
+    /// Whether the daemon gives up, once it is set up, what it does not need to go on.
+    pub sandbox: bool,
     /// Whether packets for peers are refused while the interface is not there.
     pub fail_closed: bool,
 }

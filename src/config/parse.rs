@@ -2,10 +2,11 @@
 //!
 //! Owns the order of judgement: syntax, then which keys exist, then types, then values, then what they mean together.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 use toml::{Deserializer, Spanned};
@@ -26,8 +27,13 @@ const MAX_SIZE: u64 = 16 << 20;
 impl Config {
     /// Reads and judges the file at `path` and the key files it names.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Self::load_within(path, None)
+    }
+
+    /// As [`load`](Self::load), where a sandbox lets nothing but these directories be read, if there are any.
+    pub fn load_within(path: &Path, readable: Option<Vec<PathBuf>>) -> Result<Self, ConfigError> {
         let text = read(path)?;
-        Self::parse(&text, path, &mut Disk::from_environment())
+        Self::parse(&text, path, &mut Disk::from_environment().within(readable))
     }
 
     /// Judges `text` as the content of `path`; relative names of key files begin at its directory. Only `files` is asked
@@ -36,7 +42,8 @@ impl Config {
         let mut problems = Problems::new(text);
         let directory = path.parent().unwrap_or(Path::new(""));
         let raw = read_raw(text, &mut problems);
-        let config = raw.and_then(|raw| check(raw, &mut problems, &mut KeySource { directory, files }));
+        let mut keys = KeySource { directory, files, directories: BTreeSet::new() };
+        let config = raw.and_then(|raw| check(raw, &mut problems, &mut keys));
         match problems.into_error(path) {
             Some(error) => Err(error),
             None => Ok(config.expect("what is left out of a configuration was reported as a problem")),
@@ -113,7 +120,8 @@ fn check(raw: RawConfig, problems: &mut Problems<'_>, keys: &mut KeySource<'_>) 
     let health = health::check(role.unwrap_or(Role::Proxy), raw.health, problems);
     let ipv6 = own.addresses.iter().any(IpAddr::is_ipv6) || peers.iter().any(uses_ipv6);
     let interface = draft?.finish(&mut interface::scope(problems, interface_header), ipv6)?;
-    Some(Config { role: role?, interface, health, peers })
+    let key_directories = std::mem::take(&mut keys.directories);
+    Some(Config { role: role?, interface, health, peers, key_directories })
 }
 
 fn check_role(raw: Option<Field<String>>, problems: &mut Problems<'_>) -> Option<Role> {

@@ -42,6 +42,7 @@ pub(super) struct RawInterface {
     pub(super) refuse: Option<Field<String>>,
     pub(super) control_socket: Option<Field<String>>,
     pub(super) drain_timeout: Option<Field<i64>>,
+    pub(super) sandbox: Option<Field<bool>>,
     pub(super) fail_closed: Option<Field<bool>>,
 }
 

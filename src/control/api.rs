@@ -165,10 +165,28 @@ pub struct StatusReport {
     pub unix_time: u64,
     /// This machine's end.
     pub interface: InterfaceReport,
+    /// What the daemon has given up. Without, of a daemon that does not tell.
+    #[serde(default)]
+    pub sandbox: SandboxReport,
     /// The other ends, in the configuration's order.
     pub peers: Vec<PeerReport>,
     /// Refused packets and datagrams since the start, by reason; every reason is present.
     pub drops: BTreeMap<String, u64>,
+}
+
+/// What a daemon has given up, and what it has left.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SandboxReport {
+    /// Set if it is in one.
+    pub on: bool,
+    /// What of it could not be had, with the reasons.
+    pub lacks: Vec<String>,
+    /// The capabilities that are left.
+    pub capabilities: Vec<String>,
+    /// Directories whose files may be read, beside the system's own.
+    pub reads: Vec<PathBuf>,
+    /// Directories whose files may be written.
+    pub writes: Vec<PathBuf>,
 }
 
 /// This machine's end of its links.
@@ -366,6 +384,7 @@ pub(crate) mod tests {
                 pid: 7,
                 version: "0.1.0".into(),
             },
+            sandbox: SandboxReport::default(),
             peers: vec![
                 PeerReport {
                     endpoint: Some("192.0.2.10:51900".parse().unwrap()),

@@ -30,6 +30,7 @@ use super::report::{Identity, PeerNames};
 use super::resolver::{Families, Resolver};
 use super::restart::{self, Program, RestartRequests, Restarts};
 use super::running::{Request, Running};
+use super::sandbox::Sandbox;
 use super::signals::Signals;
 use super::socket::{ControlSocket, SocketError};
 use super::systemd::{self, Readiness};
@@ -75,10 +76,11 @@ pub fn run(config: Config, file: &Path) -> Result<(), DaemonError> {
 }
 
 /// In this order, undone in reverse by the end of each one's scope: signals, device and sockets, addresses and routes,
-/// control socket, sockets for health checks, threads, look-ups.
+/// control socket, sockets for health checks, threads, look-ups. The sandbox is for good.
 async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>) -> Result<(), DaemonError> {
     let mut signals = Signals::new().map_err(DaemonError::Runtime)?;
-    let (restarts, restart_requests) = Restarts::new(Program::of_this_process(file)).map_err(DaemonError::Runtime)?;
+    let (mut restarts, restart_requests) =
+        Restarts::new(Program::of_this_process(file)).map_err(DaemonError::Runtime)?;
     restart::admit_signals().map_err(DaemonError::Runtime)?;
     let started_at = clock::now();
     ControlSocket::check_free(&config.interface.control_socket)?;
@@ -93,6 +95,9 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
     let health = HealthListeners::bind(&config.health).await?;
     let remembered = RefCell::new(remember_peers(&config, &dataplane.handle()));
 
+    // While this is the only thread.
+    let sandbox = Sandbox::enter(&config, file, restarts.program());
+    restarts.enter(&sandbox);
     let (failures, failed) = unbounded_channel();
     let (events, changed) = channel(MAX_CHANGES);
     // Nobody listens any more once the end has begun.
@@ -105,6 +110,7 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
         mtu: config.interface.mtu,
         offload: dataplane.offload(),
         started_at,
+        sandbox,
         peers: PeerNames::new(&config),
     };
     let resolver = RefCell::new(start_resolver(&config, &dataplane));
@@ -225,6 +231,7 @@ fn log_start(config: &Config, identity: &Identity, is_kept: bool) {
         mtu = identity.mtu,
         offload = identity.offload,
         kept = is_kept,
+        sandbox = identity.sandbox.is_on(),
         version = env!("CARGO_PKG_VERSION"),
         "started"
     );

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use nix::net::if_::if_nametoindex;
 
-use super::systemd;
+use super::{sandbox, systemd};
 use crate::dataplane::DataplaneConfig;
 use crate::dataplane::inheritance::{Inheritance, Inherited};
 
@@ -85,7 +85,7 @@ pub fn leave(descriptors: &[(String, BorrowedFd<'_>)], Kept(kept): Kept) {
 /// This process's environment for a program that takes its place and is left `descriptors`.
 pub fn environment(descriptors: &[(String, BorrowedFd<'_>)], control_socket: PathBuf) -> Vec<(OsString, OsString)> {
     let about_us = |name: &OsString| {
-        let names = systemd::GIVEN_VARIABLES.into_iter().chain([DESCRIPTORS, CONTROL_SOCKET]);
+        let names = systemd::GIVEN_VARIABLES.into_iter().chain([DESCRIPTORS, CONTROL_SOCKET, sandbox::VARIABLE]);
         names.into_iter().any(|known| name == known)
     };
     let mut variables: Vec<_> = env::vars_os().filter(|(name, _)| !about_us(name)).collect();

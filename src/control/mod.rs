@@ -21,6 +21,7 @@ pub mod report;
 pub mod resolver;
 pub mod restart;
 pub mod running;
+pub mod sandbox;
 pub mod signals;
 pub mod socket;
 pub mod systemd;

@@ -83,7 +83,8 @@ impl Running<'_> {
     }
 
     async fn reload(&mut self) -> Result<Reload, ReloadError> {
-        let file = load(&self.file).await?;
+        let readable = self.identity.borrow().sandbox.readable();
+        let file = load(&self.file, readable).await?;
         let diff = Diff::between(&self.config, &file);
         let new = file.applied_to(&self.config);
         let settings = self.interface_settings(&new);
@@ -163,9 +164,9 @@ impl Running<'_> {
     }
 }
 
-async fn load(path: &Path) -> Result<Config, ReloadError> {
+async fn load(path: &Path, readable: Option<Vec<PathBuf>>) -> Result<Config, ReloadError> {
     let file = path.to_owned();
-    let loaded = spawn_blocking(move || Config::load(&file));
+    let loaded = spawn_blocking(move || Config::load_within(&file, readable));
     match timeout(LOAD_TIMEOUT, loaded).await {
         Ok(Ok(config)) => Ok(config?),
         // The thread panicked, or waits.

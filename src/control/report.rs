@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use super::api::{InterfaceReport, LinkState, PeerReport, SCHEMA_VERSION, StatusReport};
+use super::sandbox::Sandbox;
 use crate::config::{Config, Role};
 use crate::keys::PublicKey;
 use crate::proto::stats::{self, DeviceStatus, PeerStatus};
@@ -28,6 +29,8 @@ pub struct Identity {
     pub offload: bool,
     /// When the daemon started.
     pub started_at: Instant,
+    /// What the daemon has given up.
+    pub sandbox: Sandbox,
     /// In the configuration's order.
     pub peers: PeerNames,
 }
@@ -76,6 +79,7 @@ impl Identity {
             schema_version: SCHEMA_VERSION,
             unix_time: unix_time.as_secs(),
             interface: self.interface_report(now, &status.public_key),
+            sandbox: self.sandbox.report(),
             peers: peers.filter_map(|(key, name)| Some(peer_report(name, by_key.get(key)?))).collect(),
             drops: status.drops.iter().map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
         }
@@ -183,6 +187,7 @@ pub(super) mod tests {
             mtu: 1420,
             offload: false,
             started_at: crate::dataplane::clock::now(),
+            sandbox: Sandbox::default(),
             peers,
         }
     }

@@ -30,6 +30,7 @@ use super::audit;
 use super::handover;
 use super::remembered::RememberedPeers;
 use super::running::stopping;
+use super::sandbox::{REMEDY, Sandbox};
 use crate::dataplane::Dataplane;
 
 /// Restarts as they are asked for, by SIGUSR2 or by clients.
@@ -53,6 +54,8 @@ pub struct Program {
     path: PathBuf,
     arguments: Vec<OsString>,
     configuration: PathBuf,
+    /// By which it knows the sandbox that it is started in, if there is one.
+    sandbox: Option<(OsString, OsString)>,
 }
 
 /// Why there is no new daemon; the old one goes on.
@@ -65,6 +68,12 @@ pub enum RestartError {
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
+    },
+    /// It lies where none may be started.
+    #[error("the sandbox does not let the running daemon start {path}: {}", REMEDY, path = .path.display())]
+    OutsideSandbox {
+        /// The program.
+        path: PathBuf,
     },
     /// It starts and does not like what it sees.
     #[error("{path} refuses the configuration: {said}", path = .path.display())]
@@ -95,6 +104,16 @@ impl Restarts {
     pub fn new(program: Program) -> io::Result<(Self, RestartRequests)> {
         let (sender, requests) = channel(1);
         Ok((Self { program, signal: signal(SignalKind::user_defined2())?, requests }, RestartRequests(sender)))
+    }
+
+    /// The daemon is in `sandbox` from here on, and so is what comes after it.
+    pub fn enter(&mut self, sandbox: &Sandbox) {
+        self.program.sandbox = sandbox.variable();
+    }
+
+    /// What is started.
+    pub fn program(&self) -> &Path {
+        &self.program.path
     }
 
     /// Restarts whenever that is asked for, which ends this program; what stands against it is told, and all goes on.
@@ -165,17 +184,21 @@ impl Program {
     pub fn of_this_process(configuration: &Path) -> Self {
         let arguments: Vec<OsString> = env::args_os().collect();
         let path = path_of(arguments.first().map_or(Path::new(""), Path::new));
-        Self { path, arguments, configuration: configuration.to_owned() }
+        Self { path, arguments, configuration: configuration.to_owned(), sandbox: None }
     }
 
     /// Whether it starts, and accepts its configuration.
     pub async fn check(&self) -> Result<(), RestartError> {
         let path = || self.path.clone();
         let mut check = Command::new(&self.path);
+        check.envs(self.sandbox.clone());
         check.args(["check", "--config"]).arg(&self.configuration).stdin(Stdio::null()).kill_on_drop(true);
         let output =
             timeout(CHECK_TIMEOUT, check.output()).await.map_err(|_| RestartError::NoAnswer { path: path() })?;
-        let output = output.map_err(|source| RestartError::NoProgram { path: path(), source })?;
+        let output = output.map_err(|source| match source.kind() {
+            io::ErrorKind::PermissionDenied if self.sandbox.is_some() => RestartError::OutsideSandbox { path: path() },
+            _ => RestartError::NoProgram { path: path(), source },
+        })?;
         if output.status.success() {
             return Ok(());
         }
@@ -188,7 +211,8 @@ impl Program {
 
     /// Takes this process's place, with `descriptors`. Returns only if it can't: then nothing has changed.
     pub fn take_over(&self, descriptors: &[(String, BorrowedFd<'_>)], control_socket: &Path) -> RestartError {
-        let environment = handover::environment(descriptors, control_socket.to_owned());
+        let mut environment = handover::environment(descriptors, control_socket.to_owned());
+        environment.extend(self.sandbox.clone());
         let errno = self.exec(descriptors, environment).unwrap_or_else(|errno| errno);
         RestartError::Exec { path: self.path.clone(), source: errno.into() }
     }
@@ -265,7 +289,8 @@ mod tests {
         let path = directory.join("program");
         fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        Program { path, arguments: vec!["program".into()], configuration: "/etc/underpass/blue.toml".into() }
+        let configuration = "/etc/underpass/blue.toml".into();
+        Program { path, arguments: vec!["program".into()], configuration, sandbox: None }
     }
 
     fn check(program: &Program) -> Result<(), RestartError> {

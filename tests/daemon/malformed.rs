@@ -121,6 +121,7 @@ const REPLACED: &[Row] = &[
     (12, "control_socket = \"\"", "interface.control_socket", "cannot name a socket", "a short absolute path"),
     (12, "drain_timeout = -1", "interface.drain_timeout", "-1 is too small", "a number from 0 to 86400"),
     (12, "drain_timeout = 86401", "interface.drain_timeout", "86401 is too large", "a number from 0 to 86400"),
+    (12, "sandbox = \"on\"", "interface.sandbox", "a string, not true or false", "`sandbox = true`"),
     (12, "fail_closed = 1", "interface.fail_closed", "a number, not true or false", "`fail_closed = true`"),
     (12, "drain_timeout = \"30s\"", "interface.drain_timeout", "a string, not a whole number", "`drain_timeout = 30`"),
     // Peers.

@@ -21,6 +21,7 @@ mod prepared;
 mod reload;
 mod reordering;
 mod restart;
+mod sandbox;
 mod security;
 mod service_unit;
 mod top;

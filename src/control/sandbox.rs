@@ -1,0 +1,148 @@
+//! What the daemon gives up once everything is open and before the first packet: privileges, files, ports and system calls
+//! that it does not need to go on, to read its configuration again and to start anew in its place.
+//!
+//! ```text
+//! memory locked, no core ─▶ capabilities ─▶ no new privileges ─▶ files and ports ─▶ system calls
+//!                                                                 (Landlock)         (seccomp)
+//! ```
+//!
+//! All but the first belong to the thread that enters, to those that it starts later and to every program that takes the
+//! process's place: nothing gives them back.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process;
+
+use serde::{Deserialize, Serialize};
+
+use super::api::SandboxReport;
+use crate::config::Config;
+
+mod access;
+mod allowed;
+mod capabilities;
+mod memory;
+mod system_calls;
+
+pub use allowed::Allowed;
+
+/// The state of a daemon's sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sandbox {
+    /// `None` if there is none.
+    entered: Option<Entered>,
+    /// The names of the capabilities that are left.
+    capabilities: Vec<String>,
+}
+
+/// What a program that takes the process's place has to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Entered {
+    /// Of the program that made the rules.
+    version: String,
+    allowed: Allowed,
+    /// What could not be had, each with the reason.
+    lacks: Vec<String>,
+}
+
+impl Sandbox {
+    /// Enters the sandbox that `config`, read from `file`, needs to go on with `program` on disk, unless it is turned off.
+    /// Before the process has a second thread. What the kernel lacks is passed over and told.
+    pub fn enter(config: &Config, file: &Path, program: &Path) -> Self {
+        if !config.interface.sandbox {
+            return Self { entered: None, capabilities: capabilities::left() };
+        }
+        let allowed = Allowed::new(config, file).and_programs_beside(program);
+        let mut lacks = Vec::new();
+        lacks.extend(memory::lock().err());
+        lacks.extend(memory::refuse_to_be_read().err());
+        lacks.extend(capabilities::drop_all_but(&allowed).err());
+        let entered = match inherited() {
+            Some((pid, before)) if pid == process::id() && before.made_the_same(&allowed) => before,
+            _ => {
+                lacks.extend(allowed.enforce());
+                Entered { version: VERSION.to_owned(), allowed, lacks }
+            }
+        };
+        let sandbox = Self { entered: Some(entered), capabilities: capabilities::left() };
+        sandbox.log();
+        sandbox
+    }
+
+    /// Whether there is one.
+    pub fn is_on(&self) -> bool {
+        self.entered.is_some()
+    }
+
+    /// Directories whose files it lets be read, if it is not just any.
+    pub fn readable(&self) -> Option<Vec<PathBuf>> {
+        self.entered.as_ref().map(|entered| entered.allowed.readable())
+    }
+
+    /// What it looks like from outside.
+    pub fn report(&self) -> SandboxReport {
+        let entered = self.entered.as_ref();
+        SandboxReport {
+            on: self.is_on(),
+            lacks: entered.map(|entered| entered.lacks.clone()).unwrap_or_default(),
+            capabilities: self.capabilities.clone(),
+            reads: entered.map(|entered| entered.allowed.readable()).unwrap_or_default(),
+            writes: entered.map(|entered| entered.allowed.write.iter().cloned().collect()).unwrap_or_default(),
+        }
+    }
+
+    /// The variable by which a program that is started in it knows it.
+    pub fn variable(&self) -> Option<(OsString, OsString)> {
+        let entered = serde_json::to_string(self.entered.as_ref()?).ok()?;
+        Some((VARIABLE.into(), format!("{}:{entered}", process::id()).into()))
+    }
+
+    fn log(&self) {
+        let Some(entered) = &self.entered else { return };
+        if !entered.lacks.is_empty() {
+            tracing::warn!(lacks = entered.lacks.join("; "), "the sandbox is not complete");
+        }
+    }
+}
+
+impl Entered {
+    fn made_the_same(&self, allowed: &Allowed) -> bool {
+        self.version == VERSION && self.allowed == *allowed
+    }
+}
+
+/// The directories that this program may read, if a sandboxed daemon has started it.
+pub fn readable_here() -> Option<Vec<PathBuf>> {
+    inherited().map(|(_, entered)| entered.allowed.readable())
+}
+
+/// What `config`, read from `file`, needs and the sandbox does not let the daemon have that asks this program whether it
+/// could take its place. Empty if no daemon asks.
+pub fn missing_here(config: &Config, file: &Path) -> Vec<String> {
+    let Some((_, entered)) = inherited() else { return Vec::new() };
+    if !config.interface.sandbox {
+        return vec!["interface.sandbox: what the sandbox has taken, a restart in place can't give back".to_owned()];
+    }
+    entered.allowed.missing_for(&Allowed::new(config, file))
+}
+
+/// What has to be done where a sandbox is in the way.
+pub const REMEDY: &str = "have the service manager restart it: systemctl restart";
+
+/// The process that has entered, and what.
+fn inherited() -> Option<(u32, Entered)> {
+    decode(&env::var(VARIABLE).ok()?)
+}
+
+fn decode(value: &str) -> Option<(u32, Entered)> {
+    let (pid, entered) = value.split_once(':')?;
+    Some((pid.parse().ok()?, serde_json::from_str(entered).ok()?))
+}
+
+/// Holds the number of the process that has entered, and what: `1234:{"version":…}`.
+pub const VARIABLE: &str = "UNDERPASS_SANDBOX";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+#[cfg(test)]
+mod tests;

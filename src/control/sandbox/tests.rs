@@ -1,0 +1,140 @@
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::unix::net::UnixListener;
+use std::process::Command;
+use std::thread;
+
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use socket2::{Domain, Socket, Type};
+use tempfile::TempDir;
+
+use super::*;
+
+/// Three directories, each with a file: one to read, one to write, and one that is nobody's business.
+fn directories() -> [TempDir; 3] {
+    let directory = || {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("file"), "content").unwrap();
+        directory
+    };
+    [directory(), directory(), directory()]
+}
+
+fn allowed(read: &Path, write: &Path) -> Allowed {
+    let only = |path: &Path| [path.to_owned()].into();
+    let allowed = Allowed {
+        read: only(read),
+        run: [].into(),
+        write: only(write),
+        tcp_ports: [51902].into(),
+        has_low_port: false,
+    };
+    allowed.and_programs_beside(&env::current_exe().unwrap())
+}
+
+/// Runs `test` in a sandbox. It is a thread's, and this one's goes with it.
+fn inside(allowed: Allowed, test: impl FnOnce() + Send + 'static) {
+    let thread = thread::spawn(move || {
+        assert_eq!(allowed.enforce(), Vec::<String>::new(), "this test needs Linux 6.12 with Landlock and seccomp");
+        test();
+    });
+    thread.join().unwrap();
+}
+
+#[track_caller]
+fn assert_denied<T>(result: io::Result<T>) {
+    assert_eq!(result.err().map(|error| error.kind()), Some(ErrorKind::PermissionDenied));
+}
+
+#[test]
+fn only_the_directories_of_the_configuration_are_read_and_only_that_of_the_socket_is_written() {
+    let [read, write, other] = directories();
+    let at = |directory: &TempDir, name: &str| directory.path().join(name);
+    let (readable, writable, secret) = (at(&read, "file"), at(&write, "file"), at(&other, "file"));
+    let (own, foreign, moved) = (at(&write, "socket"), at(&read, "socket"), at(&write, "moved"));
+    inside(allowed(read.path(), write.path()), move || {
+        assert_eq!(fs::read(&readable).unwrap(), b"content");
+        assert!(File::open("/etc/hostname").is_ok() || !Path::new("/etc/hostname").exists());
+        assert_denied(fs::read(&secret));
+        assert_denied(fs::write(&readable, "other"));
+        assert_denied(fs::remove_file(&readable));
+        assert_denied(UnixListener::bind(&foreign));
+        fs::write(&writable, "other").unwrap();
+        fs::rename(&writable, &moved).unwrap();
+        UnixListener::bind(&own).unwrap();
+        fs::remove_file(&own).unwrap();
+        assert_denied(Command::new("/bin/sh").output());
+    });
+}
+
+#[test]
+fn no_tcp_connection_is_made_and_none_taken_but_for_health_checks() {
+    let [read, write, _other] = directories();
+    inside(allowed(read.path(), write.path()), || {
+        assert_denied(TcpStream::connect("127.0.0.1:443"));
+        assert_denied(TcpListener::bind("127.0.0.1:0"));
+        UdpSocket::bind("127.0.0.1:0").unwrap();
+    });
+}
+
+#[test]
+fn no_namespace_mount_program_for_the_kernel_or_packet_socket_is_made() {
+    let [read, write, _other] = directories();
+    inside(allowed(read.path(), write.path()), || {
+        assert_eq!(unshare(CloneFlags::CLONE_NEWUSER), Err(Errno::ENOSYS));
+        let mounted =
+            nix::mount::mount(None::<&str>, "/tmp", Some("tmpfs"), nix::mount::MsFlags::empty(), None::<&str>);
+        assert_eq!(mounted, Err(Errno::ENOSYS));
+        let packets = Socket::new(Domain::PACKET, Type::RAW, None);
+        assert_eq!(packets.unwrap_err().raw_os_error(), Some(Errno::ENOSYS as i32));
+    });
+}
+
+#[test]
+fn capabilities_are_dropped_for_good() {
+    let [read, write, _other] = directories();
+    let allowed = allowed(read.path(), write.path());
+    let thread = thread::spawn(move || {
+        let before = capabilities::left();
+        capabilities::drop_all_but(&allowed).unwrap();
+        let kept = before.into_iter().filter(|name| name == "CAP_NET_ADMIN").collect::<Vec<_>>();
+        assert_eq!(capabilities::left(), kept);
+        assert!(caps::raise(None, caps::CapSet::Permitted, caps::Capability::CAP_SYS_ADMIN).is_err());
+    });
+    thread.join().unwrap();
+}
+
+#[test]
+fn the_next_program_knows_what_it_is_in() {
+    let allowed = allowed(Path::new("/etc/underpass"), Path::new("/run/underpass"));
+    let entered =
+        Entered { version: VERSION.to_owned(), allowed: allowed.clone(), lacks: vec!["no Landlock".to_owned()] };
+    let sandbox = Sandbox { entered: Some(entered.clone()), capabilities: Vec::new() };
+    let (name, value) = sandbox.variable().unwrap();
+    assert_eq!(name, VARIABLE);
+    assert_eq!(decode(value.to_str().unwrap()), Some((process::id(), entered.clone())));
+    assert!(entered.made_the_same(&allowed));
+    assert_eq!(decode("1234:nonsense"), None);
+    assert_eq!(Sandbox::default().variable(), None);
+}
+
+#[test]
+fn what_a_changed_configuration_needs_more_is_named() {
+    let before = allowed(Path::new("/etc/underpass"), Path::new("/run/underpass"));
+    let below = Allowed { read: [PathBuf::from("/etc/underpass/keys")].into(), ..before.clone() };
+    assert_eq!(before.missing_for(&below), Vec::<String>::new());
+    let more = Allowed {
+        read: [PathBuf::from("/srv/keys")].into(),
+        write: [PathBuf::from("/srv/run")].into(),
+        tcp_ports: [51902, 8080].into(),
+        has_low_port: true,
+        ..before.clone()
+    };
+    let missing = before.missing_for(&more);
+    for (missing, name) in missing.iter().zip(["/srv/keys", "/srv/run", "8080", "CAP_NET_BIND_SERVICE"]) {
+        assert!(missing.contains(name) && missing.ends_with("systemctl restart"), "{missing}");
+    }
+    assert_eq!(missing.len(), 4);
+}
