@@ -109,6 +109,18 @@ impl<'a> Iterator for Frames<'a> {
     }
 }
 
+/// Shows every packet frame of a plaintext to `each`, with its flags, to be changed where it lies.
+pub fn for_each_packet_mut(mut plaintext: &mut [u8], mut each: impl FnMut(u8, &mut [u8])) {
+    while let Some((&mut [kind, flags, low, high], rest)) = plaintext.split_first_chunk_mut::<FRAME_HEADER_LEN>() {
+        let length = usize::from(u16::from_le_bytes([low, high]));
+        let Some((body, rest)) = rest.split_at_mut_checked(length).filter(|_| kind != KIND_PADDING) else { return };
+        if kind == KIND_PACKET {
+            each(flags, body);
+        }
+        plaintext = rest;
+    }
+}
+
 impl Control {
     fn decode(body: &[u8]) -> Result<Self, MalformedFrame> {
         let (&control, body) = body.split_first().ok_or(MalformedFrame)?;
@@ -200,6 +212,24 @@ mod tests {
                 ]
             );
         }
+    }
+
+    #[test]
+    fn packets_can_be_changed_where_they_lie() {
+        let mut plaintext = Vec::new();
+        for byte in [5, 6] {
+            plaintext.extend(packet_header(byte, 1));
+            plaintext.push(byte);
+            Control::Ping(7).encode(&mut plaintext);
+        }
+        plaintext.extend(packet_header(0, 9));
+        let before = plaintext.clone();
+        for_each_packet_mut(&mut plaintext, |flags, packet| {
+            assert_eq!(packet, [flags]);
+            packet[0] += 10;
+        });
+        let changed: Vec<_> = (0..before.len()).filter(|at| before[*at] != plaintext[*at]).collect();
+        assert_eq!(changed, [4, 4 + 1 + PING_FRAME_LEN + 4]);
     }
 
     #[test]

@@ -5,3 +5,4 @@ pub mod frame;
 pub mod headers;
 pub mod ip;
 pub mod message;
+pub mod segment_size;
