@@ -96,6 +96,7 @@ impl Node {
                 suite,
                 send_lanes: 1,
                 lane_paths: false,
+                mtu: None,
             },
             peers: vec![PeerConfig {
                 public_key: key(3 - number).public_key(),

@@ -119,8 +119,14 @@ pub(crate) fn now() -> Instant {
 
 /// Device `number` without peers.
 pub(crate) fn device(now: Instant, number: usize, suite: Suite) -> Device {
-    let config =
-        DeviceConfig { private_key: key(number), previous_private_key: None, suite, send_lanes: 1, lane_paths: false };
+    let config = DeviceConfig {
+        private_key: key(number),
+        previous_private_key: None,
+        suite,
+        send_lanes: 1,
+        lane_paths: false,
+        mtu: None,
+    };
     Device::new(now, Duration::from_secs(1_700_000_000), config, [7; 32])
 }
 

@@ -245,6 +245,8 @@ pub struct PeerReport {
     pub rtt_variation_microseconds: Option<u64>,
     /// Share of recent pings that were lost, 0 to 1.
     pub loss: f64,
+    /// Longest packet in bytes that the path carries in one datagram, as far as is known.
+    pub path_mtu: Option<u16>,
     /// Sessions that were agreed since the start.
     pub handshakes: u64,
     /// Pings sent to watch the link.
@@ -365,6 +367,7 @@ pub(crate) mod tests {
             rtt_microseconds: None,
             rtt_variation_microseconds: None,
             loss: 0.0,
+            path_mtu: None,
             handshakes: 0,
             pings: 0,
             pings_lost: 0,

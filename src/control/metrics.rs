@@ -134,6 +134,8 @@ impl Scrape {
         })?;
         let help = "Share of recent pings that were lost, 0 to 1.";
         self.gauge(encoder, "underpass_link_loss_ratio", help, |peer| Some(peer.loss))?;
+        let help = "Longest packet that the path carries in one datagram, as far as is known.";
+        self.gauge(encoder, "underpass_link_path_mtu_bytes", help, |peer| peer.path_mtu.map(f64::from))?;
         self.counter(encoder, "underpass_link_pings", "Pings sent to watch the link.", |peer| peer.pings)?;
         self.counter(encoder, "underpass_link_pings_lost", "Pings that were lost.", |peer| peer.pings_lost)
     }

@@ -308,6 +308,7 @@ mod tests {
             suite: Suite::Aes256Gcm,
             send_lanes: 1,
             lane_paths: false,
+            mtu: None,
         };
         let now = clock::now();
         let mut device = Device::new(now, Duration::from_secs(1), config, [0; 32]);

@@ -34,6 +34,7 @@ pub fn dataplane_config(config: &Config) -> DataplaneConfig {
             suite: suite(interface.suite),
             send_lanes: workers,
             lane_paths: true,
+            mtu: None,
         },
         peers: peer_configs(config),
     }

@@ -89,7 +89,7 @@ pub struct DataplaneConfig {
     pub workers: u8,
     /// Each of them stays on one of the CPUs that the process may use.
     pub pin_workers: bool,
-    /// Who we are. The number of lanes is set to that of the workers.
+    /// Who we are. The number of lanes is set to that of the workers, and the longest packets to those of the interface.
     pub device: DeviceConfig,
     /// Whom we talk to at the start.
     pub peers: Vec<PeerConfig>,
@@ -142,6 +142,7 @@ impl Dataplane {
         config.workers = workers;
         config.device.send_lanes = workers;
         let is_inherited = !inheritance.sockets.is_empty();
+        config.device.mtu = Some(config.mtu);
         let sockets = sockets::bind(&config, inheritance.sockets)?;
         let (slow_path_queue, commands, inbox) = queues();
         let orders = tun.queues.iter().map(|_| Orders::new()).collect::<Result<_, _>>().map_err(StartError::Thread)?;

@@ -174,6 +174,7 @@ pub fn device(now: Instant, number: u8) -> Device {
         suite: Suite::Aes256Gcm,
         send_lanes: 2,
         lane_paths: false,
+        mtu: None,
     };
     Device::new(now, Duration::from_secs(1_700_000_000), config, [number; 32])
 }

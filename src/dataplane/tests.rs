@@ -57,6 +57,7 @@ impl Node {
                 suite: Suite::Aes256Gcm,
                 send_lanes: 1,
                 lane_paths: true,
+                mtu: None,
             },
             peers: setup.peers.iter().map(|(number, remote, allowed)| peer(*number, *remote, allowed)).collect(),
         };
@@ -151,6 +152,7 @@ fn a_superpacket_arrives_as_a_superpacket() {
     let [one, two] = pair([Offload::TcpAndUdp; 2], 1);
     one.send(&Sample { segment_size: 0, ..Sample::tcp_v4(1, 0) });
     two.receive();
+    one.wait_for("the path is known", |status| status.peers[0].path_mtu == Some(1420));
     for sample in [Sample::tcp_v4(45 * 1368, 1368), Sample::udp_v6(30_000, 1200), Sample::tcp_v4(5000, 1000)] {
         one.send(&sample);
         assert_eq!(two.receive(), sample.read());

@@ -84,6 +84,28 @@ pub const LANE_PATH_LIFETIME: Duration = Duration::from_secs(5);
 /// Probes of a path that gives no answer grow apart, from [`LANE_PING_INTERVAL`] up to this.
 pub const LANE_PROBE_MAX_INTERVAL: Duration = Duration::from_secs(15);
 
+/// A path's MTU is looked for from here on, in bytes of UDP payload (RFC 8899 §5.1.2, BASE_PLPMTU).
+pub const PATH_BASE_LEN: u16 = 1200;
+/// Where even that is lost, datagrams are this long: what an IPv4 packet of 576 bytes holds (RFC 791 §3.1).
+pub const PATH_FLOOR_LEN: u16 = 548;
+/// What is found is within so many bytes of what the path carries.
+pub const PATH_SEARCH_STEP: u16 = 8;
+/// While data passes, a path is shown again so often that it carries what it is used for.
+pub const PATH_CONFIRM_INTERVAL: Duration = Duration::from_millis(250);
+/// The same for a watched link without data, and for the base where it was lost.
+pub const PATH_IDLE_INTERVAL: Duration = Duration::from_secs(5);
+/// All paths together are shown to carry it at most this often: with more of them, each more rarely.
+pub const PATH_PROBES_PER_SECOND: u32 = 2_000;
+/// Once a probe has found no answer, the next follow after so long.
+pub const PATH_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// After so many probes in a row without an answer, while small datagrams are answered, the path has shrunk. At a loss of
+/// 5 % each way that happens by chance once in a million times.
+pub const PATH_PROBES_CONFIRMING: u32 = 6;
+/// After so many, a larger size is not carried. By chance: once in ten thousand times; it is tried again.
+pub const PATH_PROBES_SEARCHING: u32 = 4;
+/// Larger sizes than what was found are tried this often.
+pub const PATH_RAISE_INTERVAL: Duration = Duration::from_secs(30);
+
 /// Lanes of one session and direction, at most: what an announced number may cost us in replay windows.
 pub const MAX_LANES: u8 = 64;
 /// Counters behind the newest of a lane that are still accepted, once each.

@@ -1,12 +1,13 @@
 //! The slow path's surface: a device with its peers, everything rare, one owner.
 //!
 //! The module [`proto`](super) states the contract. This file has the commands and what a session brings; `handshakes`
-//! has the three handshake messages, `liveness` what is known of a peer's life, `lanes` the paths of lanes, `timeouts` what
-//! happens when nothing does.
+//! has the three handshake messages, `liveness` what is known of a peer's life, `lanes` the paths of lanes,
+//! `path_mtu` how much they carry, `timeouts` what happens when nothing does.
 
 mod handshakes;
 mod lanes;
 mod liveness;
+mod path_mtu;
 mod timeouts;
 
 use std::collections::VecDeque;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::keys::{PrivateKey, PublicKey};
-use crate::packet::frame::{Control, FLAG_CHECKSUM_PARTIAL, packet_header};
+use crate::packet::frame::{self, Control, FLAG_CHECKSUM_PARTIAL, packet_header};
 use crate::packet::ip::IpPacket;
 use crate::packet::message::{Message, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD};
 
@@ -26,6 +27,7 @@ use super::error::{DropReason, Miss};
 use super::event::Event;
 use super::lane_paths::LanePaths;
 use super::noise::Suite;
+use super::path_mtu::PathLimit;
 use super::peer::{Peer, PeerConfig, ReturnPath};
 use super::peer_table::{PeerId, PeerTable};
 use super::policy::Flows;
@@ -54,6 +56,8 @@ pub struct DeviceConfig {
     pub send_lanes: u8,
     /// Lanes may have paths of their own: who owns the device sends each datagram from the port that it names.
     pub lane_paths: bool,
+    /// Length in bytes of the longest packets: paths are tried for datagrams that carry them. Without, none is tried.
+    pub mtu: Option<u16>,
 }
 
 /// The protocol state of one tunnel interface.
@@ -63,6 +67,7 @@ pub struct Device {
     suite: Suite,
     send_lanes: u8,
     lane_paths: bool,
+    mtu: Option<u16>,
     peers: PeerTable,
     allowed_ips: Arc<AllowedIps>,
     flows: Arc<Flows>,
@@ -109,6 +114,7 @@ impl Device {
             suite: config.suite,
             send_lanes: config.send_lanes.clamp(1, MAX_LANES),
             lane_paths: config.lane_paths,
+            mtu: config.mtu,
             peers: PeerTable::default(),
             allowed_ips: Arc::default(),
             flows,
@@ -157,7 +163,7 @@ impl Device {
             return None;
         }
         let known = self.known_peer(&config);
-        let id = known.unwrap_or_else(|| self.peers.insert(Peer::new(now, config.clone())));
+        let id = known.unwrap_or_else(|| self.peers.insert(Peer::new(now, config.clone(), self.mtu)));
         keys.iter().for_each(|key| self.take_key_from_others(now, id, key));
         let allowed_ips = Arc::make_mut(&mut self.allowed_ips);
         if known.is_some() {
@@ -381,6 +387,7 @@ impl Device {
             round_trip: peer.liveness.round_trip(),
             round_trip_variation: peer.liveness.round_trip_variation(),
             loss: peer.liveness.loss(),
+            path_mtu: Some(peer.path_limit()).filter(|limit| *limit != PathLimit::NONE).map(PathLimit::packet),
             handshakes: peer.handshakes,
             pings,
             pings_lost,
@@ -458,6 +465,7 @@ impl Device {
         self.send_staged(now, id);
         self.renew_lane_paths(now, id);
         self.tend_link(now, id);
+        self.tend_path(now, id);
     }
 
     /// Traffic has found a session to be old. Its successor is asked for within the jitter, not at once: many peers'
@@ -489,7 +497,7 @@ impl Device {
             Control::Ping(token) => self.answer_ping(now, id, lane, endpoint, token),
             Control::Probe(token) => self.answer_probe(now, id, lane, endpoint, token),
             Control::Pong(token) => {
-                if !self.on_pong(now, id, token) {
+                if !self.on_pong(now, id, token) && !self.on_path_pong(now, id, token) {
                     self.on_lane_pong(now, id, token);
                 }
             }
@@ -591,9 +599,11 @@ impl Device {
         payload.extend_from_slice(&[0; TRANSPORT_HEADER_LEN]);
         frames.iter().for_each(|frame| payload.extend_from_slice(frame));
         payload.extend_from_slice(&[0; TAG_LEN]);
+        let may_fragment = frame::starts_with_packet(&payload[TRANSPORT_HEADER_LEN..])
+            && self.peers.get(id).is_some_and(|peer| payload.len() > usize::from(peer.path_limit().datagram));
         match session.seal(now, lane, &mut payload) {
             Ok(rekey_due) => {
-                self.transmits.push_back(Transmit { endpoint: way.endpoint, port: way.port, payload });
+                self.transmits.push_back(Transmit { endpoint: way.endpoint, port: way.port, payload, may_fragment });
                 if rekey_due {
                     self.on_rekey_due(now, id, session.local_index);
                 }
@@ -656,6 +666,7 @@ impl Device {
             session: peer.sessions.current().cloned(),
             lanes: peer.lane_paths.routes(peer.endpoint),
             policy: peer.config.policy.clone(),
+            path: peer.path_limit(),
             ..PeerRoute::default()
         };
         self.router = Arc::new(Router {

@@ -88,6 +88,8 @@ drop_reasons! {
     HandshakeGivenUp = "handshake_given_up",
     /// A packet larger than the interface's MTU that cannot be cut.
     TooLarge = "too_large",
+    /// A packet longer than the path to its peer carries that may not be cut: its sender is told.
+    PathTooNarrow = "path_too_narrow",
     /// A packet for a peer's endpoint that would enter its own tunnel again.
     RoutingLoop = "routing_loop",
     /// A queue between threads was full.
@@ -107,7 +109,7 @@ pub enum Miss {
     Drop(DropReason),
     /// The peer has no session: hand the packet to the slow path, which stages it.
     NoSession(PeerId),
-    /// A handshake message: hand the datagram to the slow path.
+    /// A handshake message, or a packet that only fragments of a datagram can carry: hand it to the slow path.
     SlowPath,
 }
 

@@ -240,7 +240,7 @@ impl Liveness {
     }
 
     /// How long an answer may take before it is missed: the retransmission timeout of RFC 6298 §2, within bounds.
-    fn patience(&self) -> Duration {
+    pub(super) fn patience(&self) -> Duration {
         let Some(RoundTrip { smoothed, variation }) = self.round_trip else { return LIVENESS_MAX_PATIENCE };
         (smoothed + variation * 4).clamp(LIVENESS_MIN_PATIENCE, LIVENESS_MAX_PATIENCE)
     }

@@ -39,6 +39,7 @@
 //!         suite: Suite::Aes256Gcm,
 //!         send_lanes: 1,
 //!         lane_paths: false,
+//!         mtu: None,
 //!     };
 //!     Device::new(now, Duration::from_secs(1_700_000_000), config, seed)
 //! };
@@ -90,6 +91,7 @@ pub mod handshake;
 mod lane_paths;
 mod liveness;
 pub mod noise;
+pub mod path_mtu;
 pub mod peer;
 pub mod peer_table;
 pub mod policy;

@@ -15,6 +15,7 @@ use super::endpoint::Endpoint;
 use super::lane_paths::LanePaths;
 use super::liveness::Liveness;
 use super::noise::{PendingInitiation, Suite};
+use super::path_mtu::{PathLimit, PathMtu};
 use super::policy::Policy;
 use super::session::Session;
 use super::session_slots::SessionSlots;
@@ -67,6 +68,7 @@ pub(super) struct Peer {
     pub(super) traffic: Arc<Traffic>,
     pub(super) timers: TimerTable,
     pub(super) liveness: Liveness,
+    pub(super) path_mtu: PathMtu,
     /// What was told of the link last, and since when it has been so.
     pub(super) told_link: (LinkState, Option<LinkReason>),
     pub(super) link_since: Instant,
@@ -123,7 +125,7 @@ impl RemoteKey {
 }
 
 impl Peer {
-    pub(super) fn new(now: Instant, config: PeerConfig) -> Self {
+    pub(super) fn new(now: Instant, config: PeerConfig, mtu: Option<u16>) -> Self {
         Self {
             remotes: Vec::new(),
             active_remote: 0,
@@ -138,6 +140,7 @@ impl Peer {
             traffic: Arc::new(Traffic::new(now)),
             timers: TimerTable::default(),
             liveness: Liveness::default(),
+            path_mtu: PathMtu::new(mtu),
             told_link: (LinkState::Idle, Some(LinkReason::NoTraffic)),
             link_since: now,
             told_refusal: false,
@@ -201,6 +204,7 @@ impl Peer {
                 () if self.liveness.is_dead() => down(LinkReason::Unanswered),
                 () if self.is_draining => (LinkState::Draining, Some(LinkReason::Drained)),
                 () if self.liveness.is_degraded() => (LinkState::Degraded, Some(LinkReason::Loss)),
+                () if self.path_mtu.is_narrow() => (LinkState::Degraded, Some(LinkReason::Mtu)),
                 () => (LinkState::Up, None),
             };
         }
@@ -244,6 +248,11 @@ impl Peer {
         let current = self.endpoint?.remote;
         let is_missed = preferred.remote != current && lesser.iter().any(|endpoint| endpoint.remote == current);
         is_missed.then_some(*preferred)
+    }
+
+    /// How long datagrams to its endpoint may be.
+    pub(super) fn path_limit(&self) -> PathLimit {
+        self.endpoint.map_or(PathLimit::NONE, |endpoint| self.path_mtu.limit(endpoint.remote.ip()))
     }
 
     pub(super) fn watch_expiry(&mut self) {

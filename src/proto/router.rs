@@ -11,11 +11,13 @@ use std::time::Instant;
 use crate::packet::frame::{self, Control, FLAG_CHECKSUM_PARTIAL, Frame, Frames, MalformedFrame, PacketFrame};
 use crate::packet::ip::IpPacket;
 use crate::packet::message::Message;
+use crate::packet::segment_size;
 
 use super::allowed_ips::AllowedIps;
 use super::endpoint::Endpoint;
 use super::error::{DropReason, Miss};
 use super::lane_paths::LaneRoutes;
+use super::path_mtu::PathLimit;
 use super::peer_table::PeerId;
 use super::policy::{Flows, Policy};
 use super::session::Session;
@@ -56,6 +58,8 @@ pub(super) struct PeerRoute {
     pub(super) session: Option<Arc<Session>>,
     /// What each lane's way has of its own.
     pub(super) lanes: LaneRoutes,
+    /// How long datagrams to its endpoint may be.
+    pub(super) path: PathLimit,
     /// Where the peer has been seen since the snapshot was made. An answer is on its way before the slow path has heard of
     /// it, and nobody is left at the old endpoint to receive it.
     pub(super) moved: OnceLock<Endpoint>,
@@ -157,6 +161,7 @@ pub struct Route<'r> {
     endpoint: Endpoint,
     session: &'r Session,
     lanes: &'r LaneRoutes,
+    path: PathLimit,
 }
 
 impl Route<'_> {
@@ -182,6 +187,11 @@ impl Route<'_> {
                 Way::main(endpoint.unwrap_or(self.endpoint))
             }
         }
+    }
+
+    /// How long datagrams may be.
+    pub fn path(&self) -> PathLimit {
+        self.path
     }
 
     /// What seals.
@@ -254,7 +264,7 @@ impl Router {
         let session = route.session.as_ref().map(|session| route.confirmed.get().unwrap_or(session));
         match (session, route.endpoint()) {
             (Some(session), Some(endpoint)) if !session.is_expired(now) => {
-                Ok(Route { peer, endpoint, session, lanes: route.lanes() })
+                Ok(Route { peer, endpoint, session, lanes: route.lanes(), path: route.path })
             }
             _ => Err(Miss::NoSession(peer)),
         }
@@ -291,6 +301,13 @@ impl Router {
             notices.push(Notice::Resumed { session });
         }
         let route = &self.peers[peer.index()];
+        if route.path.is_narrow() {
+            // What answers a SYN takes our path to the peer: who knows it is who lowers what the SYN asks for.
+            let longest = route.path.packet();
+            frame::for_each_packet_mut(authentic.plaintext, |flags, packet| {
+                segment_size::clamp(packet, longest, flags & FLAG_CHECKSUM_PARTIAL != 0);
+            });
+        }
         let has_own_path = receiving.session.follows_path_of(header.lane);
         let tells_where = authentic.is_newest && !frame::starts_with_probe_or_pong(authentic.plaintext);
         if tells_where && !has_own_path && route.on_seen(from) {

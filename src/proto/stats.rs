@@ -62,6 +62,8 @@ pub enum LinkState {
 pub enum LinkReason {
     /// Degraded: so many pings are lost.
     Loss,
+    /// Degraded: the path does not carry packets as long as the interface's MTU.
+    Mtu,
     /// Draining: by command.
     Drained,
     /// Down: no handshake was answered, so far or since the last session ended.
@@ -107,6 +109,9 @@ pub struct PeerStatus {
     pub round_trip_variation: Option<Duration>,
     /// Share of recent pings that were lost, 0 to 1.
     pub loss: f64,
+    /// Longest packet in bytes that its path carries in one datagram, as far as is known; none without an endpoint, or where
+    /// paths are not tried.
+    pub path_mtu: Option<u16>,
     /// Sessions that were agreed.
     pub handshakes: u64,
     /// Pings that were sent to watch the link, and those of them that were lost.
@@ -159,6 +164,7 @@ impl LinkReason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Loss => "loss",
+            Self::Mtu => "mtu",
             Self::Drained => "drained",
             Self::NoHandshake => "no-handshake",
             Self::KeyRefused => "key-refused",

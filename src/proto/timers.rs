@@ -22,10 +22,12 @@ pub enum Timer {
     Liveness,
     /// An initiation is to go to the peer's other endpoints too.
     Alternatives,
+    /// The path's MTU is to be looked after.
+    PathMtu,
 }
 
 impl Timer {
-    const COUNT: usize = 7;
+    const COUNT: usize = 8;
     /// All timers, in the order in which they are handled.
     pub const ALL: [Self; Self::COUNT] = [
         Self::Expiry,
@@ -33,6 +35,7 @@ impl Timer {
         Self::Retry,
         Self::Alternatives,
         Self::Liveness,
+        Self::PathMtu,
         Self::LanePaths,
         Self::PersistentKeepalive,
     ];

@@ -11,6 +11,8 @@ pub struct Transmit {
     pub port: SourcePort,
     /// The UDP payload.
     pub payload: Vec<u8>,
+    /// It may be cut into fragments on its way. What may not is lost where it is too long for the path.
+    pub may_fragment: bool,
 }
 
 /// Which of our UDP ports a datagram leaves from.

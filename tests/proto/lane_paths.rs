@@ -56,7 +56,7 @@ fn send_on(pair: &mut Pair, side: Side, lane: u8) {
     let way = route.way(lane);
     let mut notices = Vec::new();
     route.seal(now, lane, &mut payload, &mut notices).unwrap();
-    pair.put_on_the_wire(side, Transmit { endpoint: way.endpoint, port: way.port, payload });
+    pair.put_on_the_wire(side, Transmit { endpoint: way.endpoint, port: way.port, payload, may_fragment: false });
     for notice in notices {
         pair.device(side).handle_notice(now, notice);
     }

@@ -14,6 +14,7 @@ mod lane_paths;
 mod liveness;
 mod many_peers;
 mod pair;
+mod path_mtu;
 mod rekey;
 mod roaming;
 mod staged;

@@ -93,6 +93,7 @@ impl Site {
                 suite: Suite::Aes256Gcm,
                 send_lanes: 1,
                 lane_paths: true,
+                mtu: None,
             };
             let mut seed = [5; 32];
             seed[..8].copy_from_slice(&number.to_le_bytes());

@@ -92,6 +92,10 @@ pub(crate) struct Pair {
     pub lose: Box<Loss>,
     /// Datagrams to be lost on their way.
     pub lose_between: Box<PathLoss>,
+    /// One-way delay from here on.
+    pub latency: Duration,
+    /// Longest datagram in bytes that passes whole, by sender.
+    pub longest: [usize; 2],
     /// Another address of side two, from which it answers what was sent there.
     pub second: Option<SocketAddr>,
 }
@@ -108,6 +112,7 @@ pub(crate) fn device_config(side: Side) -> DeviceConfig {
         suite: Suite::Aes256Gcm,
         send_lanes: 1,
         lane_paths: true,
+        mtu: None,
     }
 }
 
@@ -191,6 +196,8 @@ impl Pair {
             refused: Vec::new(),
             lose: Box::new(|_, _| false),
             lose_between: Box::new(|_, _| false),
+            latency: LATENCY,
+            longest: [usize::MAX; 2],
             second: None,
         }
     }
@@ -293,7 +300,8 @@ impl Pair {
         for side in [Side::One, Side::Two] {
             while let Some(transmit) = self.device(side).poll_transmit() {
                 self.sent.push((self.now, side, transmit.payload.clone()));
-                if (self.lose)(side, &transmit.payload) {
+                let is_too_long = !transmit.may_fragment && transmit.payload.len() > self.longest[side as usize];
+                if is_too_long || (self.lose)(side, &transmit.payload) {
                     continue;
                 }
                 self.put_on_the_wire(side, transmit);
@@ -326,7 +334,7 @@ impl Pair {
         let Some(to) = to else { return };
         if !(self.lose_between)(from, remote) {
             self.wire.push_back(InFlight {
-                arrives_at: self.now + LATENCY,
+                arrives_at: self.now + self.latency,
                 to: [Side::One, Side::Two][to],
                 from,
                 to_second,

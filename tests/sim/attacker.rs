@@ -156,6 +156,7 @@ impl Simulation {
             suite: Suite::Aes256Gcm,
             send_lanes: 1,
             lane_paths: false,
+            mtu: None,
         };
         let mut stranger = Device::new(self.now, self.unix_time(receiver), config, self.random.seed());
         let endpoints = vec![Endpoint::new(self.network.public_address(receiver))];

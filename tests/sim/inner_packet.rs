@@ -3,6 +3,10 @@
 
 use std::net::IpAddr;
 
+use underpass::packet::frame::FRAME_HEADER_LEN;
+use underpass::packet::message::TRANSPORT_OVERHEAD;
+use underpass::proto::constants::PATH_BASE_LEN;
+
 use crate::twin::kernel;
 use crate::twin::packet::{TCP, UDP, completed, set_field, sum};
 
@@ -10,6 +14,9 @@ use crate::twin::packet::{TCP, UDP, completed, set_field, sum};
 pub(crate) const MTU: u16 = 1420;
 /// What fits behind the longest headers.
 pub(crate) const LONGEST_PAYLOAD: usize = MTU as usize - 60;
+
+/// The same where paths are tried: TCP segments of this length need not be cut on any of them.
+pub(crate) const LONGEST_WHOLE: usize = PATH_BASE_LEN as usize - TRANSPORT_OVERHEAD - FRAME_HEADER_LEN - 60;
 
 /// Who talks to whom about what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

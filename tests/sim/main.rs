@@ -25,6 +25,7 @@ mod inner_packet;
 mod network;
 mod node;
 mod random;
+mod reassembly;
 mod recovery;
 mod reference;
 mod runner;

@@ -15,7 +15,7 @@ use crate::random::Random;
 pub(crate) const ATTACKER: &str = "203.0.113.66:666";
 
 /// Outer headers of the larger family: 40 of IPv6 and 8 of UDP.
-const OUTER_HEADERS: usize = 48;
+pub(crate) const OUTER_HEADERS: usize = 48;
 /// Datagrams that the attacker remembers.
 const RECORDED: usize = 400;
 /// A NAT forgets a flow that was silent for this long.
@@ -197,7 +197,7 @@ impl Network {
     }
 
     /// Takes a datagram that a node sends.
-    pub(crate) fn send(&mut self, now: Instant, sender: usize, to: SocketAddr, payload: Vec<u8>) {
+    pub(crate) fn send(&mut self, now: Instant, sender: usize, to: SocketAddr, payload: Vec<u8>, may_fragment: bool) {
         let from = self.translate(now, sender, to);
         let Some(receiver) = self.node_at(to) else { return };
         self.sent += 1;
@@ -212,7 +212,7 @@ impl Network {
             Some(Fate::IsLate(late)) => quality.delay += late,
             Some(Fate::Arrives) | None => {}
         }
-        let too_long = datagram.payload.len() + OUTER_HEADERS > quality.mtu;
+        let too_long = !may_fragment && datagram.payload.len() + OUTER_HEADERS > quality.mtu;
         if quality.blocked || too_long || self.random.chance(quality.loss) {
             return;
         }

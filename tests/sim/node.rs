@@ -45,6 +45,8 @@ pub(crate) struct NodeSetup {
     pub has_workers: bool,
     /// What the workers' TUN takes.
     pub offloads: &'static [TransportProtocol],
+    /// Whether it finds out what paths carry.
+    pub tries_paths: bool,
 }
 
 /// What happens to the notices of a node's workers.
@@ -115,6 +117,7 @@ impl Node {
             suite: setup.suite,
             send_lanes: setup.lanes,
             lane_paths: true,
+            mtu: setup.tries_paths.then_some(MTU),
         };
         let mut device = Device::new(now, unix_time, config, seed);
         let snapshot = Snapshot { router: device.router(), allowed: Arc::default(), names: Arc::default() };
@@ -198,7 +201,12 @@ impl Node {
         let route = router.route(now, destination).ok()?;
         let mut payload = [&[0; TRANSPORT_HEADER_LEN], plaintext, &[0; TAG_LEN]].concat();
         route.seal(now, lane % self.setup.lanes, &mut payload, &mut Vec::new()).ok()?;
-        let transmit = Transmit { endpoint: route.endpoint(), port: SourcePort::Listen, payload: payload.clone() };
+        let transmit = Transmit {
+            endpoint: route.endpoint(),
+            port: SourcePort::Listen,
+            payload: payload.clone(),
+            may_fragment: false,
+        };
         self.outputs.transmits.push(transmit);
         Some(payload)
     }

@@ -6,6 +6,7 @@ use underpass::proto::constants::{
     LIVENESS_INTERVAL, LIVENESS_MAX_PATIENCE, LIVENESS_PINGS_UNANSWERED, LIVENESS_RETRY_INTERVAL, RETRY_INTERVALS,
     RETRY_JITTER,
 };
+use underpass::proto::error::{DropReason, Miss};
 
 use crate::inner_packet::{Burst, LONGEST_PAYLOAD};
 use crate::node::{HAND_OVER, Node, inner_addresses};
@@ -140,6 +141,13 @@ impl Simulation {
         arrives && self.seals_for(from, to) == Some(true)
     }
 
+    /// Whether `from` seals nothing for `to`, whom it has found dead: that the other has just confirmed a session of before
+    /// does not tell it otherwise.
+    fn refuses(&mut self, from: usize, to: usize) -> bool {
+        let router = self.nodes[from].device.router();
+        matches!(router.route(self.now, inner_addresses(to)[0]), Err(Miss::Drop(DropReason::LinkDown)))
+    }
+
     /// Whether `from` knows the way to `to`.
     fn knows_way(&self, from: usize, to: usize) -> bool {
         let endpoint = self.nodes[from].endpoint_of(self.now, to);
@@ -163,7 +171,8 @@ impl Simulation {
             }
             for (from, to) in [(node, peer), (peer, node)] {
                 if self.agree(from, to) && self.agree(to, from) {
-                    ensure!(self.is_live(from, to), "after a handshake, node {from} sends to node {to} in vain");
+                    let is_live = self.refuses(from, to) || self.is_live(from, to);
+                    ensure!(is_live, "after a handshake, node {from} sends to node {to} in vain");
                 }
             }
         }

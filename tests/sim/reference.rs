@@ -125,6 +125,12 @@ impl Ledger {
         self.deliveries
     }
 
+    /// Whether a packet was sent just so: whole, or as a fragment by a hostile node.
+    pub(crate) fn knows(&self, delivered: &[u8]) -> bool {
+        let sent = number_of(delivered).and_then(|number| self.packets.get(usize::try_from(number).ok()?));
+        sent.is_some_and(|sent| sent.is(delivered))
+    }
+
     /// A delivered packet was sent by its peer, unchanged, at most once, and its source is allowed. `in_order`: the network
     /// let nothing overtake its datagram, so that no packet of its flow has overtaken it.
     pub(crate) fn on_delivered(

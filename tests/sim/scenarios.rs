@@ -3,17 +3,20 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use underpass::packet::message::Message;
+use underpass::packet::frame::FRAME_HEADER_LEN;
+use underpass::packet::message::{Message, TRANSPORT_OVERHEAD};
 use underpass::proto::constants::{
-    HANDSHAKES_PER_SECOND_UNDER_LOAD, REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_JITTER, RETRY_INTERVALS, RETRY_JITTER,
+    HANDSHAKES_PER_SECOND_UNDER_LOAD, PATH_SEARCH_STEP, REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_JITTER,
+    RETRY_INTERVALS, RETRY_JITTER,
 };
 use underpass::proto::noise::Suite;
 use underpass::proto::stats::LinkState;
 
 use crate::hostile::HostileKind;
-use crate::inner_packet::{Burst, LONGEST_PAYLOAD};
-use crate::network::{Fate, Quality};
+use crate::inner_packet::{Burst, LONGEST_PAYLOAD, MTU};
+use crate::network::{Fate, OUTER_HEADERS, Quality};
 use crate::node::NodeSetup;
+use crate::random::Random;
 use crate::reference::Checked;
 use crate::simulation::Simulation;
 use crate::transition::Transition;
@@ -21,8 +24,18 @@ use crate::worker::OFFLOADS;
 
 /// Two nodes that know each other.
 fn two_nodes(suite: Suite, lanes: u8, has_workers: bool, natted: bool) -> Simulation {
-    let setups = (0..2).map(|number| NodeSetup { number, suite, lanes, has_workers, offloads: OFFLOADS[2] }).collect();
-    let mut simulation = Simulation::with_nodes(setups, &[false, natted], false, 1);
+    nodes_with(natted, |number| NodeSetup {
+        number,
+        suite,
+        lanes,
+        has_workers,
+        offloads: OFFLOADS[2],
+        tries_paths: false,
+    })
+}
+
+fn nodes_with(natted: bool, setup: impl Fn(usize) -> NodeSetup) -> Simulation {
+    let mut simulation = Simulation::with_nodes((0..2).map(setup).collect(), &[false, natted], false, 1);
     simulation.introduce_plainly(0, 1);
     simulation
 }
@@ -200,4 +213,42 @@ fn flood_before_every_arrival(simulation: &mut Simulation, duration: Duration) {
 fn count_cookies(simulation: &Simulation) -> usize {
     let is_cookie = |payload: &[u8]| matches!(Message::parse(payload), Ok(Message::CookieReply(_)));
     simulation.network.recorded().iter().filter(|recorded| is_cookie(&recorded.datagram.payload)).count()
+}
+
+#[test]
+fn paths_of_changing_width_are_found_whatever_the_network_does_meanwhile() {
+    let headers = OUTER_HEADERS + TRANSPORT_OVERHEAD + FRAME_HEADER_LEN;
+    let mut random = Random::new(5, b'p');
+    let mut simulation = nodes_with(true, |number| NodeSetup {
+        number,
+        suite: Suite::Aes256Gcm,
+        lanes: 2,
+        has_workers: number == 0,
+        offloads: OFFLOADS[2],
+        tries_paths: true,
+    });
+    for _ in 0..15 {
+        let mtus = [(); 2].map(|()| 1280 + random.below(280));
+        for (from, mtu) in mtus.into_iter().enumerate() {
+            let loss = *random.pick(&[0, 0, 5]);
+            let delay = *random.pick(&[1, 10, 80]);
+            let delay = Duration::from_millis(delay);
+            *simulation.network.link(from, 1 - from) = Quality { mtu, loss, delay, ..Quality::PERFECT };
+        }
+        let mut stream = |seconds| {
+            simulation.stream(0, 1, true, Duration::from_millis(100), Duration::from_secs(seconds)).unwrap();
+            let of_node = |node: usize| {
+                let status = simulation.nodes[node].device.status(simulation.now).peers.remove(0);
+                (usize::from(status.path_mtu.unwrap()), (mtus[node] - headers).min(MTU.into()))
+            };
+            [0, 1].map(of_node)
+        };
+        let soon = stream(4);
+        assert!(soon.iter().all(|(found, carried)| found <= carried), "too long: {soon:?}");
+        // Twice the time between two attempts at more: chance may spoil one.
+        let later = stream(75);
+        let is_near =
+            |(found, carried): &(usize, usize)| (carried - PATH_SEARCH_STEP as usize..=*carried).contains(found);
+        assert!(later.iter().all(is_near), "not what is carried: {later:?}");
+    }
 }

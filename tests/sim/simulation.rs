@@ -20,6 +20,7 @@ use crate::checks;
 use crate::network::Network;
 use crate::node::{Node, NodeSetup, inner_addresses};
 use crate::random::Random;
+use crate::reassembly::Reassembly;
 use crate::reference::{Checked, Ledger, ensure};
 use crate::runner::Tally;
 use crate::worker::OFFLOADS;
@@ -34,6 +35,8 @@ pub(crate) struct Simulation {
     pub nodes: Vec<Node>,
     pub network: Network,
     pub ledger: Ledger,
+    /// Of what nodes give out.
+    reassembly: Reassembly,
     pub random: Random,
     /// What a peer's configuration was before it was removed, by node and peer.
     pub removed: BTreeMap<(usize, usize), PeerConfig>,
@@ -68,6 +71,7 @@ impl Simulation {
     /// A world drawn from `seed`.
     pub(crate) fn new(seed: u64) -> Self {
         let mut random = Random::new(seed, b's');
+        let mut paths = Random::new(seed, b'p');
         let count = 3 + random.below(3);
         let setups: Vec<NodeSetup> = (0..count)
             .map(|number| NodeSetup {
@@ -76,6 +80,7 @@ impl Simulation {
                 lanes: 1 + random.below(3) as u8,
                 has_workers: random.chance(50),
                 offloads: OFFLOADS[random.below(OFFLOADS.len())],
+                tries_paths: paths.chance(50),
             })
             .collect();
         // Node 0 is the proxy side, which everybody finds.
@@ -109,6 +114,7 @@ impl Simulation {
             nodes: nodes.collect(),
             network,
             ledger: Ledger::default(),
+            reassembly: Reassembly::default(),
             random,
             removed: BTreeMap::new(),
             announced: BTreeMap::new(),
@@ -266,12 +272,13 @@ impl Simulation {
         checks::after_timeout(now, &mut self.nodes[node])
     }
 
-    /// A device that is woken again and again has a busy loop. Pings of a peer in doubt are the most frequent: 20 a second.
+    /// A device that is woken again and again has a busy loop. Pings of a peer in doubt and probes of its path are the most
+    /// frequent: 20 a second each.
     fn count_wakeup(&mut self, node: usize) -> Checked {
         let second = (self.now - self.start).as_secs();
         let wakeups = self.wakeups.entry((node, second)).or_default();
         *wakeups += 1;
-        let allowed = 30 * self.nodes.len();
+        let allowed = 50 * self.nodes.len();
         ensure!(*wakeups <= allowed, "node {node} was woken {wakeups} times in one second");
         Ok(())
     }
@@ -292,8 +299,12 @@ impl Simulation {
     pub(crate) fn collect_received(&mut self, node: usize, limit: Option<usize>, in_order: bool) -> Checked {
         let now = self.now;
         let outputs = self.nodes[node].poll(now, &mut self.random);
-        for delivery in &outputs.deliveries {
-            self.ledger.on_delivered(now, node, delivery, in_order)?;
+        for delivery in outputs.deliveries {
+            let whole = match self.ledger.knows(&delivery.bytes) {
+                true => Some(delivery),
+                false => self.reassembly.take(node, delivery),
+            };
+            whole.map_or(Ok(()), |delivery| self.ledger.on_delivered(now, node, &delivery, in_order))?;
         }
         self.tally.writes += outputs.writes as u64;
         self.tally.refused += outputs.refused;
@@ -313,7 +324,7 @@ impl Simulation {
 
     pub(crate) fn transmit(&mut self, node: usize, transmit: Transmit) -> Checked {
         // A node has one port here, whatever its lanes.
-        let Transmit { endpoint, payload, port: _ } = transmit;
+        let Transmit { endpoint, payload, port: _, may_fragment } = transmit;
         let incarnation = self.nodes[node].incarnation;
         self.trace(|| format!("node {node} sends {} to {}", describe(&payload), endpoint.remote));
         self.ledger.on_sent(self.now, incarnation, &payload)?;
@@ -323,7 +334,7 @@ impl Simulation {
                 self.ledger.on_initiation(self.now, incarnation, peer, initiation.sender_index())?;
             }
         }
-        self.network.send(self.now, node, endpoint.remote, payload);
+        self.network.send(self.now, node, endpoint.remote, payload, may_fragment);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::Violation;
-use crate::inner_packet::{Burst, Flow};
+use crate::inner_packet::{Burst, Flow, LONGEST_WHOLE};
 use crate::node::inner_addresses;
 use crate::reference::{Checked, SentPacket};
 use crate::simulation::Simulation;
@@ -54,6 +54,10 @@ impl Simulation {
     ) -> Result<u64, Violation> {
         let first = self.ledger.next_number();
         let flow = self.flow(from, to, is_tcp);
+        // The ledger knows packets, not streams.
+        let is_cut = is_tcp && self.nodes[from].setup.tries_paths;
+        let length = if is_cut { burst.length.min(LONGEST_WHOLE) } else { burst.length };
+        let burst = Burst { length, last: burst.last.min(length), ..burst };
         let one = [burst, Burst::single(20, true)];
         let bursts = one[..1 + usize::from(single)].repeat(count);
         self.drain(from, flow, &bursts)?;

@@ -86,7 +86,12 @@ impl Worker {
         let cut = |run: Run| {
             let datagrams = run.bytes.chunks(run.segment_size).map(<[u8]>::to_vec);
             datagrams
-                .map(move |payload| Transmit { endpoint: run.way.endpoint, port: run.way.port, payload })
+                .map(move |payload| Transmit {
+                    endpoint: run.way.endpoint,
+                    port: run.way.port,
+                    payload,
+                    may_fragment: false,
+                })
                 .collect::<Vec<_>>()
         };
         (self.runs.try_iter().flat_map(cut).collect(), missed)

@@ -105,6 +105,7 @@ impl Setup {
             suite: self.suite,
             send_lanes: 2,
             lane_paths: true,
+            mtu: None,
         };
         let mut device = Device::new(now, Duration::from_secs(unix_time), config, [unix_time as u8; 32]);
         device.upsert_peer(

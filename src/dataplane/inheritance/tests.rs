@@ -29,6 +29,7 @@ fn config(listen: &[&str]) -> DataplaneConfig {
             suite: Suite::Aes256Gcm,
             send_lanes: 1,
             lane_paths: true,
+            mtu: None,
         },
         peers: Vec::new(),
     }

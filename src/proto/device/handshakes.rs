@@ -85,7 +85,7 @@ impl Device {
             peer.timers.set(Timer::Alternatives, if is_lost { now } else { now + ALTERNATIVE_DELAY });
         }
         peer.past_sent_bytes += message.len() as u64;
-        self.transmits.push_back(Transmit { endpoint, port: SourcePort::Listen, payload: message });
+        self.transmits.push_back(Transmit { endpoint, port: SourcePort::Listen, payload: message, may_fragment: true });
         self.send_to_alternatives_if_due(now, id);
     }
 
@@ -103,7 +103,12 @@ impl Device {
         for other in peer.config.endpoints.iter().filter(|other| other.remote != endpoint.remote) {
             peer.past_sent_bytes += attempt.message.len() as u64;
             let payload = attempt.message.clone();
-            self.transmits.push_back(Transmit { endpoint: *other, port: SourcePort::Listen, payload });
+            self.transmits.push_back(Transmit {
+                endpoint: *other,
+                port: SourcePort::Listen,
+                payload,
+                may_fragment: true,
+            });
         }
         peer.traffic.on_sent(now, false);
     }
@@ -179,7 +184,12 @@ impl Device {
         let session = Arc::new(Session::new(now, &keys, &parameters, peer.traffic.clone()));
         self.end_sessions(id, |peer| peer.sessions.add_responded(session));
         // The endpoint does not move yet: after a restart this may be a replay. The first transport data moves it.
-        self.transmits.push_back(Transmit { endpoint: from, port: SourcePort::Listen, payload: message });
+        self.transmits.push_back(Transmit {
+            endpoint: from,
+            port: SourcePort::Listen,
+            payload: message,
+            may_fragment: true,
+        });
         self.settle(now, id);
         Ok(())
     }
@@ -277,7 +287,7 @@ impl Device {
         let mac_keys = &self.local_keys[local].mac_keys;
         let payload =
             self.cookie_checker.reply(now, from.remote, mac_keys, sender_index, message, &mut self.randomness);
-        self.transmits.push_back(Transmit { endpoint: from, port: SourcePort::Listen, payload });
+        self.transmits.push_back(Transmit { endpoint: from, port: SourcePort::Listen, payload, may_fragment: true });
         Err(DropReason::CookieDemanded)
     }
 

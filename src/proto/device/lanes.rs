@@ -65,6 +65,7 @@ impl Device {
 
     pub(super) fn on_resumed(&mut self, now: Instant, id: PeerId) {
         self.tend_link(now, id);
+        self.tend_path(now, id);
         let Some(peer) = self.peers.get_mut(id) else { return };
         if matches!(peer.lane_paths, LanePaths::Opened(_)) {
             self.tend_lane_paths(now, id);

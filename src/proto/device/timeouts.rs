@@ -35,6 +35,7 @@ impl Device {
             Timer::Liveness => self.tend_link(now, id),
             Timer::Alternatives => self.send_to_alternatives(now, id),
             Timer::LanePaths => self.on_lane_paths(now, id),
+            Timer::PathMtu => self.tend_path(now, id),
         }
     }
 

@@ -63,6 +63,7 @@ fn device(now: Instant, byte: u8) -> Device {
         suite: Suite::Aes256Gcm,
         send_lanes: 1,
         lane_paths: false,
+        mtu: None,
     };
     Device::new(now, Duration::from_secs(1_700_000_000), config, [byte; 32])
 }
