@@ -31,7 +31,7 @@ const BUFFER_LEN: usize = 65_536;
 #[derive(Debug)]
 pub(super) struct Outbound {
     lane: u8,
-    /// The longest plaintext of a datagram: one packet of the interface's MTU in its frame.
+    /// The longest plaintext of any datagram: one packet of the interface's MTU in its frame.
     max_plaintext: usize,
     sender: Box<dyn SendRun>,
     counters: Arc<Counters>,
@@ -106,7 +106,8 @@ impl<'r> Drain<'_, 'r> {
     }
 
     fn open(&mut self, slot: usize, route: Route<'r>) -> (&mut Batch<'r>, Wire<'_>) {
-        let batch = self.batches[slot].get_or_insert_with(|| Batch::new(route));
+        let max_plaintext = self.outbound.max_plaintext;
+        let batch = self.batches[slot].get_or_insert_with(|| Batch::new(route, max_plaintext));
         (batch, wire(self.now, self.outbound, self.notices, slot))
     }
 
@@ -148,6 +149,8 @@ impl Wire<'_> {
 #[derive(Debug)]
 struct Batch<'r> {
     route: Route<'r>,
+    /// The longest plaintext that packets are packed into: what the path carries.
+    max_packed: usize,
     start: usize,
     end: usize,
     /// Length of the run's datagrams; `None` before the first is sealed.
@@ -168,8 +171,9 @@ struct OpenDatagram {
 }
 
 impl<'r> Batch<'r> {
-    fn new(route: Route<'r>) -> Self {
-        Self { route, start: 0, end: 0, segment_size: None, datagrams: 0, open: OpenDatagram::default() }
+    fn new(route: Route<'r>, max_plaintext: usize) -> Self {
+        let max_packed = max_plaintext.min(usize::from(route.path().datagram) - TRANSPORT_OVERHEAD);
+        Self { route, max_packed, start: 0, end: 0, segment_size: None, datagrams: 0, open: OpenDatagram::default() }
     }
 
     fn push(&mut self, wire: &mut Wire<'_>, segments: &Segments<'_>) {
@@ -200,7 +204,7 @@ impl<'r> Batch<'r> {
     /// Sends what there is if a superpacket fits one send, but not together with it.
     fn make_room(&mut self, wire: &mut Wire<'_>, longest: usize, count: usize) {
         let frame_len = FRAME_HEADER_LEN + longest;
-        let per_datagram = (wire.max_plaintext / frame_len).max(1);
+        let per_datagram = (self.max_packed / frame_len).max(1);
         let datagrams = count.div_ceil(per_datagram);
         let length = count * frame_len + datagrams * TRANSPORT_OVERHEAD;
         let used = self.end + self.open.plaintext_len + TRANSPORT_OVERHEAD;
@@ -216,7 +220,7 @@ impl<'r> Batch<'r> {
             wire.counters.count(DropReason::TooLarge);
             return None;
         }
-        if self.open.plaintext_len + frame_len > wire.max_plaintext {
+        if self.open.plaintext_len + frame_len > self.max_packed {
             self.close(wire, Some(frame_len));
         }
         if self.open.plaintext_len == 0 {
@@ -256,7 +260,7 @@ impl<'r> Batch<'r> {
             (_, None) => length,
             // More of the same will follow: that size is the run's.
             (None, Some(next)) if next == self.open.frame_len => length,
-            (None, Some(_)) => padded_to(wire.max_plaintext),
+            (None, Some(_)) => padded_to(self.max_packed.max(length)),
             (Some(size), Some(_)) => padded_to(size - TRANSPORT_OVERHEAD),
         };
         let datagram = &mut wire.buffer[self.end..self.end + padded + TRANSPORT_OVERHEAD];

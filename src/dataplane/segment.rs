@@ -1,13 +1,21 @@
 //! Cuts what one TUN read gave, a packet or a superpacket, into the packets that travel: each with its own IP and TCP or
 //! UDP header, so that each can be delivered alone, and with its checksum left partial where the receiver can finish it.
 //!
+//! Where the path to the peer is narrow, they are made [`fit`] for it.
+//!
 //! It neither routes nor encrypts. The kernel is trusted, but every offset it states is compared with the bytes.
 
 use crate::packet::checksum;
 use crate::packet::frame::{FLAG_CHECKSUM_PARTIAL, FLAG_CONTINUES};
-use crate::packet::ip::{IPV6_HEADER_LEN, IpPacket, Malformed, TransportProtocol, set_congestion_experienced};
+use crate::packet::ip::{
+    IPV6_HEADER_LEN, IpPacket, Malformed, Transport, TransportProtocol, set_congestion_experienced,
+};
 
+use self::fragments::Fragments;
 use super::virtio::{Segmentation, VirtioHeader};
+
+pub(super) mod fit;
+mod fragments;
 
 /// The packets of one TUN read.
 #[derive(Debug)]
@@ -16,11 +24,20 @@ pub(super) struct Segments<'a> {
     packet: IpPacket<'a>,
     /// Whether the checksum fields are left for the receiver.
     partial: bool,
-    /// How to cut; `None` for a packet that travels as it is.
-    cut: Option<Cut>,
-    /// How many of the superpacket's segments are left out, at its front.
+    shape: Shape,
+    /// How many of the packets are left out, at the front.
     skipped: usize,
     congestion_experienced: bool,
+}
+
+#[derive(Debug)]
+enum Shape {
+    /// One packet that travels as it is.
+    Whole,
+    /// TCP or UDP segments.
+    Segments(Cut),
+    /// IPv4 fragments.
+    Fragments(Fragments),
 }
 
 #[derive(Debug)]
@@ -50,28 +67,13 @@ impl<'a> Segments<'a> {
             complete_checksum(bytes, header)?;
         }
         let partial = header.needs_checksum && travels_partial;
-        Ok(Self { packet: IpPacket::parse(bytes)?, partial, cut: None, skipped: 0, congestion_experienced: false })
+        Ok(Self::of(IpPacket::parse(bytes)?, partial, Shape::Whole))
     }
 
     fn superpacket(header: &VirtioHeader, bytes: &'a [u8]) -> Result<Self, Malformed> {
         let packet = IpPacket::parse(bytes)?;
         let (cut, partial) = match packet.transport() {
-            Some(transport) => (
-                Cut {
-                    protocol: transport.protocol,
-                    transport_start: transport.start,
-                    headers_len: transport.payload_start,
-                    segment_size: usize::from(header.segment_size),
-                    pseudo_header_sum: checksum::pseudo_header(
-                        packet.source(),
-                        packet.destination(),
-                        packet.protocol(),
-                        0,
-                    ),
-                    ip_header_sum: fixed_header_sum(&packet.bytes()[..transport.start]),
-                },
-                true,
-            ),
+            Some(transport) => (Cut::new(&packet, transport, usize::from(header.segment_size)), true),
             None => (Cut::behind_extension_headers(header, &packet)?, false),
         };
         let is_v4 = packet.source().is_ipv4();
@@ -84,7 +86,11 @@ impl<'a> Segments<'a> {
         if !fits || cut.segment_size == 0 {
             return Err(Malformed);
         }
-        Ok(Self { packet, partial, cut: Some(cut), skipped: 0, congestion_experienced: false })
+        Ok(Self::of(packet, partial, Shape::Segments(cut)))
+    }
+
+    fn of(packet: IpPacket<'a>, partial: bool, shape: Shape) -> Self {
+        Self { packet, partial, shape, skipped: 0, congestion_experienced: false }
     }
 
     /// The packet as the kernel gave it, for its addresses: of a superpacket the lengths are not any segment's.
@@ -110,20 +116,31 @@ impl<'a> Segments<'a> {
     }
 
     fn total(&self) -> usize {
-        self.cut.as_ref().map_or(1, |cut| self.payload_len(cut).div_ceil(cut.segment_size).max(1))
+        match &self.shape {
+            Shape::Whole => 1,
+            Shape::Segments(cut) => self.payload_len(cut).div_ceil(cut.segment_size).max(1),
+            Shape::Fragments(fragments) => fragments.count(&self.packet),
+        }
     }
 
     /// Length in bytes of the packet at `index`, which is below [`count`](Self::count). The first is the longest.
     pub(super) fn length(&self, index: usize) -> usize {
-        let Some(cut) = &self.cut else { return self.packet.bytes().len() };
-        let rest = self.payload_len(cut).saturating_sub((self.skipped + index) * cut.segment_size);
-        cut.headers_len + rest.min(cut.segment_size)
+        let index = self.skipped + index;
+        match &self.shape {
+            Shape::Whole => self.packet.bytes().len(),
+            Shape::Segments(cut) => {
+                let rest = self.payload_len(cut).saturating_sub(index * cut.segment_size);
+                cut.headers_len + rest.min(cut.segment_size)
+            }
+            Shape::Fragments(fragments) => fragments.length(&self.packet, index),
+        }
     }
 
     /// The flags of the packet frame at `index`.
     pub(super) fn flags(&self, index: usize) -> u8 {
         match (self.partial, index) {
             (false, _) => 0,
+            _ if matches!(self.shape, Shape::Fragments(_)) => 0,
             (true, 0) => FLAG_CHECKSUM_PARTIAL,
             (true, _) => FLAG_CHECKSUM_PARTIAL | FLAG_CONTINUES,
         }
@@ -131,9 +148,16 @@ impl<'a> Segments<'a> {
 
     /// Writes the packet at `index` into `out`, which is [`length`](Self::length) bytes long.
     pub(super) fn write(&self, index: usize, out: &mut [u8]) {
-        let bytes = self.packet.bytes();
-        let Some(cut) = &self.cut else { return out.copy_from_slice(bytes) };
         let index = self.skipped + index;
+        match &self.shape {
+            Shape::Whole => out.copy_from_slice(self.packet.bytes()),
+            Shape::Segments(cut) => self.write_segment(cut, index, out),
+            Shape::Fragments(fragments) => fragments.write(&self.packet, index, self.partial, out),
+        }
+    }
+
+    fn write_segment(&self, cut: &Cut, index: usize, out: &mut [u8]) {
+        let bytes = self.packet.bytes();
         let packet_len = out.len();
         let payload_start = cut.headers_len + index * cut.segment_size;
         let (headers, payload) = out.split_at_mut(cut.headers_len);
@@ -157,7 +181,8 @@ impl<'a> Segments<'a> {
         let at = cut.transport_start + cut.protocol.checksum_offset();
         out[at..at + 2].copy_from_slice(&sum.to_be_bytes());
         if !self.partial {
-            finish_checksum(out, cut.transport_start, at);
+            let checksum = finish_checksum(&out[cut.transport_start..]).to_be_bytes();
+            out[at..at + 2].copy_from_slice(&checksum);
         }
     }
 
@@ -181,6 +206,18 @@ impl<'a> Segments<'a> {
 }
 
 impl Cut {
+    /// With the transport header directly behind the IP header.
+    fn new(packet: &IpPacket<'_>, transport: Transport, segment_size: usize) -> Self {
+        Self {
+            protocol: transport.protocol,
+            transport_start: transport.start,
+            headers_len: transport.payload_start,
+            segment_size,
+            pseudo_header_sum: checksum::pseudo_header(packet.source(), packet.destination(), packet.protocol(), 0),
+            ip_header_sum: fixed_header_sum(&packet.bytes()[..transport.start]),
+        }
+    }
+
     /// The transport header of an IPv6 superpacket with extension headers, which only the kernel knows how to pass
     /// over: it lies where the checksum starts.
     fn behind_extension_headers(header: &VirtioHeader, packet: &IpPacket<'_>) -> Result<Self, Malformed> {
@@ -264,18 +301,18 @@ fn complete_checksum(bytes: &mut [u8], header: &VirtioHeader) -> Result<(), Malf
     if at + 2 > bytes.len() {
         return Err(Malformed);
     }
-    finish_checksum(bytes, start, at);
+    let checksum = finish_checksum(&bytes[start..]).to_be_bytes();
+    bytes[at..at + 2].copy_from_slice(&checksum);
     Ok(())
 }
 
-/// Turns the pseudo-header's sum in the field at `at` into the checksum over everything from `start`.
-fn finish_checksum(bytes: &mut [u8], start: usize, at: usize) {
+/// The checksum over `transport`, whose own field holds the pseudo-header's sum.
+fn finish_checksum(transport: &[u8]) -> u16 {
     // Zero means "none" for UDP; all ones is the same number and means it for both (RFC 768).
-    let checksum = match checksum::finish(0, &bytes[start..]) {
+    match checksum::finish(0, transport) {
         0 => 0xffff,
         checksum => checksum,
-    };
-    bytes[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+    }
 }
 
 #[cfg(test)]

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use crate::proto::constants::PATH_FLOOR_LEN;
 use crate::proto::transmit::Way;
 
 use super::sockets::Sockets;
+use super::udp::UdpSocket;
 
 /// The most bytes of one segmented send: an IPv4 packet less its headers.
 pub(super) const MAX_SEND_LEN: usize = 65_507;
@@ -18,6 +20,8 @@ pub(super) const MAX_SEND_SEGMENTS: usize = 64;
 
 /// A destination whose path refused segmentation gets single datagrams for this long before the next attempt.
 const SEGMENTATION_RETRY_AFTER: Duration = Duration::from_secs(60);
+/// Datagrams that are not worth telling the kernel that it may cut them: answers to floods among them.
+const WHOLE_EVERYWHERE: usize = PATH_FLOOR_LEN as usize;
 /// How many such destinations are remembered; a further one replaces the oldest.
 const MAX_REFUSALS: usize = 64;
 
@@ -48,20 +52,30 @@ impl Sender {
     }
 }
 
+impl Sender {
+    /// Sends one datagram that may be cut into fragments on its way. For the slow path alone.
+    pub(super) fn send_fragmentable(&self, way: &Way, datagram: &[u8]) -> Result<(), Unsent> {
+        let socket = best_socket(&self.sockets, way).ok_or(Unsent(1))?;
+        let sent = match datagram.len() {
+            ..=WHOLE_EVERYWHERE => socket.send(&way.endpoint, datagram, datagram.len()),
+            _ => socket.send_fragmentable(&way.endpoint, datagram),
+        };
+        sent.map_err(|_| Unsent(1))
+    }
+}
+
 impl SendRun for Sender {
     fn send(&mut self, now: Instant, way: &Way, bytes: &[u8], segment_size: usize) -> Result<(), Unsent> {
         let datagrams = bytes.len().div_ceil(segment_size) as u64;
-        let (sockets, endpoint) = (self.sockets.on(way.port), &way.endpoint);
-        let best = sockets.iter().max_by_key(|socket| socket.fitness(endpoint));
-        let Some(socket) = best.filter(|socket| socket.fitness(endpoint) > 0) else { return Err(Unsent(datagrams)) };
+        let endpoint = &way.endpoint;
+        let socket = best_socket(&self.sockets, way).ok_or(Unsent(datagrams))?;
         if datagrams > 1 && !is_refused(&mut self.refusals, now, endpoint.remote.ip()) {
             match socket.send(endpoint, bytes, segment_size) {
                 Ok(()) => return Ok(()),
-                // The egress device can't compute checksums (EIO), a datagram exceeds the path's MTU (EMSGSIZE, on older
-                // kernels EINVAL), or a driver's fault.
-                Err(Errno::EIO | Errno::EINVAL | Errno::EMSGSIZE) => {
-                    refuse(&mut self.refusals, now, endpoint.remote.ip());
-                }
+                // A datagram is longer than the interface's MTU, which shorter ones after it may not be.
+                Err(Errno::EMSGSIZE) => {}
+                // The egress device can't compute checksums (EIO), or an older kernel's EMSGSIZE, or a driver's fault.
+                Err(Errno::EIO | Errno::EINVAL) => refuse(&mut self.refusals, now, endpoint.remote.ip()),
                 Err(_) => return Err(Unsent(datagrams)),
             }
         }
@@ -71,6 +85,11 @@ impl SendRun for Sender {
             .count() as u64;
         if failed == 0 { Ok(()) } else { Err(Unsent(failed)) }
     }
+}
+
+fn best_socket<'s>(sockets: &'s Sockets, way: &Way) -> Option<&'s UdpSocket> {
+    let best = sockets.on(way.port).iter().max_by_key(|socket| socket.fitness(&way.endpoint));
+    best.filter(|socket| socket.fitness(&way.endpoint) > 0)
 }
 
 fn refuse(refusals: &mut Vec<(IpAddr, Instant)>, now: Instant, destination: IpAddr) {

@@ -228,9 +228,12 @@ impl SlowPath {
         }
         let now = clock::now();
         while let Some(transmit) = self.device.poll_transmit() {
-            let length = transmit.payload.len();
             let way = Way { endpoint: transmit.endpoint, port: transmit.port };
-            if let Err(Unsent(_)) = self.sender.send(now, &way, &transmit.payload, length) {
+            let sent = match transmit.may_fragment {
+                true => self.sender.send_fragmentable(&way, &transmit.payload),
+                false => self.sender.send(now, &way, &transmit.payload, transmit.payload.len()),
+            };
+            if let Err(Unsent(_)) = sent {
                 self.device.count_drop(DropReason::SendFailed);
             }
         }

@@ -136,6 +136,7 @@ impl Transmitter {
         for (index, read) in reads.iter_mut().enumerate() {
             let pushed = segments(read).map_err(|_| DropReason::MalformedPacket.into()).and_then(|mut segments| {
                 let route = router.route(now, segments.packet().destination())?;
+                segments.fit(route.path())?;
                 router.on_sent(now, route.peer(), segments.packet());
                 if segments.count() > 1 && std::mem::take(&mut signals_congestion) && !segments.mark_congestion() {
                     segments.drop_first();

@@ -222,6 +222,16 @@ impl UdpSocket {
         }
     }
 
+    /// Sends one datagram that may be fragmented. For one thread per socket. What others send from it in this moment may be
+    /// fragmented too, which costs only time.
+    pub(super) fn send_fragmentable(&self, endpoint: &Endpoint, bytes: &[u8]) -> Result<(), Errno> {
+        let is_v4 = self.local.is_ipv4();
+        set_fragmentation(&self.socket, is_v4, Fragmentation::Allowed)?;
+        let sent = self.send(endpoint, bytes, bytes.len());
+        set_fragmentation(&self.socket, is_v4, Fragmentation::Never)?;
+        sent
+    }
+
     fn send_at_once(&self, endpoint: &Endpoint, bytes: &[u8], segment_size: usize) -> Result<(), Errno> {
         let source = endpoint.local.filter(|local| local.is_ipv4() == endpoint.remote.is_ipv4());
         match self.send_from(endpoint, source, bytes, segment_size) {
@@ -290,7 +300,7 @@ fn configure(socket: &Socket, is_v4: bool) -> io::Result<()> {
     } else {
         setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?;
     }
-    allow_fragmentation(socket, is_v4)?;
+    set_fragmentation(socket, is_v4, Fragmentation::Never)?;
     // Privileged first: net.core.{r,w}mem_max is commonly 208 KiB, and is not ours to change.
     if setsockopt(socket, sockopt::RcvBufForce, &KERNEL_BUFFER_LEN).is_err() {
         socket.set_recv_buffer_size(KERNEL_BUFFER_LEN)?;
@@ -304,13 +314,21 @@ fn configure(socket: &Socket, is_v4: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets the kernel and IPv4 routers fragment a datagram that is larger than the path: as long as the path's MTU is not
-/// probed for, a don't-fragment bit would turn a small path into silence.
-fn allow_fragmentation(socket: &Socket, is_v4: bool) -> io::Result<()> {
-    let (level, option, value): (_, _, libc::c_int) = if is_v4 {
-        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
-    } else {
-        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fragmentation {
+    /// With "don't fragment", up to the MTU of the interface, whatever the kernel has heard of the path by ICMP: the core
+    /// finds out what a path carries.
+    Never,
+    /// By IPv4 routers, and by the kernel to what it has heard.
+    Allowed,
+}
+
+fn set_fragmentation(socket: &Socket, is_v4: bool, fragmentation: Fragmentation) -> Result<(), Errno> {
+    let (level, option, value): (_, _, libc::c_int) = match (is_v4, fragmentation) {
+        (true, Fragmentation::Never) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
+        (true, Fragmentation::Allowed) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+        (false, Fragmentation::Never) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE),
+        (false, Fragmentation::Allowed) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
     };
     // SAFETY: the option's value is a `c_int`, read during the call only.
     let result = unsafe {
@@ -322,7 +340,7 @@ fn allow_fragmentation(socket: &Socket, is_v4: bool) -> io::Result<()> {
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
-    Errno::result(result).map(drop).map_err(io::Error::from)
+    Errno::result(result).map(drop)
 }
 
 fn classify(address: SocketAddr, source: io::Error) -> BindError {

@@ -1,4 +1,5 @@
-//! ICMP "host unreachable" for packets that no peer takes, or whose peer is known to be out of reach, so that an application fails at once instead of waiting.
+//! ICMP errors for packets that no peer takes, or whose peer is known to be out of reach, so that an application fails at
+//! once instead of waiting; and for those that are too long for the path to their peer, so that it makes shorter ones.
 //!
 //! The answer comes from the address that could not be reached: it is routed through the TUN, so a reverse-path filter
 //! lets it in, and it is not one of the host's own, which would be a martian there.
@@ -11,6 +12,10 @@ use crate::packet::ip::{
     IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpPacket, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
 };
 
+use crate::proto::error::DropReason;
+use crate::proto::path_mtu::PathLimit;
+
+use super::segment::fit::minimum_mtu;
 use super::segment::{length_field, set_ip_length};
 
 /// The longest answer: IPv6 hosts must not send more than the smallest MTU (RFC 4443 §2.4 (c)).
@@ -61,9 +66,21 @@ pub(super) enum Problem {
     Unreachable,
     /// Its sender may not reach that port.
     Refused,
+    /// It is longer than this number of bytes, which the path carries.
+    TooLong(u16),
 }
 
 impl Problem {
+    /// What is told of a packet that was dropped on its way to a peer; `None` for nothing.
+    pub(super) fn of(reason: DropReason, path: Option<PathLimit>, packet: &IpPacket<'_>) -> Option<Self> {
+        match reason {
+            DropReason::NoPeerForDestination | DropReason::LinkDown => Some(Self::Unreachable),
+            // Hosts heed nothing lower than what every path carries.
+            DropReason::PathTooNarrow => Some(Self::TooLong(path?.packet().max(minimum_mtu(packet)))),
+            _ => None,
+        }
+    }
+
     /// The ICMP header, with a zero checksum.
     fn header_v4(self) -> [u8; ICMP_HEADER_LEN] {
         match self {
@@ -71,6 +88,11 @@ impl Problem {
             Self::Unreachable => [3, 1, 0, 0, 0, 0, 0, 0],
             // Port unreachable (RFC 792).
             Self::Refused => [3, 3, 0, 0, 0, 0, 0, 0],
+            // Fragmentation needed (RFC 1191 §4).
+            Self::TooLong(mtu) => {
+                let [high, low] = mtu.to_be_bytes();
+                [3, 4, 0, 0, 0, 0, high, low]
+            }
         }
     }
 
@@ -81,6 +103,11 @@ impl Problem {
             Self::Unreachable => [1, 3, 0, 0, 0, 0, 0, 0],
             // Port unreachable (RFC 4443 §3.1).
             Self::Refused => [1, 4, 0, 0, 0, 0, 0, 0],
+            // Packet too big (RFC 4443 §3.2).
+            Self::TooLong(mtu) => {
+                let [high, low] = mtu.to_be_bytes();
+                [2, 0, 0, 0, 0, 0, high, low]
+            }
         }
     }
 }
@@ -155,7 +182,8 @@ fn is_beyond_answer(packet: &IpPacket<'_>) -> bool {
     match packet.protocol() {
         PROTOCOL_TCP | PROTOCOL_UDP => false,
         PROTOCOL_ICMPV6 => message_type.is_none_or(|kind| kind < 128),
-        _ => true,
+        // Behind an extension header there may be an error, but not in a packet that is longer than any.
+        _ => bytes.len() <= MAX_ANSWER_LEN,
     }
 }
 
@@ -186,6 +214,23 @@ mod tests {
             }
             assert_eq!(answered.len(), limit.min(bytes.len() + start + 8));
             assert_eq!(answered[start + 8..], bytes[..answered.len() - start - 8]);
+        }
+    }
+
+    #[test]
+    fn a_packet_that_is_too_long_is_answered_with_what_the_path_carries() {
+        for (sample, expected) in
+            [(Sample::tcp_v4(1400, 0), [3, 4, 0, 0, 5, 0x14]), (Sample::udp_v6(1400, 0), [2, 0, 0, 0, 5, 0x14])]
+        {
+            let bytes = sample.packet();
+            let mut out = [0; MAX_ANSWER_LEN];
+            let length = answer(&IpPacket::parse(&bytes).unwrap(), Problem::TooLong(1300), &mut out).unwrap();
+            let answer = IpPacket::parse(&out[..length]).unwrap();
+            let icmp = &answer.bytes()[answer.header_len()..];
+            let [kind, code, _, _, mtu @ ..] = icmp.first_chunk::<8>().unwrap();
+            assert_eq!([*kind, *code, mtu[0], mtu[1], mtu[2], mtu[3]], expected);
+            let sum = if sample.v6 { answer.pseudo_header_sum() } else { 0 };
+            assert_eq!(checksum::finish(sum, icmp), 0);
         }
     }
 

@@ -246,7 +246,8 @@ impl Worker {
                 parts.counters.count(DropReason::MalformedPacket);
                 continue;
             };
-            match parts.route(now, &router, segments.packet(), &mut last_route) {
+            let route = parts.route(now, &router, segments.packet(), &mut last_route);
+            match route.and_then(|route| segments.fit(route.path()).map(|()| route)) {
                 Ok(route) => {
                     router.on_sent(now, route.peer(), segments.packet());
                     if segments.count() > 1 && self.tun_queue.take_signal(now) {
@@ -257,8 +258,9 @@ impl Worker {
                 Err(Miss::NoSession(_) | Miss::SlowPath) => parts.stage(&segments),
                 Err(Miss::Drop(reason)) => {
                     parts.counters.add(reason, segments.count() as u64);
-                    if matches!(reason, DropReason::NoPeerForDestination | DropReason::LinkDown) {
-                        parts.answer_unreachable(now, &mut self.answers, segments.packet());
+                    let path = last_route.map(|(_, route)| route.path());
+                    if let Some(problem) = Problem::of(reason, path, segments.packet()) {
+                        parts.answer(now, &mut self.answers, segments.packet(), problem);
                     }
                 }
             }
@@ -337,11 +339,9 @@ impl WorkerParts {
         self.hand_over(Input::Packet(StagedPacket { bytes: buffer[..length].to_vec(), checksum_partial: false }));
     }
 
-    fn answer_unreachable(&self, now: Instant, limit: &mut AnswerLimit, packet: &IpPacket<'_>) {
+    fn answer(&self, now: Instant, limit: &mut AnswerLimit, packet: &IpPacket<'_>, problem: Problem) {
         let mut buffer = [0; MAX_ANSWER_LEN];
-        let Some(length) = answer(packet, Problem::Unreachable, &mut buffer).filter(|_| limit.take(now)) else {
-            return;
-        };
+        let Some(length) = answer(packet, problem, &mut buffer).filter(|_| limit.take(now)) else { return };
         // Lost answers are like late ones: the application waits.
         let _ = write_whole(self.tun.offload(), &buffer[..length], |parts| self.tun.write(parts));
     }
