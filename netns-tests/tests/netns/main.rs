@@ -17,6 +17,7 @@ mod lifecycle;
 mod load_balancer;
 mod logs;
 mod path;
+mod path_mtu;
 mod prepared;
 mod reload;
 mod reordering;
