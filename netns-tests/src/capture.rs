@@ -36,6 +36,7 @@ impl TcpDump {
     /// Ends it and reads what it has seen. Fails if it missed something.
     #[track_caller]
     pub fn stop(mut self) -> Capture {
+        self.wait_for_queued();
         self.process.signal(Signal::SIGINT);
         self.process.wait_for_exit(wait::PATIENCE);
         let log = self.process.log();
@@ -43,6 +44,29 @@ impl TcpDump {
         let file = fs::read(&self.file).unwrap_or_else(|e| panic!("{}: {e}", self.file.display()));
         Capture { frames: read_pcap(&file) }
     }
+}
+
+impl TcpDump {
+    /// What the kernel has queued for it is lost when it ends.
+    #[track_caller]
+    fn wait_for_queued(&self) {
+        let mut passed = None;
+        wait::until("tcpdump has read what has passed", || {
+            let told = counts(&self.process.log()).count();
+            self.process.signal(Signal::SIGUSR1);
+            wait::until("tcpdump counts", || counts(&self.process.log()).nth(told).is_some());
+            let (captured, received) = counts(&self.process.log()).nth(told).expect("it was there");
+            captured >= *passed.get_or_insert(received)
+        });
+    }
+}
+
+/// How many packets were written and how many had passed, each time that tcpdump was asked.
+fn counts(log: &str) -> impl Iterator<Item = (u64, u64)> {
+    log.lines().filter_map(|line| {
+        let mut words = line.strip_prefix("tcpdump: ")?.split(", ").map(|part| part.split(' ').next()?.parse().ok());
+        Some((words.next()??, words.next()??))
+    })
 }
 
 impl Capture {
