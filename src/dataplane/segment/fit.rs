@@ -4,7 +4,7 @@
 //! |---|---|
 //! | TCP | cut into shorter segments, for it is a stream of bytes: its sender need not hear of it |
 //! | IPv4 without "don't fragment" | fragmented, as a router would |
-//! | other, no longer than what every path carries | for the slow path, which lets the datagram be fragmented |
+//! | other, no longer than what every path carries; IPv6 fragments beside them | for the slow path, which lets the datagram be fragmented |
 //! | other, while longer datagrams may still be found to pass | sent whole |
 //! | other | refused; the sender is told how long packets may be |
 
@@ -20,10 +20,13 @@ impl Segments<'_> {
     /// Has them fit the path, or says who else is to see to them.
     pub(in crate::dataplane) fn fit(&mut self, path: PathLimit) -> Result<(), Miss> {
         let longest = usize::from(path.packet());
-        if self.length(0) <= longest || self.shorten(longest) {
+        let minimum = usize::from(minimum_mtu(&self.packet));
+        // The last part of a packet is short, and would overtake the first.
+        let is_part = longest < minimum && self.packet.protocol() == IPV6_FRAGMENT && self.packet.source().is_ipv6();
+        if !is_part && (self.length(0) <= longest || self.shorten(longest)) {
             return Ok(());
         }
-        if self.length(0) <= minimum_mtu(&self.packet).into() {
+        if self.length(0) <= minimum {
             return Err(Miss::SlowPath);
         }
         if path.is_final() { Err(DropReason::PathTooNarrow.into()) } else { Ok(()) }
@@ -99,6 +102,7 @@ fn is_divisible(header: &[u8]) -> bool {
     true
 }
 
+const IPV6_FRAGMENT: u8 = 44;
 const TCP_SYN: u8 = 0x02;
 const TCP_RST: u8 = 0x04;
 const TCP_URG: u8 = 0x20;

@@ -172,6 +172,17 @@ fn an_ipv4_packet_that_may_be_fragmented_is() {
 }
 
 #[test]
+fn no_part_of_an_ipv6_packet_overtakes_one_that_takes_the_slow_way() {
+    let mut bytes = single(Sample::udp_v6(72, 0)).packet();
+    bytes[6] = IPV6_FRAGMENT;
+    let wide = PathLimit::of_packets(1280, true);
+    assert_eq!(fitted(&VirtioHeader::PLAIN, &bytes, wide).unwrap(), [(0, bytes.clone())]);
+    assert_eq!(fitted(&VirtioHeader::PLAIN, &bytes, path()), Err(Miss::SlowPath));
+    bytes[6] = 17;
+    assert_eq!(fitted(&VirtioHeader::PLAIN, &bytes, path()).unwrap(), [(0, bytes.clone())]);
+}
+
+#[test]
 fn options_that_are_not_to_be_copied_stay_with_the_first_fragment() {
     let sample = Sample { v6: false, ip_options: 12, ..single(Sample::udp_v6(1372, 0)) };
     let mut bytes = without_dont_fragment(&sample);
