@@ -27,7 +27,7 @@ fn power(number: u64) -> String {
 
 /// The rows of the protocol's tables of constants: name and value.
 fn stated_constants() -> Vec<(String, String)> {
-    let retries: Vec<String> = c::RETRY_INTERVALS.iter().map(|interval| interval.as_secs().to_string()).collect();
+    let retries: Vec<String> = c::RETRY_INTERVALS.iter().map(|interval| interval.as_secs_f64().to_string()).collect();
     [
         ("REKEY_AFTER_TIME", time(c::REKEY_AFTER_TIME)),
         ("REKEY_JITTER", format!("up to {}", time(c::REKEY_JITTER))),

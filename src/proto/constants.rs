@@ -23,12 +23,18 @@ pub const REKEY_AFTER_TIME_RECEIVING: Duration = Duration::from_secs(165);
 /// A worker that finds a session due for rekey says so again after this long.
 pub const REKEY_REQUEST_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Waits before the second, third, fourth initiation of one attempt; later ones wait as long as the last entry.
-pub const RETRY_INTERVALS: [Duration; 4] =
-    [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(5)];
-/// Up to this much is added to each wait, at random.
+/// Waits before the second, third, fourth, fifth initiation of one attempt; later ones wait as long as the last entry. The
+/// first is short, because the message that a lost datagram costs a second for is often the one that a restart waits for.
+pub const RETRY_INTERVALS: [Duration; 5] = [
+    Duration::from_millis(250),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(5),
+];
+/// Up to this much, and not more than a third, is added to each wait, at random.
 pub const RETRY_JITTER: Duration = Duration::from_millis(333);
-/// Two initiations to one peer are at least this far apart.
+/// An attempt begins at least so long after the last initiation of the one before.
 pub const MIN_INITIATION_INTERVAL: Duration = Duration::from_secs(1);
 /// An attempt ends after this long without an answer, unless the peer has a persistent keepalive.
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(90);
@@ -72,7 +78,7 @@ pub const ALTERNATIVE_DELAY: Duration = Duration::from_millis(250);
 pub const PREFERRED_PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// One of them is used again after it has answered so often in a row.
 pub const PREFERRED_PONGS: u32 = 5;
-/// An unanswered attempt for a watched link is repeated every `MIN_INITIATION_INTERVAL` for this long, then like others.
+/// An unanswered attempt for a watched link is repeated at the second of `RETRY_INTERVALS` for this long, then like others.
 pub const EAGER_RETRY_FOR: Duration = Duration::from_secs(60);
 
 /// While data passes, the path of each lane is tried this often: or once in a round trip, where that is longer.

@@ -225,7 +225,8 @@ impl Peer {
             // Nobody looks for a peer that was given up: the next packet is to begin that again.
             return self.liveness.is_dead() && self.attempt.is_some();
         }
-        let is_unanswered = self.attempt.as_ref().is_some_and(|attempt| attempt.initiations > 1);
+        // The second follows the first closely.
+        let is_unanswered = self.attempt.as_ref().is_some_and(|attempt| attempt.initiations > 2);
         self.config.watched && (self.is_gone || is_unanswered)
     }
 
@@ -234,7 +235,6 @@ impl Peer {
         self.config.watched || self.config.persistent_keepalive.is_some()
     }
 
-    /// The preferred endpoint, while a lesser one is in use. Where a peer has roamed by itself is no lesser one.
     /// Where it may be by its configuration; nothing where that leaves no choice.
     pub(super) fn configured_places(&self) -> Arc<[SocketAddr]> {
         match self.config.endpoints.as_slice() {
@@ -243,6 +243,7 @@ impl Peer {
         }
     }
 
+    /// The preferred endpoint, while a lesser one is in use. Where a peer has roamed by itself is no lesser one.
     pub(super) fn missed_preferred(&self) -> Option<Endpoint> {
         let (preferred, lesser) = self.config.endpoints.split_first()?;
         let current = self.endpoint?.remote;

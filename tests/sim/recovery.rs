@@ -14,7 +14,7 @@ use crate::reference::{Checked, ensure};
 use crate::simulation::{Simulation, pairs};
 
 /// The longest wait between two initiations.
-const RETRY: Duration = RETRY_INTERVALS[3].saturating_add(RETRY_JITTER);
+const RETRY: Duration = RETRY_INTERVALS[RETRY_INTERVALS.len() - 1].saturating_add(RETRY_JITTER);
 /// Silence of the other side is found out within so long.
 const FOUND_DEAD: Duration = LIVENESS_INTERVAL
     .saturating_add(LIVENESS_MAX_PATIENCE.saturating_mul(2))

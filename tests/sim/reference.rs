@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use underpass::packet::message::{Message, TransportHeader};
-use underpass::proto::constants::{MIN_INITIATION_INTERVAL, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME};
+use underpass::proto::constants::{MIN_INITIATION_INTERVAL, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, RETRY_INTERVALS};
 
 use crate::inner_packet::{Flow, number_of};
 use crate::twin::packet::{addresses, is_atomic, is_v4, set_field};
@@ -51,6 +51,15 @@ impl AllowedTable {
         let containing = self.0.iter().filter(|(prefix, _)| prefix.contains(&address));
         containing.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, peer)| *peer)
     }
+}
+
+/// The newest initiation to a peer.
+#[derive(Debug, Clone, Copy)]
+struct Initiated {
+    index: u32,
+    at: Instant,
+    /// When the one before it was sent.
+    before: Option<Instant>,
 }
 
 /// A packet that a node was given by its TUN.
@@ -100,8 +109,8 @@ pub(crate) struct Ledger {
     nonces: BTreeSet<(u64, u32, u8, u64)>,
     /// When an incarnation made its session with an index that its peer chose.
     sessions: BTreeMap<(u64, u32), Instant>,
-    /// When an incarnation last initiated to a peer, and with which index.
-    initiations: BTreeMap<(u64, usize), (Instant, u32)>,
+    /// When an incarnation last initiated to a peer.
+    initiations: BTreeMap<(u64, usize), Initiated>,
     /// The newest packet of each flow that one node gave out of another's while the network kept the order.
     newest: BTreeMap<(usize, usize, Flow), u64>,
     deliveries: u64,
@@ -182,14 +191,16 @@ impl Ledger {
         }
     }
 
-    /// Two initiations to one peer are not too close together, unless they are one that goes to two addresses, there maybe a
-    /// little later.
+    /// Initiations to one peer are not too close together: only the second of an attempt follows its first soon. One may go to
+    /// two addresses, there maybe a little later.
     pub(crate) fn on_initiation(&mut self, now: Instant, incarnation: u64, peer: usize, index: u32) -> Checked {
-        let newest = self.initiations.entry((incarnation, peer)).or_insert((now, index));
-        if newest.1 != index {
-            let (last, _) = std::mem::replace(newest, (now, index));
-            let apart = now.saturating_duration_since(last);
-            ensure!(apart >= MIN_INITIATION_INTERVAL, "initiations to node {peer} only {apart:?} apart");
+        let newest = self.initiations.entry((incarnation, peer)).or_insert(Initiated { index, at: now, before: None });
+        if newest.index != index {
+            let apart = now.saturating_duration_since(newest.at);
+            ensure!(apart >= RETRY_INTERVALS[0], "initiations to node {peer} only {apart:?} apart");
+            let two_apart = newest.before.map_or(Duration::MAX, |before| now.saturating_duration_since(before));
+            ensure!(two_apart >= MIN_INITIATION_INTERVAL, "three initiations to node {peer} in {two_apart:?}");
+            *newest = Initiated { index, at: now, before: Some(newest.at) };
         }
         Ok(())
     }

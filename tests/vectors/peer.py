@@ -15,7 +15,7 @@ from primitives import InvalidTag, blake2s_mac, hkdf, x25519, x25519_public
 REKEY_AFTER_TIME, REKEY_JITTER, REKEY_AFTER_TIME_RECEIVING, REJECT_AFTER_TIME = 120, 10, 165, 180
 REKEY_AFTER_MESSAGES, REJECT_AFTER_MESSAGES = 2**28, 2**29
 REKEY_AFTER_BYTES, REJECT_AFTER_BYTES = 2**39, 2**40
-RETRY_INTERVALS, RETRY_JITTER, MIN_INITIATION_INTERVAL, GIVE_UP_AFTER = (1, 2, 4, 5), 0.333, 1, 90
+RETRY_INTERVALS, RETRY_JITTER, MIN_INITIATION_INTERVAL, GIVE_UP_AFTER = (0.25, 1, 2, 4, 5), 0.333, 1, 90
 MIN_ACCEPTED_INITIATION_INTERVAL, SIMULTANEOUS_INTERVAL = 0.020, 10
 # 11.3 leaves open how silence is found: this peer does not ping.
 PATIENCE = 15
@@ -585,7 +585,7 @@ class Peer:
             self.random.randbytes(32), self.random.randbytes(64), LANE_PATHS,
         )
         interval = RETRY_INTERVALS[min(attempt.initiations, len(RETRY_INTERVALS) - 1)]
-        attempt.retry_at = now + interval + self.random.uniform(0, RETRY_JITTER)
+        attempt.retry_at = now + interval + self.random.uniform(0, min(RETRY_JITTER, interval / 3))
         attempt.initiations += 1
         self.last_initiation_at = now
         self.send_handshake(now, self.endpoint, attempt.pending.message)

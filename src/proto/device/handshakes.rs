@@ -45,7 +45,6 @@ impl Device {
         let timestamp = self.next_timestamp(now);
         self.release_pending(id);
         let index = self.peers.allocate_index(id, &mut self.randomness);
-        let jitter = self.randomness.duration_below(RETRY_JITTER);
         let parameters = self.parameters();
         let peer = self.peers.get_mut(id).expect("the caller has found it");
         let (Some(attempt), Some(endpoint)) = (peer.attempt.as_mut(), peer.endpoint) else {
@@ -64,8 +63,9 @@ impl Device {
         };
         let created = create_initiation(&fields, &self.local_keys[0].private, &remote.key, &mut self.randomness);
         let is_eager = peer.config.watched && now < attempt.started_at + EAGER_RETRY_FOR;
-        let step = if is_eager { 0 } else { attempt.initiations.min(RETRY_INTERVALS.len() - 1) };
-        let interval = RETRY_INTERVALS[step];
+        let last_step = if is_eager { 1 } else { RETRY_INTERVALS.len() - 1 };
+        let interval = RETRY_INTERVALS[attempt.initiations.min(last_step)];
+        let jitter = self.randomness.duration_below(RETRY_JITTER.min(interval / 3));
         peer.timers.set(Timer::Retry, now + interval + jitter);
         peer.last_initiation_at = Some(now);
         attempt.initiations += 1;

@@ -11,7 +11,7 @@ use crate::proto::timers::Timer;
 use super::Device;
 
 /// After so many initiations without an answer, somebody is told.
-const UNANSWERED_INITIATIONS: usize = 3;
+const UNANSWERED_INITIATIONS: usize = 4;
 
 impl Device {
     /// Acts on every deadline at or before `now`.
