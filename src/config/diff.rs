@@ -49,7 +49,7 @@ const KEYS: &[(Effect, KeyOf<Config>)] = &[
     (Effect::Restart, ("role", |old, new| old.role == new.role)),
     (Effect::Restart, ("interface.name", |old, new| old.interface.name == new.interface.name)),
     (Effect::Live, ("interface.addresses", |old, new| same_set(&old.interface.addresses, &new.interface.addresses))),
-    (Effect::Restart, ("interface.listen", |old, new| old.interface.listen == new.interface.listen)),
+    (Effect::Live, ("interface.listen", |old, new| old.interface.listen == new.interface.listen)),
     (Effect::Live, ("interface.private_key_file", |old, new| own_keys(old)[0] == own_keys(new)[0])),
     (Effect::Live, ("interface.previous_private_key_file", |old, new| own_keys(old)[1] == own_keys(new)[1])),
     (Effect::Restart, ("interface.mtu", |old, new| old.interface.mtu == new.interface.mtu)),
@@ -136,8 +136,6 @@ impl Config {
         let started = running.interface.clone();
         let interface = Interface {
             name: started.name,
-            listen: started.listen,
-            listen_is_default: started.listen_is_default,
             mtu: started.mtu,
             device: started.device,
             workers: started.workers,
@@ -273,7 +271,7 @@ mod tests {
         let old = config("", &peers);
         for (line, live, needs_restart) in [
             ("name = \"up1\"", &[][..], &["interface.name", "interface.control_socket"][..]),
-            ("listen = 7000", &[], &["interface.listen"]),
+            ("listen = 7000", &["interface.listen"], &[]),
             ("previous_private_key_file = \"3.key\"", &["interface.previous_private_key_file"], &[]),
             ("mtu = 1400", &[], &["interface.mtu"]),
             ("fwmark = 7", &["interface.fwmark"], &[]),

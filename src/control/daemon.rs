@@ -132,6 +132,7 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
     let answer = Answer { board: board.clone(), requests, restarts: restart_requests };
     let answer = move |command| answer.clone().to(command);
     let pulse = dataplane.pulse();
+    let dataplane = RefCell::new(dataplane);
     let control_socket = config.interface.control_socket.clone();
     let mut running = Running::new(file.to_owned(), config, identity, &dataplane, &resolver);
     let work = async {
@@ -154,7 +155,7 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
     systemd::notify(Readiness::Stopping);
     remembered.borrow_mut().write();
     drop((resolver, socket));
-    stop(dataplane).await;
+    stop(dataplane.into_inner()).await;
     outcome
 }
 
@@ -210,7 +211,7 @@ async fn warn_of_loops(config: &Config, netlink: &Netlink, settings: &InterfaceS
     }
 }
 
-fn start_resolver(config: &Config, dataplane: &Dataplane) -> Resolver {
+pub(super) fn start_resolver(config: &Config, dataplane: &Dataplane) -> Resolver {
     let families = Families::of(&dataplane.local_addresses());
     let handle = dataplane.handle();
     Resolver::start(translate::named_peers(config), families, move |peer, endpoints| {

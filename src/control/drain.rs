@@ -64,7 +64,7 @@ impl Running<'_> {
         systemd::notify(Readiness::Draining(timeout));
         self.config.peers.iter().for_each(|peer| self.handle.set_draining(peer.public_key, true));
         audit::all_drained(timeout.as_secs());
-        let (deadline, silence) = (sleep(timeout), silence(self.dataplane.interface_index()));
+        let (deadline, silence) = (sleep(timeout), silence(self.dataplane.borrow().interface_index()));
         tokio::pin!(deadline, silence);
         let why = loop {
             tokio::select! {

@@ -1,8 +1,8 @@
 //! Reading the configuration again while packets flow: what is different is changed, and nothing else is touched.
 //!
 //! ```text
-//! read, judge ─▶ compare ─▶ add to the interface ─▶ keys, peers, names ─▶ remove from the interface
-//! └─── a bad file ends here    └─ what is refused is taken back, ends here    └─ what stays behind is told
+//! read, judge ─▶ compare ─▶ open sockets, add to the interface ─▶ sockets, keys, peers, names ─▶ remove from the interface
+//! └─── a bad file ends here    └─ what is refused is taken back, ends here               └─ what stays behind is told
 //! ```
 //!
 //! Whatever can fail comes before what peers notice.
@@ -10,6 +10,7 @@
 use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,12 +22,12 @@ use super::api::{ApiError, ChangedPeer, ErrorCode, Reload, ReloadReport, SCHEMA_
 use super::audit;
 use super::netlink::{Failed, InterfaceChanges, InterfaceSettings, Netlink, NetlinkError};
 use super::report::{Identity, PeerNames};
-use super::resolver::{NamedPeer, Resolver};
+use super::resolver::{Families, NamedPeer, Resolver};
 use super::running::Running;
 use super::systemd::{self, Readiness};
 use super::{daemon, translate};
 use crate::config::{Config, ConfigError, Diff, Interface};
-use crate::dataplane::PeerChange;
+use crate::dataplane::{BindError, OtherSockets, PeerChange};
 use crate::keys::PublicKey;
 use crate::proto::endpoint::Endpoint;
 use crate::proto::peer::PeerConfig;
@@ -43,6 +44,21 @@ pub enum ReloadError {
     /// Nobody to tell the changes to.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// A socket.
+    #[error("interface.listen: {}; {}", .0, left_behind(&[]))]
+    Listen(#[from] BindError),
+    /// An address to listen on that overlaps with one in use, which would have to be closed before.
+    #[error(
+        "interface.listen: {wanted} can't be opened beside {used}, which is in use: `underpass restart` changes it, and breaks \
+         no connection; {}",
+        left_behind(&[])
+    )]
+    Overlap {
+        /// The new one.
+        wanted: SocketAddr,
+        /// The old one.
+        used: SocketAddr,
+    },
     /// An address or a route.
     #[error("{}; {}", chain(.cause), left_behind(.left))]
     Interface {
@@ -89,27 +105,62 @@ impl Running<'_> {
         let new = file.applied_to(&self.config);
         let settings = self.interface_settings(&new);
         let changes = InterfaceChanges::between(&self.interface_settings(&self.config), &settings);
+        let sockets = self.other_sockets(&new.interface)?;
         let netlink = Netlink::open()?;
         netlink.add(&settings, &changes).await?;
         if let Err(cause) = self.set_fwmark(new.interface.fwmark) {
             return Err(ReloadError::Mark { cause, left: netlink.take_back(&settings, &changes).await });
         }
 
+        if let Some(sockets) = sockets {
+            self.use_sockets(sockets, &new);
+        }
         self.set_keys(&new.interface);
         self.set_peers(&new, &diff);
         self.identity.send_modify(|identity| {
-            let addresses = new.interface.addresses.clone();
-            *identity = Arc::new(Identity { addresses, peers: PeerNames::new(&new), ..Identity::clone(identity) });
+            let (addresses, listen) = (new.interface.addresses.clone(), self.dataplane.borrow().local_addresses());
+            let peers = PeerNames::new(&new);
+            *identity = Arc::new(Identity { addresses, listen, peers, ..Identity::clone(identity) });
         });
         let mut left = netlink.remove(&settings, &changes).await;
         left.extend(netlink.close(&settings).await.err());
         self.config = new;
-        daemon::warn_of(&self.config, &self.dataplane.local_addresses(), &netlink, &settings).await;
+        let listen = self.dataplane.borrow().local_addresses();
+        daemon::warn_of(&self.config, &listen, &netlink, &settings).await;
         Ok(self.report(diff, &left))
     }
 
     fn interface_settings(&self, config: &Config) -> InterfaceSettings {
-        translate::interface_settings(config, self.dataplane.interface_index(), self.dataplane.offload())
+        let dataplane = self.dataplane.borrow();
+        translate::interface_settings(config, dataplane.interface_index(), dataplane.offload())
+    }
+
+    /// `None` where what is listened on stays as it is.
+    fn other_sockets(&self, new: &Interface) -> Result<Option<OtherSockets>, ReloadError> {
+        if new.listen == self.config.interface.listen {
+            return Ok(None);
+        }
+        let dataplane = self.dataplane.borrow();
+        let overlap = |used: &SocketAddr, wanted: &SocketAddr| {
+            let is_all = used.ip().is_unspecified() != wanted.ip().is_unspecified();
+            is_all && used.port() == wanted.port() && used.is_ipv4() == wanted.is_ipv4()
+        };
+        for used in dataplane.local_addresses() {
+            if let Some(&wanted) = new.listen.iter().find(|wanted| overlap(&used, wanted)) {
+                return Err(ReloadError::Overlap { wanted, used });
+            }
+        }
+        Ok(Some(dataplane.bind(new.listen.clone(), new.listen_is_default, new.fwmark)?))
+    }
+
+    fn use_sockets(&self, sockets: OtherSockets, new: &Config) {
+        let mut dataplane = self.dataplane.borrow_mut();
+        let before = Families::of(&dataplane.local_addresses());
+        dataplane.use_sockets(sockets);
+        systemd::store(&dataplane.descriptors());
+        if Families::of(&dataplane.local_addresses()) != before {
+            *self.resolver.borrow_mut() = daemon::start_resolver(new, &dataplane);
+        }
     }
 
     /// Back to the old one if a socket refuses the new one.
@@ -118,7 +169,8 @@ impl Running<'_> {
         if mark == before {
             return Ok(());
         }
-        self.dataplane.set_fwmark(mark).inspect_err(|_| drop(self.dataplane.set_fwmark(before)))
+        let dataplane = self.dataplane.borrow();
+        dataplane.set_fwmark(mark).inspect_err(|_| drop(dataplane.set_fwmark(before)))
     }
 
     fn set_keys(&self, new: &Interface) {
@@ -239,9 +291,11 @@ impl From<ReloadError> for ApiError {
     fn from(error: ReloadError) -> Self {
         let code = match error {
             ReloadError::Refused(_) | ReloadError::TooSlow(_) => ErrorCode::ConfigRefused,
-            ReloadError::Netlink(_) | ReloadError::Interface { .. } | ReloadError::Mark { .. } => {
-                ErrorCode::ReloadFailed
-            }
+            ReloadError::Netlink(_)
+            | ReloadError::Listen(_)
+            | ReloadError::Overlap { .. }
+            | ReloadError::Interface { .. }
+            | ReloadError::Mark { .. } => ErrorCode::ReloadFailed,
         };
         Self::new(code, error.to_string())
     }

@@ -119,14 +119,14 @@ impl Restarts {
     /// Restarts whenever that is asked for, which ends this program; what stands against it is told, and all goes on.
     pub async fn serve(
         mut self,
-        dataplane: &Dataplane,
+        dataplane: &RefCell<Dataplane>,
         control_socket: &Path,
         remembered: &RefCell<RememberedPeers>,
     ) -> Infallible {
         loop {
             let requester = self.wanted().await;
             remembered.borrow_mut().write();
-            self.restart(dataplane, control_socket, requester);
+            self.restart(&dataplane.borrow(), control_socket, requester);
         }
     }
 

@@ -27,7 +27,7 @@ pub struct Running<'a> {
     pub(super) config: Config,
     pub(super) identity: watch::Sender<Arc<Identity>>,
     pub(super) drained: Drained,
-    pub(super) dataplane: &'a Dataplane,
+    pub(super) dataplane: &'a RefCell<Dataplane>,
     pub(super) handle: Handle,
     pub(super) resolver: &'a RefCell<Resolver>,
 }
@@ -45,10 +45,10 @@ impl<'a> Running<'a> {
         file: PathBuf,
         config: Config,
         identity: watch::Sender<Arc<Identity>>,
-        dataplane: &'a Dataplane,
+        dataplane: &'a RefCell<Dataplane>,
         resolver: &'a RefCell<Resolver>,
     ) -> Self {
-        let handle = dataplane.handle();
+        let handle = dataplane.borrow().handle();
         Self { file, config, identity, drained: Drained::default(), dataplane, handle, resolver }
     }
 

@@ -47,6 +47,11 @@ impl Outbound {
         Self { lane, max_plaintext, sender: Box::new(sender), counters, buffers }
     }
 
+    /// What is collected from here on leaves by `sender`.
+    pub(super) fn send_by(&mut self, sender: impl SendRun + 'static) {
+        self.sender = Box::new(sender);
+    }
+
     /// Begins to collect what one drain sends.
     pub(super) fn drain<'o, 'r>(&'o mut self, now: Instant, notices: &'o mut Vec<Notice>) -> Drain<'o, 'r> {
         Drain { now, outbound: self, notices, batches: [const { None }; MAX_BATCHES], next_victim: 0 }

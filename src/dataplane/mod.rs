@@ -225,6 +225,29 @@ impl Dataplane {
         Ok(())
     }
 
+    /// Opens what it takes to listen on `listen` and nowhere else, and changes nothing yet. Sockets of addresses that are
+    /// listened on already stay as they are, with what is queued in them.
+    pub fn bind(
+        &self,
+        listen: Vec<SocketAddr>,
+        ipv6_optional: bool,
+        fwmark: Option<u32>,
+    ) -> Result<OtherSockets, BindError> {
+        let failed = |source| BindError::Io { address: self.local_addresses()[0], source };
+        let kept = sockets::duplicated(&self.sockets).map_err(failed)?;
+        let config = DataplaneConfig { listen, ipv6_optional, fwmark, ..self.config.clone() };
+        sockets::bind(&config, kept).map(OtherSockets)
+    }
+
+    /// Goes over to them. No session ends; peers learn from the next packet where we are.
+    pub fn use_sockets(&mut self, OtherSockets(sockets): OtherSockets) {
+        for (orders, sockets) in self.orders.iter().zip(&sockets) {
+            orders.use_sockets(sockets.clone());
+        }
+        self.commands.send(Command::UseSockets(sockets[0].clone()));
+        self.sockets = sockets;
+    }
+
     /// Has all datagrams marked from here on, or none. Where it fails, some may have the new mark.
     pub fn set_fwmark(&self, mark: Option<u32>) -> io::Result<()> {
         self.sockets.iter().try_for_each(|sockets| sockets.set_mark(mark))
@@ -342,6 +365,10 @@ impl Handle {
         self.commands.send(Command::Status(Box::new(reply)));
     }
 }
+
+/// Sockets that a data plane may go over to.
+#[derive(Debug)]
+pub struct OtherSockets(Vec<Sockets>);
 
 type OnFailure = Arc<dyn Fn(Failure) + Send + Sync>;
 

@@ -1,4 +1,5 @@
-//! What a worker is told between two turns: to go on, to wait, to end; and that it is to show that it lives.
+//! What a worker is told between two turns: to go on, to wait, to end, to use other sockets; and that it is to show that it
+//! lives.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -8,6 +9,7 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::pulse::Beat;
+use super::sockets::Sockets;
 
 /// What a worker is to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,6 +38,8 @@ struct State {
     order: Order,
     /// Set while the worker waits by order.
     is_paused: bool,
+    /// Those to use from here on, until the worker has taken them.
+    sockets: Option<Sockets>,
 }
 
 impl Orders {
@@ -57,6 +61,17 @@ impl Orders {
     /// Has the worker go on.
     pub(super) fn resume(&self) {
         self.give(Order::Run);
+    }
+
+    /// Has the worker use `sockets` in the place of those that it has.
+    pub(super) fn use_sockets(&self, sockets: Sockets) {
+        self.state().sockets = Some(sockets);
+        self.wake();
+    }
+
+    /// The worker's part, after it has heeded: what it is to use from here on, if that is new.
+    pub(super) fn take_sockets(&self) -> Option<Sockets> {
+        self.state().sockets.take()
     }
 
     /// Returns whether the worker waits, which takes it one turn.

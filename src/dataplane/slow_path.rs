@@ -30,6 +30,7 @@ use super::counters::Counters;
 use super::failure::Failure;
 use super::pulse::Beat;
 use super::sender::{SendRun as _, Sender, Unsent};
+use super::sockets::Sockets;
 use super::train::Train;
 use super::tun::{TunQueue, is_device_gone};
 
@@ -58,6 +59,7 @@ pub(super) enum Command {
     Connect(PublicKey, Endpoint),
     SetPrivateKey(PrivateKey, Option<PrivateKey>),
     SetDraining(PublicKey, bool),
+    UseSockets(Sockets),
     Status(Box<dyn FnOnce(DeviceStatus) + Send>),
     ShowLife(Arc<Beat>),
     Stop,
@@ -184,6 +186,7 @@ impl SlowPath {
                 Ok(Command::Connect(key, endpoint)) => self.device.connect(now, &key, endpoint),
                 Ok(Command::SetPrivateKey(key, previous)) => self.device.set_private_key(now, key, previous),
                 Ok(Command::SetDraining(key, draining)) => drop(self.device.set_draining(now, &key, draining)),
+                Ok(Command::UseSockets(sockets)) => self.sender = Sender::new(sockets),
                 Ok(Command::Status(reply)) => reply(self.status()),
                 Ok(Command::ShowLife(beat)) => beat.answer(),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {

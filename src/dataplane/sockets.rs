@@ -87,6 +87,18 @@ pub(super) struct AddressSockets {
     pub(super) of_lane: Vec<UdpSocket>,
 }
 
+/// The sockets in use as one set per address: other descriptors of the same sockets.
+pub(super) fn duplicated(sockets: &[Sockets]) -> io::Result<Vec<AddressSockets>> {
+    let duplicate = |socket: &UdpSocket| socket.duplicate();
+    let of_address = |number: usize| {
+        let shares = sockets.iter().map(|of_worker| duplicate(&of_worker.listen[number])).collect::<io::Result<_>>()?;
+        let lanes = sockets[0].of_lane.iter().skip(1);
+        let of_lane = lanes.map(|lane| duplicate(&lane[number])).collect::<io::Result<_>>()?;
+        Ok(AddressSockets { shares, of_lane })
+    };
+    (0..sockets[0].listen.len()).map(of_address).collect()
+}
+
 /// One set per worker. Of an address that `kept` has sockets of, nothing is bound.
 pub(super) fn bind(config: &DataplaneConfig, mut kept: Vec<AddressSockets>) -> Result<Vec<Sockets>, BindError> {
     let mut sockets = Vec::new();

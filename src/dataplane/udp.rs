@@ -132,6 +132,11 @@ impl UdpSocket {
         Ok(Self { socket, local })
     }
 
+    /// Another descriptor of the same socket.
+    pub(super) fn duplicate(&self) -> io::Result<Self> {
+        Ok(Self { socket: self.socket.try_clone()?, local: self.local })
+    }
+
     /// The address it is bound to, with the port that the kernel chose if it did.
     pub(super) fn local(&self) -> SocketAddr {
         self.local

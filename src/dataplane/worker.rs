@@ -109,13 +109,28 @@ impl Worker {
 
     /// Carries packets until it is told to stop, or the TUN is gone.
     pub(super) fn run(mut self) -> Result<(), Failure> {
-        let (tun, parts) = (self.parts.tun.clone(), self.parts.clone());
-        let orders = &parts.orders[usize::from(parts.lane)];
-        let sockets: Vec<&UdpSocket> = parts.receiving().collect();
         scheduling::prefer_batches();
         if self.parts.is_pinned {
             scheduling::pin(self.parts.lane);
         }
+        while let Some(sockets) = self.carry()? {
+            self.use_sockets(sockets);
+        }
+        Ok(())
+    }
+
+    fn use_sockets(&mut self, sockets: Sockets) {
+        self.parts.ports = sockets.ports();
+        self.outbound.send_by(Sender::new(sockets.clone()));
+        self.parts.sockets = sockets;
+        self.socket_queues = self.parts.receiving().map(|_| StandingQueue::new(clock::now())).collect();
+    }
+
+    /// Carries packets until it is told to stop, or to use other sockets, which it returns.
+    fn carry(&mut self) -> Result<Option<Sockets>, Failure> {
+        let (tun, parts) = (self.parts.tun.clone(), self.parts.clone());
+        let orders = &parts.orders[usize::from(parts.lane)];
+        let sockets: Vec<&UdpSocket> = parts.receiving().collect();
         let mut descriptors =
             vec![PollFd::new(orders.as_fd(), PollFlags::POLLIN), PollFd::new(tun.as_fd(), PollFlags::POLLIN)];
         descriptors.extend(sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
@@ -127,8 +142,13 @@ impl Worker {
             // An error is readiness too: the read or receive clears it, or tells what it means.
             let is_ready = |descriptor: &PollFd<'_>| descriptor.any().unwrap_or(true);
             let [order, tun_descriptor, socket_descriptors @ ..] = &descriptors[..] else { unreachable!("made above") };
-            if is_ready(order) && orders.heed() == Order::Stop {
-                return Ok(());
+            if is_ready(order) {
+                if orders.heed() == Order::Stop {
+                    return Ok(None);
+                }
+                if let Some(sockets) = orders.take_sockets() {
+                    return Ok(Some(sockets));
+                }
             }
             let now = clock::now();
             for (index, (socket, descriptor)) in sockets.iter().zip(socket_descriptors).enumerate() {

@@ -1,6 +1,7 @@
 //! Changing the configuration of a daemon that runs, and taking links out of service.
 
 use std::fs;
+use std::net::UdpSocket;
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -205,15 +206,68 @@ fn what_has_changed_of_the_interface_takes_effect() {
 fn what_needs_a_restart_is_named_each_time_and_left_as_it_is() {
     let ends = Ends::wired("reload-restart");
     let (proxy, _backend) = ends.start_calling(ENDPOINT);
-    let config = ends.proxy_calling(ENDPOINT).set("workers", "2").set("mtu", "1400").set("listen", "51999");
+    let config = ends.proxy_calling(ENDPOINT).set("workers", "2").set("mtu", "1400");
     for _ in 0..2 {
         let said = proxy.reload(&config);
         let named: Vec<_> = said.lines().filter_map(|line| line.trim().strip_prefix("needs restart  ")).collect();
-        assert_eq!(named, ["interface.listen", "interface.mtu", "interface.workers"], "{said}");
+        assert_eq!(named, ["interface.mtu", "interface.workers"], "{said}");
     }
-    let interface = proxy.status().interface();
-    assert_eq!((interface.number("mtu"), interface.texts("listen")[0].as_str()), (1420, "0.0.0.0:51900"));
+    assert_eq!(proxy.status().interface().number("mtu"), 1420);
     probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
+}
+
+/// The cable of [`Ends::wired`]. The side that calls moves from port to port while four TCP connections are full both ways,
+/// with one worker and with two; then the side that is called is called elsewhere.
+#[test]
+fn where_a_daemon_listens_is_changed_and_no_connection_breaks() {
+    for workers in ["1", "2"] {
+        let ends = Ends::wired("reload-listen");
+        let backend = Daemon::start(&ends.backend, &ends.backend_waiting().set("workers", workers));
+        let calling = |listen: &str| ends.proxy_calling(ENDPOINT).set("workers", workers).set("listen", listen);
+        let proxy = Daemon::start(&ends.proxy, &calling("51900"));
+        probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
+        let pump = Pump::start(&ends.proxy, &ends.backend, format!("{}:7000", BACKEND[0]).parse().unwrap(), 4);
+        pump.wait_for_progress();
+        for port in 51910..51915 {
+            let said = proxy.reload(&calling(&format!("[\"10.1.0.1:{port}\", \"[::]:51900\"]")));
+            assert!(said.contains("interface.listen"), "{said}");
+            let expected = [format!("10.1.0.1:{port}"), "[::]:51900".to_owned()];
+            assert_eq!(proxy.status().interface().texts("listen"), expected);
+            let seen = format!("10.1.0.1:{port}");
+            wait::until("the backend side has followed", || backend.status().peer("proxy").text("endpoint") == seen);
+            pump.wait_for_progress();
+        }
+        let pumped = pump.stop();
+        assert!(pumped.longest_stall < Duration::from_secs(1), "{pumped:?}");
+        assert_eq!(proxy.status().peer("backend").number("handshakes"), 1, "the session did not go on");
+
+        backend.reload(&ends.backend_waiting().set("workers", workers).set("listen", "[\"10.1.0.2:51950\"]"));
+        proxy.reload(&ends.proxy_calling("10.1.0.2:51950").set("workers", workers).set("listen", "51900"));
+        wait::until("the link is up again", || probe::answers(&ends.proxy, BACKEND[0]));
+        assert!(!ends.backend.command("ss").args(["-Huln"]).run().contains(":51900"), "the old port is closed");
+    }
+}
+
+/// The cable of [`Ends::wired`].
+#[test]
+fn an_address_that_cannot_be_listened_on_changes_nothing() {
+    let ends = Ends::wired("reload-taken");
+    let (proxy, _backend) = ends.start_calling(ENDPOINT);
+    probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
+    let _other = ends.proxy.run(|| UdpSocket::bind("10.1.0.1:51999").unwrap());
+    for (listen, reason) in [
+        ("51999", "UDP port 51999 of 0.0.0.0 is taken"),
+        ("[\"10.9.9.9:51900\"]", "10.9.9.9:51900 can't be opened beside 0.0.0.0:51900"),
+        ("[\"10.9.9.9:51999\"]", "this host does not have the address that it is to listen on, 10.9.9.9"),
+    ] {
+        let output = proxy.try_reload(&ends.proxy_calling(ENDPOINT).set("listen", listen).set("fwmark", "7"));
+        assert_eq!(output.code(), 1, "{output:?}");
+        let said = output.stderr;
+        assert!(said.contains(&format!("interface.listen: {reason}")), "{said}");
+        assert!(said.trim_end().ends_with("nothing was changed"), "{said}");
+        assert_eq!(proxy.status().interface().texts("listen"), ["0.0.0.0:51900", "[::]:51900"]);
+        probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
+    }
 }
 
 /// The cable of [`Ends::wired`]; somebody else's route stands in the way of the last of several changes.
