@@ -70,6 +70,12 @@ pub enum Command {
     /// is not reached in the clear around it. Says what to do about each failure, and changes nothing. Exit code 8 if a
     /// check has failed.
     Verify(VerifyArguments),
+    /// Print what an auditor asks of this machine
+    ///
+    /// Algorithms, keys with their files and ages, when each link was last rekeyed, who may speak for which addresses and
+    /// reach which ports, what the running daemon has given up. No secret is printed and nothing is changed. Exit code 7 if no
+    /// daemon answers, after what is configured was printed.
+    Audit(AuditArguments),
     /// Show on this machine, in seconds, what underpass is for
     ///
     /// Needs root and nothing else. Builds a small network of its own (in namespaces, gone at the end), lets a sniffer
@@ -210,6 +216,17 @@ pub struct GenpskArguments {
 #[derive(Debug, Clone, Args)]
 pub struct CheckArguments {
     /// The configuration file
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `audit`.
+#[derive(Debug, Clone, Args)]
+pub struct AuditArguments {
+    /// The configuration file that the daemon runs by
     #[arg(short, long, value_name = "FILE")]
     pub config: PathBuf,
     /// Print JSON instead of text

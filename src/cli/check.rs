@@ -1,6 +1,5 @@
 //! `underpass check`: judges a configuration and says what it would do, without doing it.
 
-use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -10,6 +9,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::arguments::CheckArguments;
+use super::lines::{HEADING, line, optional_line, texts};
 use super::{Exit, Failure};
 use crate::config::{Config, Health, Interface, Peer, Refuse};
 use crate::control::sandbox;
@@ -17,7 +17,6 @@ use crate::control::sandbox;
 /// Raised when a field of the JSON is renamed, removed or changes its meaning.
 const SCHEMA_VERSION: u32 = 1;
 
-const HEADING: Style = Style::new().bold();
 const ADVICE: Style = AnsiColor::Yellow.on_default();
 
 /// Loads the file and writes to `out` what `run` would make of it.
@@ -241,16 +240,4 @@ impl PeerPlan {
             if self.expose.is_empty() { "nothing: it may only answer".to_owned() } else { self.expose.join(", ") };
         line(out, "may reach", reaches)
     }
-}
-
-fn line(out: &mut dyn Write, name: &str, value: impl Display) -> io::Result<()> {
-    writeln!(out, "  {name:<14} {value}")
-}
-
-fn optional_line(out: &mut dyn Write, name: &str, value: Option<impl Display>) -> io::Result<()> {
-    value.map_or(Ok(()), |value| line(out, name, value))
-}
-
-fn texts<T: Display>(values: &[T]) -> Vec<String> {
-    values.iter().map(ToString::to_string).collect()
 }

@@ -4,6 +4,7 @@
 //! layers below.
 
 pub mod arguments;
+pub mod audit;
 pub mod check;
 mod columns;
 pub mod completions;
@@ -13,6 +14,7 @@ pub mod failure;
 pub mod genkey;
 pub mod genpsk;
 mod key_output;
+mod lines;
 pub mod man;
 pub mod pubkey;
 mod quantity;
@@ -44,6 +46,7 @@ pub fn execute(arguments: Arguments, out: &mut dyn Write) -> Result<(), Failure>
         Command::Undrain(arguments) => drain::run(&arguments, false, out)?,
         Command::Restart(arguments) => restart::run(&arguments, out)?,
         Command::Verify(arguments) => verify::run(&arguments, out)?,
+        Command::Audit(arguments) => audit::run(&arguments, out)?,
         Command::Completions(arguments) => completions::run(&arguments, out)?,
         Command::Man(arguments) => man::run(&arguments, out)?,
     }

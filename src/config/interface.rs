@@ -73,6 +73,8 @@ pub(super) struct Draft {
     listen: Option<(Vec<SocketAddr>, bool)>,
     private_key: Option<PrivateKey>,
     previous_private_key: Option<PrivateKey>,
+    private_key_file: Option<PathBuf>,
+    previous_private_key_file: Option<PathBuf>,
     mtu: Option<Spanned<i64>>,
     fwmark: Option<u32>,
     device: DeviceMode,
@@ -98,10 +100,12 @@ impl Draft {
         let name = check_name(scope, raw.name);
         let private_key_file = scope.get_required("private_key_file", raw.private_key_file);
         let previous_file = scope.get("previous_private_key_file", raw.previous_private_key_file);
+        let paths = [&private_key_file, &previous_file].map(|file| keys.path(file.as_ref()));
         let private_key = keys.private(scope, "private_key_file", private_key_file);
         let previous_span = previous_file.as_ref().map(Spanned::span);
         let previous_private_key = keys.private(scope, "previous_private_key_file", previous_file);
         refuse_same_key(scope, &private_key, &previous_private_key, previous_span);
+        let [private_key_file, previous_private_key_file] = paths;
         let socket = scope.get("control_socket", raw.control_socket);
         let device = scope.get("device", raw.device);
         let suite = scope.get("suite", raw.suite);
@@ -124,6 +128,8 @@ impl Draft {
             name,
             private_key,
             previous_private_key,
+            private_key_file,
+            previous_private_key_file,
         }
     }
 
@@ -151,7 +157,9 @@ impl Draft {
             listen,
             listen_is_default,
             private_key: self.private_key?,
+            private_key_file: self.private_key_file?,
             previous_private_key: self.previous_private_key,
+            previous_private_key_file: self.previous_private_key_file,
             mtu,
             fwmark: self.fwmark,
             device: self.device,

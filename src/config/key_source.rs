@@ -27,6 +27,11 @@ impl KeySource<'_> {
         self.directory.join(name)
     }
 
+    /// The path that a key of the configuration names.
+    pub(super) fn path(&self, file: Option<&Spanned<String>>) -> Option<PathBuf> {
+        file.map(|name| self.resolve(name.get_ref()))
+    }
+
     /// The private key in the file that `key` names.
     pub(super) fn private(
         &mut self,

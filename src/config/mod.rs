@@ -112,8 +112,12 @@ pub struct Interface {
     pub listen_is_default: bool,
     /// The key that says who this machine is.
     pub private_key: PrivateKey,
+    /// Where that was read.
+    pub private_key_file: PathBuf,
     /// The key before, while peers change over: peers may still address it, this machine initiates with the new one.
     pub previous_private_key: Option<PrivateKey>,
+    /// Where that was read.
+    pub previous_private_key_file: Option<PathBuf>,
     /// Largest packet inside the tunnel, in bytes.
     pub mtu: u16,
     /// Mark on the outer datagrams for policy routing. Never `Some(0)`.
@@ -267,6 +271,8 @@ pub struct Peer {
     pub allowed_ips: Vec<IpNet>,
     /// A secret shared beside the key pairs.
     pub preshared_key: Option<PresharedKey>,
+    /// Where that was read.
+    pub preshared_key_file: Option<PathBuf>,
     /// How long a silence lasts before a keepalive fills it. `None`: for ever. Never zero.
     pub persistent_keepalive: Option<Duration>,
     /// What to propose to this peer: its own choice, else the interface's.

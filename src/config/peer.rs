@@ -117,6 +117,7 @@ impl OnePeer<'_, '_, '_, '_> {
         let suite = self.scope.get("suite", raw.suite);
         let expose = self.check_expose(raw.expose);
         Some(Peer {
+            preshared_key_file: keys.path(preshared_key_file.as_ref()),
             preshared_key: keys.preshared(self.scope, "preshared_key_file", preshared_key_file),
             persistent_keepalive: self.check_keepalive(raw.persistent_keepalive),
             suite: self.scope.check("suite", suite, |text| value::suite(text)).unwrap_or(self.tables.own.suite),

@@ -31,7 +31,7 @@ pub fn dataplane_config(config: &Config) -> DataplaneConfig {
         device: DeviceConfig {
             private_key: interface.private_key.clone(),
             previous_private_key: interface.previous_private_key.clone(),
-            suite: suite(interface.suite),
+            suite: proposed_suite(interface.suite),
             send_lanes: workers,
             lane_paths: true,
             mtu: None,
@@ -96,7 +96,7 @@ fn peer_config(config: &Config, peer: &Peer) -> PeerConfig {
         watched: is_watched(config),
         allowed_ips: peer.allowed_ips.clone(),
         persistent_keepalive: peer.persistent_keepalive,
-        suite: Some(suite(peer.suite)),
+        suite: Some(proposed_suite(peer.suite)),
         policy: policy(config, peer).into(),
     }
 }
@@ -135,7 +135,8 @@ fn device_mode(mode: DeviceMode) -> dataplane::DeviceMode {
     }
 }
 
-fn suite(choice: SuiteChoice) -> Suite {
+/// What this side proposes to its peers.
+pub fn proposed_suite(choice: SuiteChoice) -> Suite {
     match choice {
         SuiteChoice::Aes256Gcm => Suite::Aes256Gcm,
         SuiteChoice::ChaCha20Poly1305 => Suite::ChaCha20Poly1305,

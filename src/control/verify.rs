@@ -45,6 +45,8 @@ pub enum Check {
     Clock,
     /// The link carries traffic, so both sides have the right keys.
     Link,
+    /// The way to the peer carries the interface's longest packets whole.
+    PathMtu,
     /// Packets to the peer go into the tunnel.
     Route,
     /// A port is reached through the tunnel.
@@ -186,6 +188,7 @@ struct PeerVerification<'a> {
 impl PeerVerification<'_> {
     async fn run(self, ports: &[u16]) -> Vec<Finding> {
         let mut findings = vec![self.link()];
+        findings.extend(self.path_mtu());
         findings.extend(join_all(self.peer.addresses.iter().map(|address| self.route(*address))).await);
         if self.config.role == Role::Proxy {
             findings.extend(self.ports(ports).await);
@@ -213,6 +216,17 @@ impl PeerVerification<'_> {
             LinkState::Degraded | LinkState::Unknown => Finding::warning(Check::Link, described, remedy_of(reason)),
             LinkState::Down => Finding::failed(Check::Link, described, remedy_of(reason)),
         }
+    }
+
+    /// `None` where nobody has found out yet.
+    fn path_mtu(self) -> Option<Finding> {
+        let (path, interface) = (self.report?.path_mtu?, self.config.interface.mtu);
+        if path >= interface {
+            return Some(Finding::ok(Check::PathMtu, format!("packets of {interface} bytes pass whole")));
+        }
+        let what = format!("only packets of up to {path} bytes pass whole, the interface's MTU is {interface}");
+        let remedy = format!("set interface.mtu = {path} at both sides, or find the narrow place on the way");
+        Some(Finding::warning(Check::PathMtu, what, remedy))
     }
 
     async fn route(self, address: IpAddr) -> Finding {

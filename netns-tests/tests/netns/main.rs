@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers are tests")]
 
+mod audit;
 mod carrier;
 mod chaos;
 mod demo;

@@ -3,9 +3,9 @@
 use std::net::TcpListener;
 use std::path::Path;
 
-use netns_tests::Host;
 use netns_tests::process::Output;
 use netns_tests::underpass::{self, Daemon, KeyPair};
+use netns_tests::{Host, wait};
 use serde_json::Value;
 
 use crate::ends::{BACKEND, Ends};
@@ -43,6 +43,7 @@ fn verify_finds_an_app_that_can_be_reached_around_the_tunnel() {
     let ends = Ends::wired("verify-app");
     let (proxy, _backend) = ends.start_calling(ENDPOINT);
     proxy.wait_for_state("backend", "up");
+    wait::until("the path is known", || proxy.status().peer("backend").number("path_mtu") == 1420);
     let file = ends.proxy_calling(ENDPOINT).write(&ends.proxy);
 
     let inside = BACKEND.map(|address| app(&ends.backend, address));
@@ -51,8 +52,8 @@ fn verify_finds_an_app_that_can_be_reached_around_the_tunnel() {
     let of =
         |check: &str| findings.iter().filter(|finding| finding["check"] == check && finding["outcome"] == "ok").count();
     assert_eq!(
-        (of("port"), of("plaintext"), of("link"), of("route"), of("configuration"), of("daemon")),
-        (2, 1, 1, 2, 1, 1)
+        (of("port"), of("plaintext"), of("link"), of("path_mtu"), of("route"), of("configuration"), of("daemon")),
+        (2, 1, 1, 1, 2, 1, 1)
     );
 
     drop(inside);
