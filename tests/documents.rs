@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use underpass::proto::constants as c;
@@ -125,6 +125,25 @@ fn every_test_that_the_security_document_names_exists() {
 }
 
 #[test]
+fn the_security_document_lists_all_unsafe_code() {
+    let document = read("docs/security.md");
+    let listed: BTreeSet<&str> = document.lines().filter(|line| line.starts_with("| `src/")).collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = BTreeSet::new();
+    collect_files(&root.join("src"), &mut files);
+    let mut expected = 0;
+    for file in files {
+        let blocks = fs::read_to_string(&file).unwrap().matches("unsafe {").count();
+        if blocks > 0 {
+            let row = format!("| `{}` | {blocks} |", file.strip_prefix(root).unwrap().display());
+            assert!(listed.iter().any(|line| line.starts_with(&row)), "docs/security.md has no row {row}");
+            expected += 1;
+        }
+    }
+    assert_eq!(listed.len(), expected, "docs/security.md lists files that have no unsafe code");
+}
+
+#[test]
 fn every_test_that_the_testing_document_names_exists() {
     let mut tests = BTreeSet::new();
     for directory in ["src", "tests", "netns-tests"] {
@@ -141,14 +160,22 @@ fn every_test_that_the_testing_document_names_exists() {
 }
 
 fn collect_functions(directory: &Path, names: &mut BTreeSet<String>) {
+    let mut files = BTreeSet::new();
+    collect_files(directory, &mut files);
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let declarations = text.lines().map(|line| line.trim().trim_start_matches("async "));
+        let functions = declarations.filter_map(|line| line.strip_prefix("fn ")?.split('(').next());
+        names.extend(functions.map(str::to_owned));
+    }
+}
+
+fn collect_files(directory: &Path, files: &mut BTreeSet<PathBuf>) {
     for path in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
         if path.is_dir() {
-            collect_functions(&path, names);
+            collect_files(&path, files);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = fs::read_to_string(&path).unwrap();
-            let declarations = text.lines().map(|line| line.trim().trim_start_matches("async "));
-            let functions = declarations.filter_map(|line| line.strip_prefix("fn ")?.split('(').next());
-            names.extend(functions.map(str::to_owned));
+            files.insert(path);
         }
     }
 }
