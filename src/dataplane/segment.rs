@@ -7,9 +7,8 @@
 
 use crate::packet::checksum;
 use crate::packet::frame::{FLAG_CHECKSUM_PARTIAL, FLAG_CONTINUES};
-use crate::packet::ip::{
-    IPV6_HEADER_LEN, IpPacket, Malformed, Transport, TransportProtocol, set_congestion_experienced,
-};
+use crate::packet::ip::{IPV6_HEADER_LEN, IpPacket, Malformed, Transport, TransportProtocol};
+use crate::packet::traffic_class::{Ecn, TrafficClass, set_ecn};
 
 use self::fragments::Fragments;
 use super::virtio::{Segmentation, VirtioHeader};
@@ -98,6 +97,12 @@ impl<'a> Segments<'a> {
         &self.packet
     }
 
+    /// That of every segment.
+    pub(super) fn traffic_class(&self) -> TrafficClass {
+        let class = self.packet.traffic_class();
+        if self.congestion_experienced { class.with_ecn(Ecn::Ce) } else { class }
+    }
+
     /// How many packets there are; at least one.
     pub(super) fn count(&self) -> usize {
         self.total() - self.skipped
@@ -105,7 +110,7 @@ impl<'a> Segments<'a> {
 
     /// Has every segment say that it met congestion (RFC 3168 §5); `false` if its flow would not understand.
     pub(super) fn mark_congestion(&mut self) -> bool {
-        self.congestion_experienced = self.packet.is_ecn_capable();
+        self.congestion_experienced = self.packet.traffic_class().ecn() != Ecn::NotEct;
         self.congestion_experienced
     }
 
@@ -168,7 +173,7 @@ impl<'a> Segments<'a> {
         // A mark is rare, so its header is summed each time.
         let mut fixed_sum = cut.ip_header_sum;
         if self.congestion_experienced {
-            set_congestion_experienced(ip);
+            set_ecn(ip, Ecn::Ce);
             fixed_sum = fixed_header_sum(ip);
         }
         cut_ip_header(ip, packet_len, index, fixed_sum);

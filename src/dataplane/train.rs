@@ -7,7 +7,8 @@
 use std::io::{self, IoSlice};
 
 use crate::packet::checksum;
-use crate::packet::ip::{IpPacket, Transport, TransportProtocol, set_congestion_experienced};
+use crate::packet::ip::{IpPacket, Transport, TransportProtocol};
+use crate::packet::traffic_class::{Ecn, set_ecn};
 
 use super::segment::{TCP_CWR, TCP_FIN, TCP_PSH, length_field, set_ip_length};
 use super::tun::Offload;
@@ -92,7 +93,8 @@ impl<'b> Train<'b> {
 
     /// Has the superpacket say that it met congestion; `false` if its flow would not understand.
     pub(super) fn mark_congestion(&mut self) -> bool {
-        self.congestion_experienced = self.first.is_some_and(|first| first.packet.is_ecn_capable());
+        let is_capable = |first: First<'_>| first.packet.traffic_class().ecn() != Ecn::NotEct;
+        self.congestion_experienced = self.first.is_some_and(is_capable);
         self.congestion_experienced
     }
 
@@ -163,7 +165,7 @@ impl<'b> Train<'b> {
         let transport_len = transport.payload_start - transport.start + self.payload_len;
         let (ip, header) = headers.split_at_mut(transport.start);
         if self.congestion_experienced {
-            set_congestion_experienced(ip);
+            set_ecn(ip, Ecn::Ce);
         }
         set_ip_length(ip, transport.start + transport_len);
         match transport.protocol {

@@ -36,6 +36,11 @@ pub fn finish(sum: u32, bytes: &[u8]) -> u16 {
     !fold(add(sum, bytes))
 }
 
+/// A finished checksum after one of the words that it covers was changed from `old` to `new` (RFC 1624 §3, equation 3).
+pub fn updated(checksum: u16, old: u16, new: u16) -> u16 {
+    !fold(u32::from(!checksum) + u32::from(!old) + u32::from(new))
+}
+
 /// The sum over the pseudo-header of an upper-layer message of `length` bytes. Both addresses are of one family.
 pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: u32) -> u32 {
     let mut sum = u32::from(protocol) + (length >> 16) + (length & 0xffff);

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 
 use super::checksum;
+use super::traffic_class::TrafficClass;
 
 /// IP protocol number of ICMP.
 pub const PROTOCOL_ICMP: u8 = 1;
@@ -113,10 +114,9 @@ impl<'a> IpPacket<'a> {
         !self.is_fragment && (self.source.is_ipv6() || self.bytes[6] & IPV4_DONT_FRAGMENT != 0)
     }
 
-    /// Whether its flow understands marks of congestion, or carries one already (RFC 3168 §5).
-    pub fn is_ecn_capable(&self) -> bool {
-        let (byte, mask) = ecn_field(self.bytes);
-        self.bytes[byte] & mask != 0
+    /// Its traffic class.
+    pub fn traffic_class(&self) -> TrafficClass {
+        TrafficClass::of(self.bytes)
     }
 
     /// The TCP or UDP header directly behind the IP header; `None` for anything else, for fragments, behind IPv6
@@ -146,18 +146,6 @@ impl<'a> IpPacket<'a> {
         let length = u32::try_from(self.bytes.len() - self.header_len).expect("an IP packet is shorter than 64 KiB");
         checksum::pseudo_header(self.source, self.destination, self.protocol, length)
     }
-}
-
-/// Marks an IP header with "congestion experienced" (RFC 3168 §5); an IPv4 header's checksum is the caller's to compute.
-pub fn set_congestion_experienced(header: &mut [u8]) {
-    let (byte, mask) = ecn_field(header);
-    header[byte] |= mask;
-}
-
-/// Which byte of an IP header holds the ECN field, and in which bits: the lower two of the type of service, or of the
-/// traffic class, which IPv6 does not align.
-fn ecn_field(header: &[u8]) -> (usize, u8) {
-    if header[0] >> 4 == 4 { (1, 0x03) } else { (1, 0x30) }
 }
 
 const IPV4_DONT_FRAGMENT: u8 = 0x40;
@@ -252,22 +240,6 @@ mod tests {
             bytes[6] = flags;
             assert_eq!(IpPacket::parse(&bytes).unwrap().is_atomic(), is_atomic, "{flags:#x}");
         }
-    }
-
-    #[test]
-    fn a_mark_of_congestion_is_set_in_the_ecn_field_alone() {
-        let mut v4 = udp_packet();
-        assert!(!IpPacket::parse(&v4).unwrap().is_ecn_capable());
-        v4[1] = 0xb9;
-        assert!(IpPacket::parse(&v4).unwrap().is_ecn_capable());
-        set_congestion_experienced(&mut v4);
-        assert_eq!(v4[1], 0xbb);
-        let mut v6 = [&[0x6b, 0x81, 2, 3, 0, 0, 59, 64][..], &[0; 32]].concat();
-        assert!(!IpPacket::parse(&v6).unwrap().is_ecn_capable());
-        v6[1] = 0xa1;
-        assert!(IpPacket::parse(&v6).unwrap().is_ecn_capable());
-        set_congestion_experienced(&mut v6);
-        assert_eq!(v6[..4], [0x6b, 0xb1, 2, 3]);
     }
 
     #[test]

@@ -6,3 +6,4 @@ pub mod headers;
 pub mod ip;
 pub mod message;
 pub mod segment_size;
+pub mod traffic_class;

@@ -23,9 +23,7 @@ pub fn clamp(packet: &mut [u8], longest: u16, partial: bool) {
         // At an odd offset the value lies across two words, and counts with its bytes swapped.
         let [old, new] = [announced, limit].map(|size| if at % 2 == 0 { size } else { size.swap_bytes() });
         let before = u16::from_be_bytes([tcp[CHECKSUM_AT], tcp[CHECKSUM_AT + 1]]);
-        // RFC 1624 §3, equation 3.
-        let sum = u32::from(!before) + u32::from(!old) + u32::from(new);
-        tcp[CHECKSUM_AT..CHECKSUM_AT + 2].copy_from_slice(&(!checksum::fold(sum)).to_be_bytes());
+        tcp[CHECKSUM_AT..CHECKSUM_AT + 2].copy_from_slice(&checksum::updated(before, old, new).to_be_bytes());
     }
 }
 
