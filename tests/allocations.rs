@@ -19,6 +19,7 @@ use underpass::proto::endpoint::Endpoint;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::policy::{Policy, Service};
+use underpass::proto::transmit::Dscp;
 
 /// Packets in each direction that are carried before counting: sessions are made, buffers grow to what they need.
 const WARM_UP: usize = 5_000;
@@ -107,6 +108,7 @@ impl Node {
                 allowed_ips: ["10.77.0.0/24", "fd00::/64"].map(|prefix| prefix.parse().unwrap()).into(),
                 persistent_keepalive: None,
                 suite: None,
+                dscp: Dscp::default(),
                 // So that every packet is judged, and what is sent by UDP remembered.
                 policy: Policy::exposing([Service::Udp(50_000.into())]).into(),
             }],

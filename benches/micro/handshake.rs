@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use divan::Bencher;
+use underpass::packet::traffic_class::Ecn;
 use underpass::proto::device::Device;
 use underpass::proto::noise::Suite;
 
@@ -73,17 +74,17 @@ impl Meeting {
     }
 
     fn respond(&mut self) {
-        self.responder.handle_datagram(self.now, endpoint(0), &mut self.message).unwrap();
+        self.responder.handle_datagram(self.now, endpoint(0), Ecn::NotEct, &mut self.message).unwrap();
         self.message = self.responder.poll_transmit().unwrap().payload;
     }
 
     fn finish(&mut self) {
-        self.initiator.handle_datagram(self.now, endpoint(1), &mut self.message).unwrap();
+        self.initiator.handle_datagram(self.now, endpoint(1), Ecn::NotEct, &mut self.message).unwrap();
         self.message = self.initiator.poll_transmit().unwrap().payload;
     }
 
     fn confirm(&mut self) {
-        self.responder.handle_datagram(self.now, endpoint(0), &mut self.message).unwrap();
+        self.responder.handle_datagram(self.now, endpoint(0), Ecn::NotEct, &mut self.message).unwrap();
         self.responder.poll_transmit().unwrap();
     }
 }

@@ -15,6 +15,7 @@ use underpass::proto::peer::PeerConfig;
 use underpass::proto::policy::{Policy, PortRange, Service};
 use underpass::proto::randomness::Randomness;
 use underpass::proto::router::Router;
+use underpass::proto::transmit::Dscp;
 
 /// How many peers are configured, and how many of them have sessions.
 pub(crate) const HUBS: [(usize, usize); 3] = [(1, 1), (1_000, 1_000), (10_000, 1_000)];
@@ -142,6 +143,7 @@ pub(crate) fn peer(number: usize, endpoint: Option<SocketAddr>) -> PeerConfig {
         // So that it wants a session without a packet.
         persistent_keepalive: endpoint.map(|_| Duration::from_secs(25)),
         suite: None,
+        dscp: Dscp::default(),
         policy: Policy::exposing([Service::Tcp(PortRange::ALL), Service::Udp(PortRange::ALL)]).into(),
     }
 }

@@ -2,6 +2,7 @@
 //! socket but the system calls. And what a change of one peer costs.
 
 use divan::{Bencher, black_box};
+use underpass::packet::traffic_class::Ecn;
 use underpass::proto::noise::Suite;
 
 use crate::hub::{HUBS, Hub, datagram, endpoint, inner_address};
@@ -34,7 +35,7 @@ fn open_and_admit(bencher: Bencher<'_, '_>, hub: (usize, usize)) {
         (peer, hub.datagram_of(peer, LENGTH))
     });
     datagrams.bench_local_refs(|(peer, datagram)| {
-        let opened = hub.router.open(hub.now, endpoint(*peer), datagram, &mut notices).unwrap();
+        let opened = hub.router.open(hub.now, endpoint(*peer), Ecn::NotEct, datagram, &mut notices).unwrap();
         let frame = opened.packets(&mut Vec::new()).next().unwrap().unwrap();
         hub.router.admit(&opened, frame, &mut None).unwrap().bytes().len()
     });

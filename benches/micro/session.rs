@@ -2,6 +2,7 @@
 
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
+use underpass::packet::traffic_class::Ecn;
 use underpass::proto::noise::Suite;
 use underpass::proto::replay::ReplayWindow;
 
@@ -27,7 +28,7 @@ fn open(bencher: Bencher<'_, '_>, (suite, length): (Suite, usize)) {
     let mut notices = Vec::new();
     let datagrams = bencher.counter(BytesCount::new(length)).with_inputs(|| hub.datagram_of(0, length));
     datagrams.bench_local_refs(|datagram| {
-        hub.router.open(hub.now, endpoint(0), datagram, &mut notices).unwrap().plaintext.len()
+        hub.router.open(hub.now, endpoint(0), Ecn::NotEct, datagram, &mut notices).unwrap().plaintext.len()
     });
 }
 

@@ -334,6 +334,7 @@ mod tests {
     use crate::proto::device::{Device, DeviceConfig};
     use crate::proto::noise::Suite;
     use crate::proto::policy::{Policy, Service};
+    use crate::proto::transmit::Dscp;
 
     fn key(number: u8) -> PublicKey {
         PrivateKey::from_bytes([number; 32]).unwrap().public_key()
@@ -350,6 +351,7 @@ mod tests {
             allowed_ips: vec![format!("10.77.0.{number}/32").parse().unwrap()],
             persistent_keepalive: None,
             suite: None,
+            dscp: Dscp::default(),
             policy: Policy::exposing([Service::Any]).into(),
         }
     }

@@ -11,6 +11,7 @@ use crate::proto::device::DeviceConfig;
 use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
 use crate::proto::policy::Policy;
+use crate::proto::transmit::Dscp;
 
 use super::netlink::{InterfaceSettings, RoutePlan, closed_routes};
 use super::resolver::NamedPeer;
@@ -97,6 +98,7 @@ fn peer_config(config: &Config, peer: &Peer) -> PeerConfig {
         allowed_ips: peer.allowed_ips.clone(),
         persistent_keepalive: peer.persistent_keepalive,
         suite: Some(proposed_suite(peer.suite)),
+        dscp: Dscp::default(),
         policy: policy(config, peer).into(),
     }
 }

@@ -1,5 +1,5 @@
 //! What one drain of the TUN sends: per peer one buffer, in which packets are packed into datagrams, each sealed where it
-//! lies, and consecutive datagrams of one size leave in one segmented send.
+//! lies, and consecutive datagrams of one size and one traffic class leave in one segmented send.
 //!
 //! ```text
 //! buffer  | sent | datagram | datagram | open: room for header | frame | frame |   room for more, tag   |
@@ -15,8 +15,10 @@ use std::time::Instant;
 
 use crate::packet::frame::{FLAG_CONTINUES, FRAME_HEADER_LEN, packet_header, pad};
 use crate::packet::message::{TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD};
+use crate::packet::traffic_class::TrafficClass;
 use crate::proto::error::DropReason;
 use crate::proto::router::{Notice, Route};
+use crate::proto::transmit::Way;
 
 use super::counters::Counters;
 use super::segment::Segments;
@@ -154,6 +156,8 @@ impl Wire<'_> {
 #[derive(Debug)]
 struct Batch<'r> {
     route: Route<'r>,
+    /// That of all datagrams in the buffer.
+    traffic_class: TrafficClass,
     /// The longest plaintext that packets are packed into: what the path carries.
     max_packed: usize,
     start: usize,
@@ -178,10 +182,24 @@ struct OpenDatagram {
 impl<'r> Batch<'r> {
     fn new(route: Route<'r>, max_plaintext: usize) -> Self {
         let max_packed = max_plaintext.min(usize::from(route.path().datagram) - TRANSPORT_OVERHEAD);
-        Self { route, max_packed, start: 0, end: 0, segment_size: None, datagrams: 0, open: OpenDatagram::default() }
+        Self {
+            route,
+            traffic_class: TrafficClass::default(),
+            max_packed,
+            start: 0,
+            end: 0,
+            segment_size: None,
+            datagrams: 0,
+            open: OpenDatagram::default(),
+        }
     }
 
     fn push(&mut self, wire: &mut Wire<'_>, segments: &Segments<'_>) {
+        let traffic_class = self.route.traffic_class(segments.traffic_class());
+        if traffic_class != self.traffic_class {
+            self.flush(wire);
+            self.traffic_class = traffic_class;
+        }
         let count = segments.count();
         if count > 1 {
             self.make_room(wire, segments.length(0), count);
@@ -293,8 +311,9 @@ impl<'r> Batch<'r> {
     /// Sends the run.
     fn send(&mut self, wire: &mut Wire<'_>) {
         let run = &wire.buffer[self.start..self.end];
+        let way = Way { traffic_class: self.traffic_class, ..self.route.way(wire.lane) };
         if let Some(segment_size) = self.segment_size.take()
-            && let Err(Unsent(datagrams)) = wire.sender.send(wire.now, &self.route.way(wire.lane), run, segment_size)
+            && let Err(Unsent(datagrams)) = wire.sender.send(wire.now, &way, run, segment_size)
         {
             wire.counters.add(DropReason::SendFailed, datagrams);
         }

@@ -70,8 +70,8 @@ impl<'a, 'b> Inbound<'a, 'b> {
         for frame in opened.packets(notices) {
             follows = match frame {
                 Ok(frame) => self.take_packet(opened, frame, follows)?,
-                Err(_) => {
-                    self.counters.count(DropReason::MalformedFrame);
+                Err(reason) => {
+                    self.counters.count(reason);
                     false
                 }
             };

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use crate::keys::PrivateKey;
 use crate::packet::checksum;
 use crate::packet::ip::{IpPacket, TransportProtocol};
+use crate::packet::traffic_class::Ecn;
 use crate::proto::device::{Device, DeviceConfig};
 use crate::proto::endpoint::Endpoint;
 use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
 use crate::proto::policy::{Policy, Service};
+use crate::proto::transmit::Dscp;
 
 use super::virtio::{Segmentation, VirtioHeader};
 
@@ -191,6 +193,7 @@ pub fn config(number: u8, remote: Option<SocketAddr>, allowed_ips: &[&str]) -> P
         // So that it wants a session without a packet.
         persistent_keepalive: Some(Duration::from_secs(25)),
         suite: None,
+        dscp: Dscp::default(),
         policy: Policy::exposing([Service::Any]).into(),
     }
 }
@@ -205,11 +208,11 @@ pub fn handshake(now: Instant, caller: &mut Device, at: SocketAddr, device: &mut
     while !quiet {
         quiet = true;
         while let Some(mut transmit) = caller.poll_transmit() {
-            device.handle_datagram(now, endpoint(caller_at), &mut transmit.payload).unwrap();
+            device.handle_datagram(now, endpoint(caller_at), Ecn::NotEct, &mut transmit.payload).unwrap();
             quiet = false;
         }
         while let Some(mut transmit) = device.poll_transmit() {
-            caller.handle_datagram(now, endpoint(at), &mut transmit.payload).unwrap();
+            caller.handle_datagram(now, endpoint(at), Ecn::NotEct, &mut transmit.payload).unwrap();
             quiet = false;
         }
     }

@@ -57,8 +57,8 @@ impl Sender {
     pub(super) fn send_fragmentable(&self, way: &Way, datagram: &[u8]) -> Result<(), Unsent> {
         let socket = best_socket(&self.sockets, way).ok_or(Unsent(1))?;
         let sent = match datagram.len() {
-            ..=WHOLE_EVERYWHERE => socket.send(&way.endpoint, datagram, datagram.len()),
-            _ => socket.send_fragmentable(&way.endpoint, datagram),
+            ..=WHOLE_EVERYWHERE => socket.send(&way.endpoint, way.traffic_class, datagram, datagram.len()),
+            _ => socket.send_fragmentable(&way.endpoint, way.traffic_class, datagram),
         };
         sent.map_err(|_| Unsent(1))
     }
@@ -67,10 +67,10 @@ impl Sender {
 impl SendRun for Sender {
     fn send(&mut self, now: Instant, way: &Way, bytes: &[u8], segment_size: usize) -> Result<(), Unsent> {
         let datagrams = bytes.len().div_ceil(segment_size) as u64;
-        let endpoint = &way.endpoint;
+        let (endpoint, class) = (&way.endpoint, way.traffic_class);
         let socket = best_socket(&self.sockets, way).ok_or(Unsent(datagrams))?;
         if datagrams > 1 && !is_refused(&mut self.refusals, now, endpoint.remote.ip()) {
-            match socket.send(endpoint, bytes, segment_size) {
+            match socket.send(endpoint, class, bytes, segment_size) {
                 Ok(()) => return Ok(()),
                 // A datagram is longer than the interface's MTU, which shorter ones after it may not be.
                 Err(Errno::EMSGSIZE) => {}
@@ -81,7 +81,7 @@ impl SendRun for Sender {
         }
         let failed = bytes
             .chunks(segment_size)
-            .filter(|datagram| socket.send(endpoint, datagram, segment_size).is_err())
+            .filter(|datagram| socket.send(endpoint, class, datagram, segment_size).is_err())
             .count() as u64;
         if failed == 0 { Ok(()) } else { Err(Unsent(failed)) }
     }

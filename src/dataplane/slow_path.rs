@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 
 use crate::keys::{PrivateKey, PublicKey};
 use crate::packet::ip::IpPacket;
+use crate::packet::traffic_class::Ecn;
 use crate::proto::device::Device;
 use crate::proto::endpoint::Endpoint;
 use crate::proto::error::DropReason;
@@ -23,7 +24,7 @@ use crate::proto::peer::PeerConfig;
 use crate::proto::router::{Notice, Router};
 use crate::proto::staged::StagedPacket;
 use crate::proto::stats::DeviceStatus;
-use crate::proto::transmit::Way;
+use crate::proto::transmit::{Transmit, Way};
 
 use super::clock;
 use super::counters::Counters;
@@ -43,7 +44,7 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub(super) enum Input {
     /// A handshake message.
-    Datagram { from: Endpoint, bytes: Vec<u8> },
+    Datagram { from: Endpoint, ecn: Ecn, bytes: Vec<u8> },
     /// A packet for a peer without a session.
     Packet(StagedPacket),
     /// What a packet showed.
@@ -169,7 +170,7 @@ impl SlowPath {
         let now = clock::now();
         match input {
             // The device counts what it refuses.
-            Input::Datagram { from, mut bytes } => drop(self.device.handle_datagram(now, from, &mut bytes)),
+            Input::Datagram { from, ecn, mut bytes } => drop(self.device.handle_datagram(now, from, ecn, &mut bytes)),
             Input::Packet(packet) => drop(self.device.handle_packet(now, packet)),
             Input::Notice(notice) => self.device.handle_notice(now, notice),
             Input::Command => {}
@@ -231,10 +232,11 @@ impl SlowPath {
         }
         let now = clock::now();
         while let Some(transmit) = self.device.poll_transmit() {
-            let way = Way { endpoint: transmit.endpoint, port: transmit.port };
-            let sent = match transmit.may_fragment {
-                true => self.sender.send_fragmentable(&way, &transmit.payload),
-                false => self.sender.send(now, &way, &transmit.payload, transmit.payload.len()),
+            let Transmit { endpoint, port, traffic_class, payload, may_fragment } = transmit;
+            let way = Way { endpoint, port, traffic_class };
+            let sent = match may_fragment {
+                true => self.sender.send_fragmentable(&way, &payload),
+                false => self.sender.send(now, &way, &payload, payload.len()),
             };
             if let Err(Unsent(_)) = sent {
                 self.device.count_drop(DropReason::SendFailed);

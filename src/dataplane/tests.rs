@@ -13,6 +13,7 @@ use crate::proto::error::DropReason;
 use crate::proto::noise::Suite;
 use crate::proto::policy::{Policy, Service};
 use crate::proto::stats::LinkState;
+use crate::proto::transmit::Dscp;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -121,6 +122,7 @@ fn peer(number: u8, remote: Option<SocketAddr>, allowed: &[&str]) -> PeerConfig 
         allowed_ips: allowed.iter().map(|net| net.parse().unwrap()).collect(),
         persistent_keepalive: None,
         suite: None,
+        dscp: Dscp::default(),
         policy: Policy::exposing([Service::Any]).into(),
     }
 }

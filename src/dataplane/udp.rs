@@ -1,5 +1,6 @@
 //! UDP sockets with what a tunnel needs of Linux: many datagrams per call in both directions (UDP_SEGMENT, UDP_GRO),
-//! answers from the address that was contacted (IP_PKTINFO), large buffers, a mark for policy routing.
+//! answers from the address that was contacted (IP_PKTINFO), the traffic class (IP_TOS), large buffers, a mark for policy
+//! routing.
 //!
 //! It knows nothing of what the datagrams mean. No error of a send or a receive is fatal here.
 #![expect(unsafe_code, reason = "sendmsg and recvmsg with control messages, measured faster than the crates over them")]
@@ -15,6 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use crate::packet::traffic_class::{Ecn, TrafficClass};
 use crate::proto::endpoint::Endpoint;
 
 use self::control::{ControlBuffer, ReceiveInfo, SendControl};
@@ -90,11 +92,13 @@ pub(super) struct UdpSocket {
     local: SocketAddr,
 }
 
-/// What one receive gave: datagrams of one sender, laid end to end.
+/// What one receive gave: datagrams of one sender and one traffic class, laid end to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Received {
     /// Where they came from.
     pub(super) endpoint: Endpoint,
+    /// What the ECN field of their IP headers says.
+    pub(super) ecn: Ecn,
     /// Bytes in the buffer; 0 for an empty datagram, or one that is longer than the buffer.
     pub(super) length: usize,
     /// Length of each datagram but the last, which may be shorter; at least 1.
@@ -212,16 +216,23 @@ impl UdpSocket {
             local: info.local,
             interface: if link_local { info.interface } else { 0 },
         };
-        Ok(Received { endpoint, length, stride: info.stride.unwrap_or(length.max(1)) })
+        let (ecn, stride) = (info.traffic_class.ecn(), info.stride.unwrap_or(length.max(1)));
+        Ok(Received { endpoint, ecn, length, stride })
     }
 
     /// Sends `bytes` as datagrams of `segment_size`, the last maybe shorter. If the send buffer is full, waits once for
     /// room, but not for long.
-    pub(super) fn send(&self, endpoint: &Endpoint, bytes: &[u8], segment_size: usize) -> Result<(), Errno> {
-        match self.send_at_once(endpoint, bytes, segment_size) {
+    pub(super) fn send(
+        &self,
+        endpoint: &Endpoint,
+        traffic_class: TrafficClass,
+        bytes: &[u8],
+        segment_size: usize,
+    ) -> Result<(), Errno> {
+        match self.send_at_once(endpoint, traffic_class, bytes, segment_size) {
             Err(Errno::EAGAIN | Errno::ENOBUFS) => {
                 self.wait_for_room();
-                self.send_at_once(endpoint, bytes, segment_size)
+                self.send_at_once(endpoint, traffic_class, bytes, segment_size)
             }
             result => result,
         }
@@ -229,21 +240,32 @@ impl UdpSocket {
 
     /// Sends one datagram that may be fragmented. For one thread per socket. What others send from it in this moment may be
     /// fragmented too, which costs only time.
-    pub(super) fn send_fragmentable(&self, endpoint: &Endpoint, bytes: &[u8]) -> Result<(), Errno> {
+    pub(super) fn send_fragmentable(
+        &self,
+        endpoint: &Endpoint,
+        traffic_class: TrafficClass,
+        bytes: &[u8],
+    ) -> Result<(), Errno> {
         let is_v4 = self.local.is_ipv4();
         set_fragmentation(&self.socket, is_v4, Fragmentation::Allowed)?;
-        let sent = self.send(endpoint, bytes, bytes.len());
+        let sent = self.send(endpoint, traffic_class, bytes, bytes.len());
         set_fragmentation(&self.socket, is_v4, Fragmentation::Never)?;
         sent
     }
 
-    fn send_at_once(&self, endpoint: &Endpoint, bytes: &[u8], segment_size: usize) -> Result<(), Errno> {
+    fn send_at_once(
+        &self,
+        endpoint: &Endpoint,
+        traffic_class: TrafficClass,
+        bytes: &[u8],
+        segment_size: usize,
+    ) -> Result<(), Errno> {
         let source = endpoint.local.filter(|local| local.is_ipv4() == endpoint.remote.is_ipv4());
-        match self.send_from(endpoint, source, bytes, segment_size) {
+        match self.send_from(endpoint, source, traffic_class, bytes, segment_size) {
             // The address that the peer contacted has gone from this host: let the kernel choose another. The peer
             // learns it from this datagram, and then contacts it, which ends these attempts.
             Err(Errno::EINVAL | Errno::EADDRNOTAVAIL | Errno::ENODEV | Errno::ENETUNREACH) if source.is_some() => {
-                self.send_from(endpoint, None, bytes, segment_size)
+                self.send_from(endpoint, None, traffic_class, bytes, segment_size)
             }
             result => result,
         }
@@ -253,6 +275,7 @@ impl UdpSocket {
         &self,
         endpoint: &Endpoint,
         source: Option<IpAddr>,
+        traffic_class: TrafficClass,
         bytes: &[u8],
         segment_size: usize,
     ) -> Result<(), Errno> {
@@ -264,6 +287,9 @@ impl UdpSocket {
         let remote = SockAddr::from(endpoint.remote);
         let parts = [IoSlice::new(bytes)];
         let mut control = SendControl::new(segment_size, source, endpoint.interface);
+        if traffic_class != TrafficClass::default() {
+            control.set_traffic_class(self.local.is_ipv4(), traffic_class);
+        }
         // SAFETY: all zeros is a valid `msghdr`: null pointers with zero lengths.
         let mut message: libc::msghdr = unsafe { zeroed() };
         message.msg_name = remote.as_ptr().cast_mut().cast();
@@ -302,8 +328,10 @@ impl AsFd for UdpSocket {
 fn configure(socket: &Socket, is_v4: bool) -> io::Result<()> {
     if is_v4 {
         setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?;
+        set_option(socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
     } else {
         setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
     }
     set_fragmentation(socket, is_v4, Fragmentation::Never)?;
     // Privileged first: net.core.{r,w}mem_max is commonly 208 KiB, and is not ours to change.
@@ -329,12 +357,17 @@ enum Fragmentation {
 }
 
 fn set_fragmentation(socket: &Socket, is_v4: bool, fragmentation: Fragmentation) -> Result<(), Errno> {
-    let (level, option, value): (_, _, libc::c_int) = match (is_v4, fragmentation) {
+    let (level, option, value) = match (is_v4, fragmentation) {
         (true, Fragmentation::Never) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
         (true, Fragmentation::Allowed) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
         (false, Fragmentation::Never) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE),
         (false, Fragmentation::Allowed) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
     };
+    set_option(socket, level, option, value)
+}
+
+/// An option whose value is a number.
+fn set_option(socket: &Socket, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> Result<(), Errno> {
     // SAFETY: the option's value is a `c_int`, read during the call only.
     let result = unsafe {
         libc::setsockopt(

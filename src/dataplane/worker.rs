@@ -226,10 +226,11 @@ impl Worker {
             }
             for datagram in datagrams.chunks_mut(received.stride) {
                 if is_handshake(datagram) {
-                    parts.hand_over(Input::Datagram { from: received.endpoint, bytes: datagram.to_vec() });
+                    let Received { endpoint: from, ecn, .. } = *received;
+                    parts.hand_over(Input::Datagram { from, ecn, bytes: datagram.to_vec() });
                     continue;
                 }
-                match router.open(now, received.endpoint, datagram, &mut self.notices) {
+                match router.open(now, received.endpoint, received.ecn, datagram, &mut self.notices) {
                     Ok(opened) => inbound.take(&opened, &mut self.notices)?,
                     Err(Miss::Drop(reason)) => parts.counters.count(reason),
                     Err(miss @ (Miss::SlowPath | Miss::NoSession(_))) => {

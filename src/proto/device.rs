@@ -15,9 +15,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::keys::{PrivateKey, PublicKey};
-use crate::packet::frame::{self, Control, FLAG_CHECKSUM_PARTIAL, packet_header};
+use crate::packet::frame::{self, Control, FLAG_CHECKSUM_PARTIAL, FRAME_HEADER_LEN, packet_header};
 use crate::packet::ip::IpPacket;
 use crate::packet::message::{Message, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD};
+use crate::packet::traffic_class::{Ecn, TrafficClass};
 
 use super::allowed_ips::AllowedIps;
 use super::constants::{MAX_LANES, MIN_INITIATION_INTERVAL, REKEY_AFTER_TIME_RECEIVING, REKEY_JITTER};
@@ -282,13 +283,19 @@ impl Device {
 
     // Inputs.
 
-    /// Takes a datagram. What it carries for the TUN comes out as events.
-    pub fn handle_datagram(&mut self, now: Instant, from: Endpoint, datagram: &mut [u8]) -> Result<(), DropReason> {
+    /// Takes a datagram, which arrived with `ecn` in its IP header. What it carries for the TUN comes out as events.
+    pub fn handle_datagram(
+        &mut self,
+        now: Instant,
+        from: Endpoint,
+        ecn: Ecn,
+        datagram: &mut [u8],
+    ) -> Result<(), DropReason> {
         let result = match Message::parse(datagram) {
             Ok(Message::Initiation(initiation)) => self.handle_initiation(now, from, initiation),
             Ok(Message::Response(response)) => self.handle_response(now, from, response),
             Ok(Message::CookieReply(reply)) => self.handle_cookie_reply(now, &reply),
-            Ok(Message::Transport(_)) => self.handle_transport(now, from, datagram),
+            Ok(Message::Transport(_)) => self.handle_transport(now, from, ecn, datagram),
             Err(_) => Err(DropReason::Malformed),
         };
         result.inspect_err(|reason| self.drops.count(*reason))
@@ -401,19 +408,23 @@ impl Device {
 
     // What a session brings.
 
-    fn handle_transport(&mut self, now: Instant, from: Endpoint, datagram: &mut [u8]) -> Result<(), DropReason> {
+    fn handle_transport(
+        &mut self,
+        now: Instant,
+        from: Endpoint,
+        ecn: Ecn,
+        datagram: &mut [u8],
+    ) -> Result<(), DropReason> {
         self.refresh_router();
         let router = self.router.clone();
         let mut notices = Vec::new();
-        let opened = router.open(now, from, datagram, &mut notices).map_err(|miss| match miss {
+        let opened = router.open(now, from, ecn, datagram, &mut notices).map_err(|miss| match miss {
             Miss::Drop(reason) => reason,
             Miss::NoSession(_) | Miss::SlowPath => DropReason::Malformed,
         })?;
         let peer = self.peers.get(opened.peer).expect("the snapshot was just refreshed").name();
         for frame in opened.packets(&mut notices) {
-            let admitted = frame
-                .map_err(|_| DropReason::MalformedFrame)
-                .and_then(|frame| Ok((frame.flags, router.admit(&opened, frame, &mut None)?.bytes())));
+            let admitted = frame.and_then(|frame| Ok((frame.flags, router.admit(&opened, frame, &mut None)?.bytes())));
             match admitted {
                 Ok((flags, bytes)) => self.events.push_back(Event::Packet {
                     peer,
@@ -593,17 +604,22 @@ impl Device {
 
     /// The same on any lane, by any way.
     fn send_frames_by(&mut self, now: Instant, id: PeerId, lane: u8, way: Way, frames: &[&[u8]]) {
-        let Some(session) = self.peers.get(id).and_then(|peer| peer.usable_session(now)) else { return };
+        let Some(peer) = self.peers.get(id) else { return };
+        let Some(session) = peer.usable_session(now) else { return };
         let length = frames.iter().map(|frame| frame.len()).sum::<usize>();
         let mut payload = Vec::with_capacity(length + TRANSPORT_OVERHEAD);
         payload.extend_from_slice(&[0; TRANSPORT_HEADER_LEN]);
         frames.iter().for_each(|frame| payload.extend_from_slice(frame));
         payload.extend_from_slice(&[0; TAG_LEN]);
-        let may_fragment = frame::starts_with_packet(&payload[TRANSPORT_HEADER_LEN..])
-            && self.peers.get(id).is_some_and(|peer| payload.len() > usize::from(peer.path_limit().datagram));
+        let plaintext = &payload[TRANSPORT_HEADER_LEN..];
+        let packet = frame::starts_with_packet(plaintext).then(|| &plaintext[FRAME_HEADER_LEN..]);
+        let may_fragment = packet.is_some() && payload.len() > usize::from(peer.path_limit().datagram);
+        let inner = packet.map(TrafficClass::of).unwrap_or_default();
+        let traffic_class = session.traffic_class(peer.config.dscp, inner);
         match session.seal(now, lane, &mut payload) {
             Ok(rekey_due) => {
-                self.transmits.push_back(Transmit { endpoint: way.endpoint, port: way.port, payload, may_fragment });
+                let Way { endpoint, port, .. } = way;
+                self.transmits.push_back(Transmit { endpoint, port, traffic_class, payload, may_fragment });
                 if rekey_due {
                     self.on_rekey_due(now, id, session.local_index);
                 }
@@ -667,6 +683,7 @@ impl Device {
             lanes: peer.lane_paths.routes(peer.endpoint),
             policy: peer.config.policy.clone(),
             path: peer.path_limit(),
+            dscp: peer.config.dscp,
             ..PeerRoute::default()
         };
         self.router = Arc::new(Router {

@@ -76,6 +76,8 @@ drop_reasons! {
     StrayFragment = "stray_fragment",
     /// An inner packet of a protocol, or with headers, that its peer may not use.
     ProtocolNotExposed = "protocol_not_exposed",
+    /// An inner packet whose flow does not understand marks, in a datagram that the network marked instead of dropping it.
+    CongestionExperienced = "congestion_experienced",
     /// A packet for a destination that no peer has.
     NoPeerForDestination = "no_peer_for_destination",
     /// A packet for a peer whose endpoint is not known.

@@ -52,6 +52,7 @@
 //!     allowed_ips: Vec::new(),
 //!     persistent_keepalive: Some(Duration::from_secs(25)),
 //!     suite: None,
+//!     dscp: Dscp::default(),
 //!     policy: Arc::new(Policy::exposing([])),
 //! };
 //! let mut one = device(&alice, [3; 32]);
@@ -65,11 +66,11 @@
 //! while !quiet {
 //!     quiet = true;
 //!     while let Some(mut transmit) = one.poll_transmit() {
-//!         two.handle_datagram(now, at_alice, &mut transmit.payload).unwrap();
+//!         two.handle_datagram(now, at_alice, transmit.traffic_class.ecn(), &mut transmit.payload).unwrap();
 //!         quiet = false;
 //!     }
 //!     while let Some(mut transmit) = two.poll_transmit() {
-//!         one.handle_datagram(now, at_bob, &mut transmit.payload).unwrap();
+//!         one.handle_datagram(now, at_bob, transmit.traffic_class.ecn(), &mut transmit.payload).unwrap();
 //!         quiet = false;
 //!     }
 //! }

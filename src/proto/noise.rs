@@ -113,13 +113,15 @@ pub struct HandshakeFailed;
 
 /// [`Parameters::features`]: lanes may have paths of their own.
 pub const FEATURE_LANE_PATHS: u8 = 0x01;
+/// [`Parameters::features`]: what the ECN field of a datagram says is passed on to the packets in it.
+pub const FEATURE_ECN: u8 = 0x02;
 
 /// What each side tells the other inside the handshake: 8 bytes, the last six zero in this version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parameters {
     /// How many lanes the sender of these parameters will send on: 1 to [`MAX_LANES`].
     pub lanes: u8,
-    /// Bits of features the sender understands, [`FEATURE_LANE_PATHS`]; unknown bits are ignored.
+    /// Bits of features the sender understands, [`FEATURE_LANE_PATHS`] and [`FEATURE_ECN`]; unknown bits are ignored.
     pub features: u8,
 }
 

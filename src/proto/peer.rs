@@ -24,6 +24,7 @@ use super::stats::{LinkReason, LinkState};
 use super::tai64n::Tai64N;
 use super::timers::{Timer, TimerTable};
 use super::traffic::Traffic;
+use super::transmit::Dscp;
 
 /// What is configured of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub struct PeerConfig {
     pub persistent_keepalive: Option<Duration>,
     /// What to propose to it, if not the device's suite.
     pub suite: Option<Suite>,
+    /// What the DSCP of datagrams to it says.
+    pub dscp: Dscp,
     /// What it may send, from its prefixes.
     pub policy: Arc<Policy>,
 }

@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use crate::packet::frame::{self, Control, FLAG_CHECKSUM_PARTIAL, Frame, Frames, MalformedFrame, PacketFrame};
+use crate::packet::frame::{self, Control, FLAG_CHECKSUM_PARTIAL, Frame, Frames, PacketFrame};
 use crate::packet::ip::IpPacket;
 use crate::packet::message::Message;
 use crate::packet::segment_size;
+use crate::packet::traffic_class::{self, Ecn, TrafficClass};
 
 use super::allowed_ips::AllowedIps;
 use super::endpoint::Endpoint;
@@ -21,7 +22,7 @@ use super::path_mtu::PathLimit;
 use super::peer_table::PeerId;
 use super::policy::{Flows, Policy};
 use super::session::Session;
-use super::transmit::Way;
+use super::transmit::{Dscp, Way};
 
 /// A snapshot for the fast path.
 #[derive(Debug)]
@@ -60,6 +61,8 @@ pub(super) struct PeerRoute {
     pub(super) lanes: LaneRoutes,
     /// How long datagrams to its endpoint may be.
     pub(super) path: PathLimit,
+    /// What the DSCP of datagrams to it says.
+    pub(super) dscp: Dscp,
     /// Where the peer has been seen since the snapshot was made. An answer is on its way before the slow path has heard of
     /// it, and nobody is left at the old endpoint to receive it.
     pub(super) moved: OnceLock<Endpoint>,
@@ -162,6 +165,7 @@ pub struct Route<'r> {
     session: &'r Session,
     lanes: &'r LaneRoutes,
     path: PathLimit,
+    dscp: Dscp,
 }
 
 impl Route<'_> {
@@ -192,6 +196,11 @@ impl Route<'_> {
     /// How long datagrams may be.
     pub fn path(&self) -> PathLimit {
         self.path
+    }
+
+    /// That of a datagram with packets of the class `inner`.
+    pub fn traffic_class(&self, inner: TrafficClass) -> TrafficClass {
+        self.session.traffic_class(self.dscp, inner)
     }
 
     /// What seals.
@@ -232,22 +241,27 @@ pub struct Opened<'b> {
     opened_at: Instant,
     session: u32,
     from: Endpoint,
+    ecn: Ecn,
 }
 
 impl<'b> Opened<'b> {
-    /// The packet frames in order. Control frames become notices on the way.
+    /// The packet frames in order, or why one is refused. Control frames become notices on the way.
     pub fn packets<'n>(
         &self,
         notices: &'n mut Vec<Notice>,
-    ) -> impl Iterator<Item = Result<PacketFrame<'b>, MalformedFrame>> + use<'b, 'n> {
+    ) -> impl Iterator<Item = Result<PacketFrame<'b>, DropReason>> + use<'b, 'n> {
         let (session, lane, endpoint) = (self.session, self.lane, self.from);
+        let is_marked = self.ecn == Ecn::Ce;
+        // Whatever understands marks was marked when the datagram was opened.
+        let is_lost = move |packet: &PacketFrame<'_>| is_marked && TrafficClass::of(packet.bytes).ecn() != Ecn::Ce;
         Frames::new(self.plaintext).filter_map(move |frame| match frame {
+            Ok(Frame::Packet(packet)) if is_lost(&packet) => Some(Err(DropReason::CongestionExperienced)),
             Ok(Frame::Packet(packet)) => Some(Ok(packet)),
             Ok(Frame::Control(control)) => {
                 notices.push(Notice::Control { session, lane, endpoint, control });
                 None
             }
-            Err(malformed) => Some(Err(malformed)),
+            Err(_) => Some(Err(DropReason::MalformedFrame)),
         })
     }
 }
@@ -264,7 +278,7 @@ impl Router {
         let session = route.session.as_ref().map(|session| route.confirmed.get().unwrap_or(session));
         match (session, route.endpoint()) {
             (Some(session), Some(endpoint)) if !session.is_expired(now) => {
-                Ok(Route { peer, endpoint, session, lanes: route.lanes(), path: route.path })
+                Ok(Route { peer, endpoint, session, lanes: route.lanes(), path: route.path, dscp: route.dscp })
             }
             _ => Err(Miss::NoSession(peer)),
         }
@@ -280,11 +294,12 @@ impl Router {
         self.sessions.iter().map(|entry| (entry.peer, &entry.session))
     }
 
-    /// Opens a datagram in place.
+    /// Opens a datagram in place, which arrived from there with `ecn` in its IP header.
     pub fn open<'b>(
         &self,
         now: Instant,
         from: Endpoint,
+        ecn: Ecn,
         datagram: &'b mut [u8],
         notices: &mut Vec<Notice>,
     ) -> Result<Opened<'b>, Miss> {
@@ -307,6 +322,9 @@ impl Router {
             frame::for_each_packet_mut(authentic.plaintext, |flags, packet| {
                 segment_size::clamp(packet, longest, flags & FLAG_CHECKSUM_PARTIAL != 0);
             });
+        }
+        if ecn.changes_packets() {
+            frame::for_each_packet_mut(authentic.plaintext, |_, packet| traffic_class::decapsulate(packet, ecn));
         }
         let has_own_path = receiving.session.follows_path_of(header.lane);
         let tells_where = authentic.is_newest && !frame::starts_with_probe_or_pong(authentic.plaintext);
@@ -334,6 +352,7 @@ impl Router {
             opened_at: now,
             session,
             from,
+            ecn,
         })
     }
 

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use crate::packet::frame;
 use crate::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN, TransportHeader};
+use crate::packet::traffic_class::{Ecn, TrafficClass};
 
 use super::aead::AeadKey;
 use super::constants::{
@@ -20,6 +21,7 @@ use super::error::DropReason;
 use super::noise::{SessionKeys, Suite};
 use super::replay::ReplayWindow;
 use super::traffic::Traffic;
+use super::transmit::Dscp;
 
 /// Keys, counters and windows of one session.
 pub struct Session {
@@ -35,6 +37,8 @@ pub struct Session {
     pub suite: Suite,
     /// When its handshake was completed on this side.
     pub created_at: Instant,
+    /// The peer passes on what the ECN fields of datagrams say.
+    peer_reads_ecn: bool,
     seal_key: AeadKey,
     open_key: AeadKey,
     send_lanes: Box<[SendLane]>,
@@ -60,6 +64,8 @@ pub struct SessionParameters {
     pub receive_lanes: u8,
     /// Whether both sides announced paths of lanes.
     pub lane_paths: bool,
+    /// Whether the peer announced that it passes on what ECN fields say.
+    pub peer_reads_ecn: bool,
 }
 
 /// A send counter on cache lines of its own.
@@ -96,6 +102,7 @@ impl Session {
             has_lane_paths: parameters.lane_paths && initiator_lanes > 1,
             suite: parameters.suite,
             created_at: now,
+            peer_reads_ecn: parameters.peer_reads_ecn,
             seal_key: AeadKey::new(parameters.suite, &keys.send),
             open_key: AeadKey::new(parameters.suite, &keys.receive),
             send_lanes: (0..parameters.send_lanes).map(|_| SendLane::default()).collect(),
@@ -162,6 +169,13 @@ impl Session {
         self.traffic.on_received(now, frame::starts_with_packet(plaintext));
         let old = self.is_initiator && now.saturating_duration_since(self.created_at) >= REKEY_AFTER_TIME_RECEIVING;
         Ok(Authentic { plaintext, is_newest, rekey_due: old && self.request_rekey(now) })
+    }
+
+    /// That of a datagram with packets of the class `inner`; of one without packets for the default. A peer that does not pass
+    /// marks on gets none to pass on: its networks drop instead (RFC 6040 §4.1, normal and compatibility mode).
+    pub(super) fn traffic_class(&self, dscp: Dscp, inner: TrafficClass) -> TrafficClass {
+        let outer = dscp.outer(inner);
+        if self.peer_reads_ecn { outer } else { outer.with_ecn(Ecn::NotEct) }
     }
 
     /// How many lanes the initiator sends on.

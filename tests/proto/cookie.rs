@@ -1,5 +1,6 @@
 use underpass::keys::PrivateKey;
 use underpass::packet::message::{COOKIE_REPLY_LEN, Message};
+use underpass::packet::traffic_class::TrafficClass;
 use underpass::proto::constants::{HANDSHAKES_PER_SECOND_AND_SOURCE, HANDSHAKES_PER_SECOND_UNDER_LOAD};
 use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::error::DropReason;
@@ -16,8 +17,14 @@ fn flood(pair: &mut Pair, number: u32, source: impl Fn(u32) -> [u8; 4]) {
     let bytes = inner_packet(Side::One.inner(), Side::Two.inner(), b"x");
     attacker.handle_packet(pair.now, StagedPacket { bytes, checksum_partial: false }).unwrap();
     let payload = attacker.poll_transmit().unwrap().payload;
-    let datagram =
-        InFlight { arrives_at: pair.now, to: Side::Two, from: Side::One.address(), to_second: false, payload };
+    let datagram = InFlight {
+        arrives_at: pair.now,
+        to: Side::Two,
+        from: Side::One.address(),
+        to_second: false,
+        traffic_class: TrafficClass::default(),
+        payload,
+    };
     for i in 0..number {
         pair.deliver(InFlight { from: (source(i), 1000).into(), ..datagram.clone() });
     }

@@ -1,5 +1,6 @@
 use underpass::keys::{PresharedKey, PrivateKey};
 use underpass::packet::message::{INITIATION_LEN, MAC_LEN, Message};
+use underpass::packet::traffic_class::TrafficClass;
 use underpass::proto::constants::{GIVE_UP_AFTER, RETRY_INTERVALS, RETRY_JITTER};
 use underpass::proto::cookie::MacKeys;
 use underpass::proto::device::Device;
@@ -152,6 +153,7 @@ fn who_does_not_know_the_public_key_gets_silence_for_one_hash() {
             to: Side::Two,
             from: Side::One.address(),
             to_second: false,
+            traffic_class: TrafficClass::default(),
             payload: datagram.clone(),
         });
     }

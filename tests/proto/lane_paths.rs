@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use underpass::packet::frame::{Control, Frame, Frames, packet_header};
 use underpass::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN};
+use underpass::packet::traffic_class::{Ecn, TrafficClass};
 use underpass::proto::constants::{
     LANE_PATH_LIFETIME, LANE_PING_INTERVAL, LANE_PINGS_UNANSWERED, LANE_PROBE_MAX_INTERVAL, PING_AFTER_DATA,
 };
@@ -56,7 +57,16 @@ fn send_on(pair: &mut Pair, side: Side, lane: u8) {
     let way = route.way(lane);
     let mut notices = Vec::new();
     route.seal(now, lane, &mut payload, &mut notices).unwrap();
-    pair.put_on_the_wire(side, Transmit { endpoint: way.endpoint, port: way.port, payload, may_fragment: false });
+    pair.put_on_the_wire(
+        side,
+        Transmit {
+            endpoint: way.endpoint,
+            port: way.port,
+            traffic_class: way.traffic_class,
+            payload,
+            may_fragment: false,
+        },
+    );
     for notice in notices {
         pair.device(side).handle_notice(now, notice);
     }
@@ -289,12 +299,19 @@ fn a_probe_from_elsewhere_moves_nothing() {
     router.route(now, Side::Two.inner().into()).unwrap().seal(now, 1, &mut payload, &mut Vec::new()).unwrap();
     let before = way(&mut pair, Side::Two, 1);
     let elsewhere: SocketAddr = "192.0.2.1:51960".parse().unwrap();
-    pair.deliver(InFlight { arrives_at: now, to: Side::Two, from: elsewhere, to_second: false, payload });
+    pair.deliver(InFlight {
+        arrives_at: now,
+        to: Side::Two,
+        from: elsewhere,
+        to_second: false,
+        traffic_class: TrafficClass::default(),
+        payload,
+    });
     assert_eq!(way(&mut pair, Side::Two, 1), before);
     let mut pong = pair.wire.pop_back().unwrap();
     let mut notices = Vec::new();
     let router = pair.device(Side::One).router();
-    let opened = router.open(now, Endpoint::new(pong.from), &mut pong.payload, &mut notices).unwrap();
+    let opened = router.open(now, Endpoint::new(pong.from), Ecn::NotEct, &mut pong.payload, &mut notices).unwrap();
     let frames: Vec<_> = Frames::new(opened.plaintext).collect();
     assert_eq!(frames, [Ok(Frame::Control(Control::Pong(7)))]);
 }

@@ -5,6 +5,7 @@
 mod clock_jump;
 mod cookie;
 mod cryptokey_routing;
+mod ecn;
 mod expiry;
 mod goodbye;
 mod handshake;

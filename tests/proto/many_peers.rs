@@ -13,6 +13,7 @@ use underpass::proto::peer::PeerConfig;
 use underpass::proto::policy::{Policy, Service};
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::stats::LinkState;
+use underpass::proto::transmit::Dscp;
 
 use crate::pair::{inner_packet, seconds, start};
 
@@ -79,6 +80,7 @@ fn peer(number: usize, is_called: bool) -> PeerConfig {
         allowed_ips: vec![std::net::IpAddr::from(inner(number)).into()],
         persistent_keepalive: is_called.then(|| seconds(25)),
         suite: None,
+        dscp: Dscp::default(),
         policy: Policy::exposing([Service::Any]).into(),
     }
 }
@@ -145,7 +147,12 @@ impl Site {
             let receiver = number_at(transmit.endpoint.remote);
             let from = Endpoint::new(address(number));
             // Under load a handshake message is answered with a cookie.
-            let _ = self.devices[receiver].handle_datagram(self.now, from, &mut transmit.payload);
+            let _ = self.devices[receiver].handle_datagram(
+                self.now,
+                from,
+                transmit.traffic_class.ecn(),
+                &mut transmit.payload,
+            );
             self.settle(receiver);
         }
         while self.devices[number].poll_event().is_some() {}

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use underpass::keys::{PrivateKey, PublicKey};
 use underpass::packet::frame::FRAME_HEADER_LEN;
 use underpass::packet::message::{Message, TRANSPORT_OVERHEAD};
+use underpass::packet::traffic_class::TrafficClass;
 use underpass::proto::constants::MAX_LANES;
 use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::endpoint::Endpoint;
@@ -17,7 +18,7 @@ use underpass::proto::peer::PeerConfig;
 use underpass::proto::policy::{Policy, Service};
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::stats::{LinkState, PeerStatus};
-use underpass::proto::transmit::{SourcePort, Transmit};
+use underpass::proto::transmit::{Dscp, SourcePort, Transmit};
 
 /// A ping, pong or probe alone: a frame header, a type and a token.
 pub(crate) const PING_DATAGRAM_LEN: usize = TRANSPORT_OVERHEAD + FRAME_HEADER_LEN + 9;
@@ -66,6 +67,7 @@ pub(crate) struct InFlight {
     pub from: SocketAddr,
     /// It goes to the receiver's second address.
     pub to_second: bool,
+    pub traffic_class: TrafficClass,
     pub payload: Vec<u8>,
 }
 
@@ -127,6 +129,7 @@ pub(crate) fn peer_config(side: Side) -> PeerConfig {
         allowed_ips: vec![format!("10.77.0.{}/32", side as u8 + 1).parse().unwrap()],
         persistent_keepalive: None,
         suite: None,
+        dscp: Dscp::default(),
         policy: Policy::exposing([Service::Any]).into(),
     }
 }
@@ -289,7 +292,9 @@ impl Pair {
         let second = self.second.filter(|_| datagram.to_second);
         let local = Some(second.unwrap_or(self.addresses[to as usize]).ip());
         let from = Endpoint { remote: datagram.from, local, interface: 0 };
-        if let Err(reason) = self.device(to).handle_datagram(now, from, &mut datagram.payload) {
+        if let Err(reason) =
+            self.device(to).handle_datagram(now, from, datagram.traffic_class.ecn(), &mut datagram.payload)
+        {
             self.refused.push((to, reason));
         }
         self.collect();
@@ -338,6 +343,7 @@ impl Pair {
                 to: [Side::One, Side::Two][to],
                 from,
                 to_second,
+                traffic_class: transmit.traffic_class,
                 payload: transmit.payload,
             });
         }

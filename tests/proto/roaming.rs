@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use underpass::keys::PrivateKey;
 use underpass::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN};
+use underpass::packet::traffic_class::TrafficClass;
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::event::Event;
 use underpass::proto::peer::PeerConfig;
@@ -158,7 +159,7 @@ fn answer_at_once(pair: &mut Pair, side: Side, mut datagram: InFlight) -> (Socke
     let router = pair.device(side).router();
     let mut notices = Vec::new();
     let from = Endpoint { local: Some(datagram.to.address().ip()), ..Endpoint::new(datagram.from) };
-    router.open(now, from, &mut datagram.payload, &mut notices).unwrap();
+    router.open(now, from, datagram.traffic_class.ecn(), &mut datagram.payload, &mut notices).unwrap();
     assert!(!notices.is_empty(), "nothing to hear of, so nothing to be tested");
     let route = router.route(now, IpAddr::from(side.other().inner())).unwrap();
     let mut answer = vec![0; TRANSPORT_HEADER_LEN + TAG_LEN];
@@ -211,6 +212,7 @@ fn an_answer_to_a_peer_that_restarted_is_one_that_it_can_open() {
         to: Side::One,
         from: Side::Two.address(),
         to_second: false,
+        traffic_class: TrafficClass::default(),
         payload,
     });
     assert_eq!(pair.refused, []);

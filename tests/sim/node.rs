@@ -10,6 +10,7 @@ use underpass::keys::{PrivateKey, PublicKey};
 use underpass::packet::frame::FLAG_CHECKSUM_PARTIAL;
 use underpass::packet::ip::TransportProtocol;
 use underpass::packet::message::{Message, TAG_LEN, TRANSPORT_HEADER_LEN};
+use underpass::packet::traffic_class::{Ecn, TrafficClass};
 use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::error::DropReason;
@@ -204,6 +205,7 @@ impl Node {
         let transmit = Transmit {
             endpoint: route.endpoint(),
             port: SourcePort::Listen,
+            traffic_class: TrafficClass::default(),
             payload: payload.clone(),
             may_fragment: false,
         };
@@ -227,7 +229,7 @@ impl Node {
         if let [(from, datagram)] = datagrams
             && !self.gathers(datagram)
         {
-            return Ok(vec![self.device.handle_datagram(now, *from, datagram)]);
+            return Ok(vec![self.device.handle_datagram(now, *from, Ecn::NotEct, datagram)]);
         }
         let received = self.workers[lane].receive(now, datagrams)?;
         self.outputs.deliveries.extend(received.deliveries);

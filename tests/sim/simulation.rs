@@ -14,7 +14,7 @@ use underpass::proto::event::Event;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::policy::{Policy, Service};
-use underpass::proto::transmit::Transmit;
+use underpass::proto::transmit::{Dscp, Transmit};
 
 use crate::checks;
 use crate::network::Network;
@@ -171,6 +171,7 @@ impl Simulation {
             allowed_ips: inner_addresses(peer).map(Into::into).to_vec(),
             persistent_keepalive: None,
             suite: None,
+            dscp: Dscp::default(),
             policy: Policy::exposing([Service::Any]).into(),
         }
     }
@@ -324,7 +325,7 @@ impl Simulation {
 
     pub(crate) fn transmit(&mut self, node: usize, transmit: Transmit) -> Checked {
         // A node has one port here, whatever its lanes.
-        let Transmit { endpoint, payload, port: _, may_fragment } = transmit;
+        let Transmit { endpoint, payload, may_fragment, .. } = transmit;
         let incarnation = self.nodes[node].incarnation;
         self.trace(|| format!("node {node} sends {} to {}", describe(&payload), endpoint.remote));
         self.ledger.on_sent(self.now, incarnation, &payload)?;

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use underpass::dataplane::testing::{Receiver, Run, Transmitter};
 use underpass::packet::ip::TransportProtocol;
+use underpass::packet::traffic_class::Ecn;
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::error::{DropReason, Miss};
 use underpass::proto::peer_table::PeerId;
@@ -89,6 +90,7 @@ impl Worker {
                 .map(move |payload| Transmit {
                     endpoint: run.way.endpoint,
                     port: run.way.port,
+                    traffic_class: run.way.traffic_class,
                     payload,
                     may_fragment: false,
                 })
@@ -108,7 +110,7 @@ impl Worker {
         let owns = |peer: PeerId, source| allowed.lookup(source) == Some(names[&peer]);
         let (mut received, mut opened, mut expectation) = (Received::default(), Vec::new(), Expectation::default());
         for (from, datagram) in datagrams {
-            received.outcomes.push(match router.open(now, *from, datagram, &mut received.notices) {
+            received.outcomes.push(match router.open(now, *from, Ecn::NotEct, datagram, &mut received.notices) {
                 Ok(datagram) => {
                     expectation.add(position(&datagram), datagram.plaintext, |source| owns(datagram.peer, source));
                     opened.push(datagram);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use underpass::keys::{PresharedKey, PrivateKey, PublicKey};
 use underpass::packet::message::{TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD};
+use underpass::packet::traffic_class::Ecn;
 use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::error::DropReason;
@@ -15,7 +16,7 @@ use underpass::proto::peer::PeerConfig;
 use underpass::proto::policy::{Policy, Service};
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::stats::{LinkState, PeerStatus};
-use underpass::proto::transmit::SourcePort;
+use underpass::proto::transmit::{Dscp, SourcePort};
 
 use crate::python::{Conversation, bytes, hex};
 
@@ -119,6 +120,7 @@ impl Setup {
                 allowed_ips: vec!["10.77.0.2/32".parse().unwrap(), "fd77::1/128".parse().unwrap()],
                 persistent_keepalive: None,
                 suite: None,
+                dscp: Dscp::default(),
                 policy: Policy::exposing([Service::Any]).into(),
             },
         );
@@ -243,7 +245,7 @@ impl Link {
     /// Datagrams from the second implementation arrive at the device.
     pub(crate) fn give_us(&mut self, from: SocketAddr, mut datagram: Vec<u8>) {
         let (now, from) = (self.now, Endpoint::new(from));
-        if let Err(reason) = self.device.handle_datagram(now, from, &mut datagram) {
+        if let Err(reason) = self.device.handle_datagram(now, from, Ecn::NotEct, &mut datagram) {
             self.refused.push(reason);
         }
     }

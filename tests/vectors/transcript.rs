@@ -195,6 +195,7 @@ impl Transcript {
             send_lanes: local.1,
             receive_lanes: remote.1,
             lane_paths: false,
+            peer_reads_ecn: false,
         };
         Session::new(self.now, keys, &parameters, Arc::new(Traffic::new(self.now)))
     }

@@ -11,6 +11,7 @@ use super::super::udp::{BindOptions, RECEIVE_BUFFER_LEN, UdpSocket};
 use super::super::virtio::VirtioHeader;
 use super::*;
 use crate::packet::frame::PacketFrame;
+use crate::packet::traffic_class::{Ecn, set_ecn};
 use crate::proto::device::Device;
 use crate::proto::endpoint::Endpoint;
 use crate::proto::router::{Notice, Router};
@@ -103,7 +104,7 @@ impl Links {
 fn open(now: Instant, router: &Router, from: Endpoint, datagram: &mut [u8]) -> Datagram {
     let length = datagram.len();
     let mut notices = Vec::new();
-    let opened = router.open(now, from, datagram, &mut notices).unwrap();
+    let opened = router.open(now, from, Ecn::NotEct, datagram, &mut notices).unwrap();
     let packets = opened.packets(&mut notices).map(|frame| frame.unwrap());
     (length, packets.map(|PacketFrame { flags, bytes }| (flags, bytes.to_vec())).collect())
 }
@@ -189,6 +190,48 @@ fn a_segment_does_not_continue_one_that_is_too_large() {
     let packets: Vec<_> = links.receive(0).into_iter().flatten().flat_map(|(_, packets)| packets).collect();
     assert_eq!(packets.iter().map(|(flags, packet)| (*flags, packet.len())).collect::<Vec<_>>(), [(1, 62), (1, 152)]);
     assert_eq!(links.drops(DropReason::TooLarge), 2);
+}
+
+/// A packet whose ECN field says this.
+fn saying(ecn: Ecn, length: usize) -> (Vec<u8>, Sample) {
+    let sample = small(length);
+    let mut bytes = sample.packet();
+    set_ecn(&mut bytes, ecn);
+    (bytes, sample)
+}
+
+#[test]
+fn packets_of_two_ecn_fields_do_not_share_a_datagram_and_keep_their_order() {
+    let mut links = Links::new(1);
+    let fields = [Ecn::NotEct, Ecn::NotEct, Ecn::Ect0, Ecn::Ect0, Ecn::Ect0, Ecn::Ce, Ecn::NotEct, Ecn::Ect1];
+    send_to(&mut links, (0..).zip(fields).map(|(index, ecn)| saying(ecn, 100 + index)));
+    let datagrams: Vec<_> = links.receive(0).into_iter().flatten().collect();
+    assert_eq!(datagrams.iter().map(|(_, packets)| packets.len()).collect::<Vec<_>>(), [2, 3, 1, 1, 1]);
+    let packets: Vec<_> = datagrams.into_iter().flat_map(|(_, packets)| packets).collect();
+    let of = |(_, packet): &(u8, Vec<u8>)| (TrafficClass::of(packet).ecn(), packet.len() - 152);
+    assert_eq!(packets.iter().map(of).collect::<Vec<_>>(), fields.into_iter().zip(0..).collect::<Vec<_>>());
+}
+
+#[test]
+fn each_datagram_leaves_with_the_ecn_field_of_its_packets() {
+    let mut links = Links::new(1);
+    send_to(&mut links, [Ecn::Ect0, Ecn::Ce, Ecn::NotEct].map(|ecn| saying(ecn, 100)).into_iter());
+    let mut buffer = vec![0; RECEIVE_BUFFER_LEN];
+    let received: Vec<_> = std::iter::from_fn(|| links.peers[0].0.receive(&mut buffer).unwrap()).collect();
+    assert_eq!(received.iter().map(|received| received.ecn).collect::<Vec<_>>(), [Ecn::Ect0, Ecn::Ce, Ecn::NotEct]);
+}
+
+#[test]
+fn packets_of_two_classes_share_a_datagram_that_shows_neither() {
+    let mut links = Links::new(1);
+    let classes = [0xb8, 0x00, 0x28].map(|class| {
+        let (mut bytes, sample) = saying(Ecn::NotEct, 100);
+        bytes[1] = class;
+        (bytes, sample)
+    });
+    send_to(&mut links, classes.into_iter());
+    let received = links.receive(0);
+    assert_eq!((received.len(), received[0].len(), received[0][0].1.len()), (1, 1, 3));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::*;
 use crate::packet::checksum;
 use crate::packet::frame::packet_header;
 use crate::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN};
+use crate::packet::traffic_class::{Ecn, set_ecn};
 use crate::proto::endpoint::Endpoint;
 use crate::proto::peer::PeerConfig;
 use crate::proto::policy::{Policy, Service};
@@ -81,14 +82,19 @@ impl Link {
     }
 
     /// The same, from a queue that may stand; returns what was written.
-    fn receive_from(&self, standing: bool, mut datagrams: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    fn receive_from(&self, standing: bool, datagrams: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+        self.receive_marked(standing, datagrams.into_iter().map(|datagram| (Ecn::NotEct, datagram)).collect())
+    }
+
+    /// The same, of datagrams that the network may have marked.
+    fn receive_marked(&self, standing: bool, mut datagrams: Vec<(Ecn, Vec<u8>)>) -> Vec<Vec<u8>> {
         let mut notices = Vec::new();
         let mut inbound = Inbound::new(&self.us, &self.tun, &self.counters);
         if standing {
             inbound.signal_congestion();
         }
-        for datagram in &mut datagrams {
-            let opened = self.us.open(self.now, self.from, datagram, &mut notices).unwrap();
+        for (ecn, datagram) in &mut datagrams {
+            let opened = self.us.open(self.now, self.from, *ecn, datagram, &mut notices).unwrap();
             inbound.take(&opened, &mut notices).unwrap();
         }
         inbound.deliver().unwrap();
@@ -313,4 +319,50 @@ fn a_write_that_the_kernel_refuses_is_counted_by_packet() {
     let link = Link { tun: TunQueue::of_socket(queue, Offload::TcpAndUdp), ..link };
     assert!(link.receive(train(&link)).is_empty());
     assert_eq!(link.drops(DropReason::TunWriteFailed), 5);
+}
+
+/// The traffic classes of what was written, and its lengths.
+fn classes(written: &[Vec<u8>]) -> Vec<(u8, usize)> {
+    written.iter().map(|packet| (packet[1], packet.len())).collect()
+}
+
+#[test]
+fn a_mark_on_datagrams_marks_the_packets_in_them_and_no_others() {
+    let link = Link::new();
+    let marks = [Ecn::Ect0, Ecn::Ect0, Ecn::Ce, Ecn::Ce, Ecn::Ect0];
+    let written = link.receive_marked(false, marks.into_iter().zip(train(&link)).collect());
+    assert_eq!(classes(&written), [(0x02, 2052), (0x03, 2052), (0x02, 1052)]);
+    written.iter().for_each(|packet| assert_eq!(checksum::finish(0, &packet[..20]), 0, "IPv4 header checksum"));
+}
+
+#[test]
+fn a_mark_on_a_whole_train_marks_the_superpacket() {
+    let link = Link::new();
+    let written = link.receive_marked(false, train(&link).into_iter().map(|datagram| (Ecn::Ce, datagram)).collect());
+    assert_eq!(classes(&written), [(0x03, 5052)]);
+    assert_eq!(link.drops(DropReason::CongestionExperienced), 0);
+}
+
+#[test]
+fn a_packet_that_does_not_understand_marks_is_lost_to_one_also_within_a_train() {
+    let link = Link::new();
+    let mut packets = cut(&Sample::tcp_v4(5000, 1000));
+    packets.iter_mut().for_each(|(_, bytes)| set_ecn(bytes, Ecn::NotEct));
+    let marks = [Ecn::NotEct, Ecn::NotEct, Ecn::Ce, Ecn::NotEct, Ecn::Ce];
+    let datagrams = packets.into_iter().map(|packet| link.seal(0, &vec![packet]));
+    let written = link.receive_marked(false, marks.into_iter().zip(datagrams.collect::<Vec<_>>()).collect());
+    assert_eq!(classes(&written), [(0x00, 2052), (0x00, 1052)]);
+    assert_eq!(link.drops(DropReason::CongestionExperienced), 2);
+}
+
+#[test]
+fn each_packet_of_a_marked_datagram_is_judged_by_itself() {
+    let link = Link::new();
+    let mut packets = cut(&Sample { segment_size: 0, ..Sample::tcp_v4(100, 0) });
+    packets.extend([packets[0].clone(), packets[0].clone()]);
+    set_ecn(&mut packets[1].1, Ecn::NotEct);
+    set_ecn(&mut packets[2].1, Ecn::Ect1);
+    let written = link.receive_marked(false, vec![(Ecn::Ce, link.seal(0, &packets))]);
+    assert_eq!(classes(&written), [(0x03, 152), (0x03, 152)]);
+    assert_eq!(link.drops(DropReason::CongestionExperienced), 1);
 }

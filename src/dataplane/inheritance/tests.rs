@@ -9,6 +9,7 @@ use super::super::tun::{DeviceMode, Offload, TunQueue};
 use super::super::udp::RECEIVE_BUFFER_LEN;
 use super::*;
 use crate::keys::PrivateKey;
+use crate::packet::traffic_class::TrafficClass;
 use crate::proto::device::DeviceConfig;
 use crate::proto::endpoint::Endpoint;
 use crate::proto::noise::Suite;
@@ -89,7 +90,7 @@ fn sockets_are_kept_with_what_is_queued_in_them() {
         assert_eq!(received.endpoint.remote, sender.local_addr().unwrap());
     }
     assert_eq!(kept[0].of_lane(1).len(), 1);
-    kept[0].of_lane(1)[0].send(&Endpoint::new(sender.local_addr().unwrap()), b"x", 1).unwrap();
+    kept[0].of_lane(1)[0].send(&Endpoint::new(sender.local_addr().unwrap()), TrafficClass::default(), b"x", 1).unwrap();
 }
 
 #[test]

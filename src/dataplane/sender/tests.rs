@@ -4,6 +4,7 @@ use super::super::clock::now;
 use super::super::udp::tests::{bind, receive};
 use super::super::udp::{RECEIVE_BUFFER_LEN, UdpSocket};
 use super::*;
+use crate::packet::traffic_class::{Ecn, TrafficClass};
 use crate::proto::endpoint::Endpoint;
 
 fn sender(socket: UdpSocket) -> Sender {
@@ -30,6 +31,27 @@ fn a_batch_is_sent_and_received_with_its_stride() {
             got.extend_from_slice(&buffer[..received.length]);
         }
         assert_eq!(got, batch);
+    }
+}
+
+#[test]
+fn what_the_ip_header_says_of_congestion_arrives_with_a_batch_and_with_one_datagram() {
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let receiver = bind(address);
+        let mut sender = sender(bind(address));
+        let mut buffer = vec![0; RECEIVE_BUFFER_LEN];
+        for ecn in [Ecn::NotEct, Ecn::Ect0, Ecn::Ect1, Ecn::Ce, Ecn::NotEct] {
+            let traffic_class = TrafficClass::default().with_dscp(46).with_ecn(ecn);
+            let way = Way { traffic_class, ..to(receiver.local()) };
+            sender.send(now(), &way, &[7; 3000], 1000).unwrap();
+            sender.send_fragmentable(&way, &[8; 1500]).unwrap();
+            let mut left = 4500;
+            while left > 0 {
+                let received = receive(&receiver, &mut buffer);
+                assert_eq!(received.ecn, ecn);
+                left -= received.length;
+            }
+        }
     }
 }
 

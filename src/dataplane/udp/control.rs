@@ -1,11 +1,13 @@
 //! What is said beside a datagram in the control messages of `sendmsg` and `recvmsg`: segment size and stride, the local
-//! address and the interface.
+//! address and the interface, the traffic class.
 #![expect(unsafe_code, reason = "the kernel lays control messages out for pointer arithmetic")]
 
 use std::mem::{size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Room for a segment size or stride and a packet-info message, aligned as `cmsghdr` wants.
+use crate::packet::traffic_class::TrafficClass;
+
+/// Room for a segment size or stride, a packet-info message and a traffic class, aligned as `cmsghdr` wants.
 #[repr(C, align(8))]
 #[derive(Debug)]
 pub(super) struct ControlBuffer([u8; ControlBuffer::LEN]);
@@ -58,6 +60,14 @@ impl SendControl {
         control
     }
 
+    /// Has the IP headers, of the socket's family, say that.
+    pub(super) fn set_traffic_class(&mut self, is_v4: bool, traffic_class: TrafficClass) {
+        match is_v4 {
+            true => self.push(libc::IPPROTO_IP, libc::IP_TOS, traffic_class.byte()),
+            false => self.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, libc::c_int::from(traffic_class.byte())),
+        }
+    }
+
     /// For `msg_control` and `msg_controllen`.
     pub(super) fn as_parts(&mut self) -> (*mut libc::c_void, usize) {
         (self.buffer.as_mut_ptr(), self.length)
@@ -95,6 +105,8 @@ pub(super) struct ReceiveInfo {
     pub(super) local: Option<IpAddr>,
     /// The interface it came in on; IPv6 only.
     pub(super) interface: u32,
+    /// That of its IP header.
+    pub(super) traffic_class: TrafficClass,
 }
 
 impl ReceiveInfo {
@@ -126,6 +138,15 @@ impl ReceiveInfo {
                 let stride = unsafe { data.cast::<libc::c_int>().read_unaligned() };
                 self.stride = usize::try_from(stride).ok().filter(|stride| *stride > 0);
             }
+            (libc::IPPROTO_IP, libc::IP_TOS) => {
+                // SAFETY: the value is a byte.
+                self.traffic_class = TrafficClass::from_byte(unsafe { data.read() });
+            }
+            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                // SAFETY: the value is a `c_int`.
+                let class = unsafe { data.cast::<libc::c_int>().read_unaligned() };
+                self.traffic_class = TrafficClass::from_byte(u8::try_from(class).unwrap_or_default());
+            }
             (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                 // SAFETY: the value is an `in_pktinfo`.
                 let info = unsafe { data.cast::<libc::in_pktinfo>().read_unaligned() };
@@ -156,6 +177,18 @@ mod tests {
             let info = ReceiveInfo::read(&mut control.buffer, length);
             assert_eq!((info.local, info.interface), (Some(source), interface));
             assert_eq!(info.stride, None, "UDP_SEGMENT is not UDP_GRO");
+        }
+    }
+
+    #[test]
+    fn a_traffic_class_is_read_as_it_was_written_beside_all_else() {
+        for (source, is_v4) in [("192.0.2.1", true), ("fe80::1", false)] {
+            for class in [0x01, 0xb8, 0xff].map(TrafficClass::from_byte) {
+                let mut control = SendControl::new(Some(1452), Some(source.parse().unwrap()), 7);
+                control.set_traffic_class(is_v4, class);
+                let (_, length) = control.as_parts();
+                assert_eq!(ReceiveInfo::read(&mut control.buffer, length).traffic_class, class);
+            }
         }
     }
 

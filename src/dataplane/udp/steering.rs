@@ -51,6 +51,7 @@ mod tests {
     use super::super::tests::{bind, receive};
     use super::super::{BindOptions, RECEIVE_BUFFER_LEN};
     use super::*;
+    use crate::packet::traffic_class::TrafficClass;
     use crate::proto::endpoint::Endpoint;
 
     #[test]
@@ -74,7 +75,7 @@ mod tests {
         ];
         let mut buffer = vec![0; RECEIVE_BUFFER_LEN];
         for (datagram, socket) in cases {
-            sender.send(&to, datagram, datagram.len()).unwrap();
+            sender.send(&to, TrafficClass::default(), datagram, datagram.len()).unwrap();
             let received = receive(sockets[socket], &mut buffer);
             assert_eq!(&buffer[..received.length], datagram);
         }

@@ -14,7 +14,7 @@ use crate::proto::event::Event;
 use crate::proto::handshake::{
     InitiationFields, consume_initiation, consume_response, create_initiation, create_response,
 };
-use crate::proto::noise::{FEATURE_LANE_PATHS, Parameters, Suite};
+use crate::proto::noise::{FEATURE_ECN, FEATURE_LANE_PATHS, Parameters, Suite};
 use crate::proto::peer::{Attempt, Peer};
 use crate::proto::peer_table::PeerId;
 use crate::proto::rate_limiter::Verdict;
@@ -22,7 +22,7 @@ use crate::proto::session::{Session, SessionParameters};
 use crate::proto::session_slots::Precedence;
 use crate::proto::tai64n::Tai64N;
 use crate::proto::timers::Timer;
-use crate::proto::transmit::{SourcePort, Transmit};
+use crate::proto::transmit::{Dscp, Transmit};
 
 use super::Device;
 
@@ -85,7 +85,7 @@ impl Device {
             peer.timers.set(Timer::Alternatives, if is_lost { now } else { now + ALTERNATIVE_DELAY });
         }
         peer.past_sent_bytes += message.len() as u64;
-        self.transmits.push_back(Transmit { endpoint, port: SourcePort::Listen, payload: message, may_fragment: true });
+        self.transmits.push_back(Transmit::handshake(endpoint, peer.config.dscp, message));
         self.send_to_alternatives_if_due(now, id);
     }
 
@@ -103,12 +103,7 @@ impl Device {
         for other in peer.config.endpoints.iter().filter(|other| other.remote != endpoint.remote) {
             peer.past_sent_bytes += attempt.message.len() as u64;
             let payload = attempt.message.clone();
-            self.transmits.push_back(Transmit {
-                endpoint: *other,
-                port: SourcePort::Listen,
-                payload,
-                may_fragment: true,
-            });
+            self.transmits.push_back(Transmit::handshake(*other, peer.config.dscp, payload));
         }
         peer.traffic.on_sent(now, false);
     }
@@ -180,16 +175,13 @@ impl Device {
             send_lanes: self.send_lanes,
             receive_lanes: theirs.lanes,
             lane_paths: both_know_lane_paths(parameters, theirs),
+            peer_reads_ecn: theirs.features & FEATURE_ECN != 0,
         };
         let session = Arc::new(Session::new(now, &keys, &parameters, peer.traffic.clone()));
+        let dscp = peer.config.dscp;
         self.end_sessions(id, |peer| peer.sessions.add_responded(session));
         // The endpoint does not move yet: after a restart this may be a replay. The first transport data moves it.
-        self.transmits.push_back(Transmit {
-            endpoint: from,
-            port: SourcePort::Listen,
-            payload: message,
-            may_fragment: true,
-        });
+        self.transmits.push_back(Transmit::handshake(from, dscp, message));
         self.settle(now, id);
         Ok(())
     }
@@ -240,6 +232,7 @@ impl Device {
             send_lanes: self.send_lanes,
             receive_lanes: theirs.lanes,
             lane_paths: both_know_lane_paths(ours, theirs),
+            peer_reads_ecn: theirs.features & FEATURE_ECN != 0,
         };
         let session = Arc::new(Session::new(now, &keys, &parameters, peer.traffic.clone()));
         let precedence = self.precedence(id);
@@ -287,7 +280,7 @@ impl Device {
         let mac_keys = &self.local_keys[local].mac_keys;
         let payload =
             self.cookie_checker.reply(now, from.remote, mac_keys, sender_index, message, &mut self.randomness);
-        self.transmits.push_back(Transmit { endpoint: from, port: SourcePort::Listen, payload, may_fragment: true });
+        self.transmits.push_back(Transmit::handshake(from, Dscp::default(), payload));
         Err(DropReason::CookieDemanded)
     }
 
@@ -306,8 +299,8 @@ impl Device {
     }
 
     fn parameters(&self) -> Parameters {
-        let features = if self.lane_paths { FEATURE_LANE_PATHS } else { 0 };
-        Parameters { lanes: self.send_lanes, features }
+        let lane_paths = if self.lane_paths { FEATURE_LANE_PATHS } else { 0 };
+        Parameters { lanes: self.send_lanes, features: FEATURE_ECN | lane_paths }
     }
 
     /// Newer than every timestamp before, also when the clock stands still.

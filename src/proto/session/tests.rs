@@ -19,6 +19,7 @@ fn pair(now: Instant, suite: Suite, lanes: u8) -> [Session; 2] {
             send_lanes: lanes,
             receive_lanes: lanes,
             lane_paths: false,
+            peer_reads_ecn: false,
         };
         Session::new(now, &SessionKeys { send, receive }, &parameters, Arc::new(Traffic::new(now)))
     })
@@ -34,6 +35,16 @@ fn open(session: &Session, now: Instant, datagram: &[u8]) -> Result<Vec<u8>, Dro
     let mut datagram = datagram.to_vec();
     let Ok(Message::Transport(header)) = Message::parse(&datagram) else { panic!("not transport data") };
     session.open(now, header, &mut datagram).map(|authentic| authentic.plaintext.to_vec())
+}
+
+#[test]
+fn a_peer_that_does_not_pass_marks_on_gets_datagrams_that_cannot_be_marked() {
+    let [session, _] = pair(start(), Suite::Aes256Gcm, 1);
+    for ecn in [Ecn::NotEct, Ecn::Ect0, Ecn::Ect1, Ecn::Ce] {
+        let inner = TrafficClass::default().with_dscp(46).with_ecn(ecn);
+        assert_eq!(session.traffic_class(Dscp::Copy, inner), inner.with_ecn(Ecn::NotEct));
+        assert_eq!(session.traffic_class(Dscp::default(), inner), TrafficClass::default());
+    }
 }
 
 #[test]
@@ -194,6 +205,7 @@ fn session_of(now: Instant, suite: Suite, handshake: &serde_json::Value, is_init
         send_lanes: lanes(local),
         receive_lanes: lanes(remote),
         lane_paths: false,
+        peer_reads_ecn: false,
     };
     Session::new(now, &SessionKeys { send, receive }, &parameters, Arc::new(Traffic::new(now)))
 }

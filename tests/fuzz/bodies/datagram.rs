@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use underpass::keys::PrivateKey;
 use underpass::packet::ip::IpPacket;
 use underpass::packet::message::{MAC_LEN, TAG_LEN, TRANSPORT_HEADER_LEN};
+use underpass::packet::traffic_class::Ecn;
 use underpass::proto::cookie::MacKeys;
 use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::endpoint::Endpoint;
@@ -17,6 +18,7 @@ use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::policy::{Policy, Service};
 use underpass::proto::staged::StagedPacket;
+use underpass::proto::transmit::Dscp;
 
 const RAW: u8 = 0;
 const WITH_MAC1: u8 = 1;
@@ -82,6 +84,7 @@ fn peer(byte: u8) -> PeerConfig {
         allowed_ips: vec![IpAddr::from([10, 77, 0, byte]).into()],
         persistent_keepalive: None,
         suite: None,
+        dscp: Dscp::default(),
         policy: Policy::exposing([Service::Any]).into(),
     }
 }
@@ -106,11 +109,11 @@ impl World {
         while !quiet {
             quiet = true;
             while let Some(mut transmit) = other.poll_transmit() {
-                device.handle_datagram(now, endpoint(2), &mut transmit.payload).expect("a good datagram");
+                device.handle_datagram(now, endpoint(2), Ecn::NotEct, &mut transmit.payload).expect("a good datagram");
                 quiet = false;
             }
             while let Some(mut transmit) = device.poll_transmit() {
-                other.handle_datagram(now, endpoint(1), &mut transmit.payload).expect("a good datagram");
+                other.handle_datagram(now, endpoint(1), Ecn::NotEct, &mut transmit.payload).expect("a good datagram");
                 quiet = false;
             }
         }
@@ -122,7 +125,7 @@ impl World {
 
     fn receive(&mut self, mut datagram: Vec<u8>) {
         let length = datagram.len();
-        let refused = self.device.handle_datagram(self.now, endpoint(2), &mut datagram).is_err();
+        let refused = self.device.handle_datagram(self.now, endpoint(2), Ecn::NotEct, &mut datagram).is_err();
         let answer = self.drain();
         assert!(!refused || answer <= length, "{answer} bytes answer {length} that were refused");
     }

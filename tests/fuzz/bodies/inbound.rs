@@ -10,6 +10,7 @@ use std::time::Duration;
 use underpass::dataplane::testing::{self, Receiver};
 use underpass::packet::ip::TransportProtocol;
 use underpass::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN};
+use underpass::packet::traffic_class::Ecn;
 use underpass::proto::error::DropReason;
 use underpass::proto::policy::{PortRange, Service};
 
@@ -271,7 +272,8 @@ impl<'w, 'd> Run<'w, 'd> {
         let mut expectation = Expectation::default();
         let mut opened = Vec::new();
         for (peer, datagram) in datagrams {
-            let datagram = us.open(*now, endpoint(*peer), datagram, &mut notices).expect("a good datagram, once");
+            let datagram =
+                us.open(*now, endpoint(*peer), Ecn::NotEct, datagram, &mut notices).expect("a good datagram, once");
             let owns = |address| owner(address) == Some(*peer);
             expectation.add_judged(position(&datagram), datagram.plaintext, owns, |packet| {
                 has_fragments |= !any && is_fragment(packet);

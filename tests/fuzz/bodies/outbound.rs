@@ -9,6 +9,7 @@ use std::sync::mpsc;
 
 use underpass::dataplane::testing::{self, Receiver, Run, Transmitter};
 use underpass::packet::ip::TransportProtocol;
+use underpass::packet::traffic_class::Ecn;
 use underpass::proto::error::{DropReason, Miss};
 
 use crate::choices::Choices;
@@ -164,7 +165,8 @@ impl World {
         let mut expectation = Expectation::default();
         let mut opened = Vec::new();
         for datagram in datagrams {
-            let datagram = router.open(*now, endpoint(US), datagram, &mut notices).expect("a good datagram");
+            let datagram =
+                router.open(*now, endpoint(US), Ecn::NotEct, datagram, &mut notices).expect("a good datagram");
             assert_eq!(datagram.plaintext.first(), Some(&1), "a datagram does not begin with a packet");
             expectation.add(position(&datagram), datagram.plaintext, |_| true);
             opened.push(datagram);
