@@ -61,6 +61,7 @@ struct InterfacePlan {
     listen: Vec<String>,
     mtu: u16,
     fwmark: Option<u32>,
+    dscp: String,
     device: &'static str,
     workers: String,
     pin_workers: bool,
@@ -145,6 +146,7 @@ impl InterfacePlan {
             listen: texts(&interface.listen),
             mtu: interface.mtu,
             fwmark: interface.fwmark,
+            dscp: interface.dscp.to_string(),
             device: interface.device.as_str(),
             workers: interface.workers.to_string(),
             pin_workers: interface.pin_workers,
@@ -166,6 +168,7 @@ impl InterfacePlan {
         line(out, "listens on", format!("UDP {}", self.listen.join(", ")))?;
         line(out, "MTU", format!("{} bytes", self.mtu))?;
         optional_line(out, "mark", self.fwmark.map(|mark| format!("{mark:#x}")))?;
+        line(out, "DSCP", &self.dscp)?;
         line(out, "device", self.device)?;
         line(out, "workers", format!("{}{}", self.workers, if self.pin_workers { ", pinned" } else { "" }))?;
         let refuses = if self.refuse == Refuse::Reset.as_str() { "with an answer" } else { "silently" };

@@ -14,7 +14,7 @@ use toml::Spanned;
 use super::error::Problems;
 use super::key_source::KeySource;
 use super::peer::OwnEnd;
-use super::raw::{Field, List, RawInterface, RawListen, RawWorkers};
+use super::raw::{Field, List, NumberOrWord, RawInterface, RawListen};
 use super::scope::{Refusal, Scope};
 use super::{
     CONTROL_SOCKET_DIRECTORY, DEFAULT_INTERFACE_NAME, DEFAULT_MTU, DEFAULT_PORT, DeviceMode, Interface, Refuse, Role,
@@ -25,6 +25,7 @@ use crate::packet::frame::FRAME_HEADER_LEN;
 use crate::packet::message::TRANSPORT_OVERHEAD;
 use crate::proto::constants::MAX_LANES;
 use crate::proto::policy::Service;
+use crate::proto::transmit::Dscp;
 
 /// An example for each key, for messages.
 pub(super) const EXAMPLES: &[(&str, &str)] = &[
@@ -35,6 +36,7 @@ pub(super) const EXAMPLES: &[(&str, &str)] = &[
     ("previous_private_key_file", "\"previous.key\""),
     ("mtu", "1420"),
     ("fwmark", "0"),
+    ("dscp", "\"zero\""),
     ("device", "\"auto\""),
     ("workers", "\"auto\""),
     ("pin_workers", "false"),
@@ -77,6 +79,7 @@ pub(super) struct Draft {
     previous_private_key_file: Option<PathBuf>,
     mtu: Option<Spanned<i64>>,
     fwmark: Option<u32>,
+    dscp: Dscp,
     device: DeviceMode,
     workers: Workers,
     pin_workers: bool,
@@ -115,6 +118,7 @@ impl Draft {
             listen: check_listen(scope, raw.listen),
             mtu: scope.get("mtu", raw.mtu),
             fwmark: check_fwmark(scope, raw.fwmark),
+            dscp: check_dscp(scope, raw.dscp),
             device: scope.check("device", device, |text| value::device(text)).unwrap_or_default(),
             workers: check_workers(scope, raw.workers),
             pin_workers: scope.get("pin_workers", raw.pin_workers).is_some_and(Spanned::into_inner),
@@ -162,6 +166,7 @@ impl Draft {
             previous_private_key_file: self.previous_private_key_file,
             mtu,
             fwmark: self.fwmark,
+            dscp: self.dscp,
             device: self.device,
             workers: self.workers,
             pin_workers: self.pin_workers,
@@ -253,16 +258,25 @@ fn check_fwmark(scope: &mut Scope<'_, '_>, raw: Option<Field<i64>>) -> Option<u3
     mark.filter(|mark| *mark != 0)
 }
 
-fn check_workers(scope: &mut Scope<'_, '_>, raw: Option<Field<RawWorkers>>) -> Workers {
+fn check_dscp(scope: &mut Scope<'_, '_>, raw: Option<Field<NumberOrWord>>) -> Dscp {
+    let dscp = scope.get("dscp", raw);
+    let dscp = scope.check("dscp", dscp, |dscp| match dscp {
+        NumberOrWord::Number(number) => value::number(*number, 0..=63, "a DSCP has 6 bits").map(Dscp::Value),
+        NumberOrWord::Word(word) => value::dscp(word),
+    });
+    dscp.unwrap_or_default()
+}
+
+fn check_workers(scope: &mut Scope<'_, '_>, raw: Option<Field<NumberOrWord>>) -> Workers {
     let why = format!("each worker is a thread with a lane of its own, and a session has {MAX_WORKERS} lanes");
     let workers = scope.get("workers", raw);
     let workers = scope.check("workers", workers, |workers| match workers {
-        RawWorkers::Number(number) => {
+        NumberOrWord::Number(number) => {
             let number = value::number(*number, 1..=MAX_WORKERS, &why)?;
             Ok(NonZero::new(number).map_or(Workers::Auto, Workers::Number))
         }
-        RawWorkers::Word(word) if word == "auto" => Ok(Workers::Auto),
-        RawWorkers::Word(word) => {
+        NumberOrWord::Word(word) if word == "auto" => Ok(Workers::Auto),
+        NumberOrWord::Word(word) => {
             let remedy = format!("write \"auto\", or a number from 1 to {MAX_WORKERS}");
             Err(Refusal::new(format!("{word:?} is no number of workers"), remedy))
         }

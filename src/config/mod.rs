@@ -32,6 +32,7 @@ pub use key_file::{Disk, KeyFileError, KeyFiles};
 
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 use crate::proto::policy::Service;
+use crate::proto::transmit::Dscp;
 
 /// UDP port where none is named.
 pub const DEFAULT_PORT: u16 = 51900;
@@ -122,6 +123,8 @@ pub struct Interface {
     pub mtu: u16,
     /// Mark on the outer datagrams for policy routing. Never `Some(0)`.
     pub fwmark: Option<u32>,
+    /// DSCP of the outer datagrams.
+    pub dscp: Dscp,
     /// How the TUN device is opened.
     pub device: DeviceMode,
     /// Fast-path threads.

@@ -34,8 +34,9 @@ pub(super) struct RawInterface {
     pub(super) previous_private_key_file: Option<Field<String>>,
     pub(super) mtu: Option<Field<i64>>,
     pub(super) fwmark: Option<Field<i64>>,
+    pub(super) dscp: Option<Field<NumberOrWord>>,
     pub(super) device: Option<Field<String>>,
-    pub(super) workers: Option<Field<RawWorkers>>,
+    pub(super) workers: Option<Field<NumberOrWord>>,
     pub(super) pin_workers: Option<Field<bool>>,
     pub(super) suite: Option<Field<String>>,
     pub(super) expose: Option<Field<List>>,
@@ -77,8 +78,8 @@ pub(super) type List = Vec<Spanned<String>>;
 /// A string, or a list of them.
 pub(super) struct OneOrMore(pub(super) List);
 
-/// `workers`: a number, or a word.
-pub(super) enum RawWorkers {
+/// `workers` and `dscp`: a number, or a word.
+pub(super) enum NumberOrWord {
     Number(i64),
     Word(String),
 }
@@ -166,12 +167,12 @@ impl FromValue for OneOrMore {
     }
 }
 
-impl FromValue for RawWorkers {
+impl FromValue for NumberOrWord {
     fn from_value(span: Range<usize>, value: Value) -> Result<Self, WrongType> {
         match value {
             Value::Integer(number) => Ok(Self::Number(number)),
             Value::String(word) => Ok(Self::Word(word)),
-            other => Err(other.instead_of("a number, or \"auto\"", span)),
+            other => Err(other.instead_of("a number, or a word in quotes", span)),
         }
     }
 }

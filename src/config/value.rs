@@ -12,6 +12,7 @@ use super::error::quote;
 use super::scope::Refusal;
 use super::{DEFAULT_PORT, DeviceMode, Endpoint, Refuse, Role, SuiteChoice};
 use crate::proto::policy::{PortRange, Service};
+use crate::proto::transmit::Dscp;
 
 /// Bytes of an interface name: the kernel's IFNAMSIZ less the closing zero.
 const INTERFACE_NAME_LEN: usize = 15;
@@ -34,6 +35,24 @@ pub(super) fn device(text: &str) -> Checked<DeviceMode> {
 
 pub(super) fn refuse(text: &str) -> Checked<Refuse> {
     one_of(text, &Refuse::ALL, Refuse::as_str)
+}
+
+/// "copy", "zero", or a name of RFC 2474, RFC 2597, RFC 3246 or RFC 8622.
+pub(super) fn dscp(text: &str) -> Checked<Dscp> {
+    let value = match *text.as_bytes() {
+        [b'c', b'o', b'p', b'y'] => return Ok(Dscp::Copy),
+        [b'z', b'e', b'r', b'o'] => 0,
+        [b'l', b'e'] => 1,
+        [b'e', b'f'] => 46,
+        [b'c', b's', class @ b'0'..=b'7'] => (class - b'0') * 8,
+        [b'a', b'f', class @ b'1'..=b'4', precedence @ b'1'..=b'3'] => (class - b'0') * 8 + (precedence - b'0') * 2,
+        _ => {
+            let remedy =
+                "write \"zero\", \"copy\", a number from 0 to 63, or a name such as \"ef\", \"af41\" or \"cs6\"";
+            return Err(Refusal::new(format!("{} is no DSCP", quote(text)), remedy));
+        }
+    };
+    Ok(Dscp::Value(value))
 }
 
 pub(super) fn suite(text: &str) -> Checked<SuiteChoice> {
@@ -349,6 +368,25 @@ mod tests {
         }
         assert!(endpoint(&format!("{}.com", "a".repeat(64))).is_err());
         assert!(endpoint(&format!("{}com", "a.".repeat(126))).is_err());
+    }
+
+    #[test]
+    fn a_dscp_is_a_word_of_ours_or_a_name() {
+        for (text, expected) in [
+            ("copy", Dscp::Copy),
+            ("zero", Dscp::Value(0)),
+            ("cs0", Dscp::Value(0)),
+            ("le", Dscp::Value(1)),
+            ("af11", Dscp::Value(10)),
+            ("af43", Dscp::Value(38)),
+            ("ef", Dscp::Value(46)),
+            ("cs7", Dscp::Value(56)),
+        ] {
+            assert_eq!(dscp(text).ok(), Some(expected), "{text}");
+        }
+        for text in ["", "EF", "cs8", "af10", "af14", "af50", "46", "copy "] {
+            assert!(dscp(text).is_err(), "{text}");
+        }
     }
 
     #[test]

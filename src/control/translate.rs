@@ -11,7 +11,6 @@ use crate::proto::device::DeviceConfig;
 use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
 use crate::proto::policy::Policy;
-use crate::proto::transmit::Dscp;
 
 use super::netlink::{InterfaceSettings, RoutePlan, closed_routes};
 use super::resolver::NamedPeer;
@@ -98,7 +97,7 @@ fn peer_config(config: &Config, peer: &Peer) -> PeerConfig {
         allowed_ips: peer.allowed_ips.clone(),
         persistent_keepalive: peer.persistent_keepalive,
         suite: Some(proposed_suite(peer.suite)),
-        dscp: Dscp::default(),
+        dscp: config.interface.dscp,
         policy: policy(config, peer).into(),
     }
 }
