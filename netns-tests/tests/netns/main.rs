@@ -8,6 +8,7 @@ mod audit;
 mod carrier;
 mod chaos;
 mod demo;
+mod ecn;
 mod ends;
 mod exposed;
 mod fail_closed;
