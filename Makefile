@@ -3,6 +3,8 @@
 # make lint    formatting, clippy, and that the core builds alone
 # make bench   speed beside no tunnel, other tunnels and TLS, in the same run; ARGS="--tests http --rounds 3" for a part
 # make fuzz     each fuzz target for SECONDS (60) more than the corpora that `make test` replays
+# make asan    the unit tests, the I/O layer's among them, with AddressSanitizer
+# make deny    licenses, sources and known weaknesses of what we depend on
 # make build   target/release/underpass
 # make package target/debian/underpass_VERSION_ARCH.deb; make package-test installs, runs, upgrades and removes it on a clean
 #              Debian with a systemd of its own
@@ -11,7 +13,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: demo test lint bench peers fuzz build package package-test deps package-deps bench-deps build-deps
+.PHONY: demo test lint bench peers fuzz asan deny build package package-test deps package-deps bench-deps build-deps
 
 CARGO ?= cargo
 # Namespaces are root's: anyone else is asked for a password there, and only there.
@@ -60,6 +62,16 @@ fuzz: build-deps
 	for target in datagram config inbound outbound policy; do
 		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz "$$target" -- -max_total_time=$(or $(SECONDS),60)
 	done
+
+# A target of its own, so that build scripts and macros are not instrumented.
+HOST := $(shell rustc --version --verbose | sed -n 's/^host: //p')
+asan: build-deps
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" $(CARGO) test --locked --target "$(HOST)" --target-dir target/asan --lib
+
+deny:
+	command -v cargo-deny > /dev/null || [ -x target/tools/bin/cargo-deny ] ||
+		$(CARGO) install --locked --root target/tools cargo-deny
+	PATH="$$PATH:$$PWD/target/tools/bin" $(CARGO) deny --locked check
 
 build: build-deps
 	$(CARGO) build --locked --release --bin underpass
