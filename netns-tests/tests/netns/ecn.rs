@@ -168,7 +168,7 @@ fn a_mark_of_the_network_reaches_the_packets_that_understand_it() {
     }
 }
 
-/// [`Marked`], with marks where ECN allows them: TCP inside learns of them, and every byte arrives.
+/// [`Marked`], with marks where ECN allows them: TCP inside learns of each, and every byte arrives.
 #[test]
 fn a_tcp_connection_inside_slows_down_for_marks_of_the_network() {
     let marked = Marked::new("ecn-tcp");
@@ -177,18 +177,14 @@ fn a_tcp_connection_inside_slows_down_for_marks_of_the_network() {
     }
     let _daemons = marked.start(ENDPOINTS[0]);
     let delivered = || tcp_counter(&marked.ends.proxy, "TCPDeliveredCE");
-    for (address, family) in BACKEND.iter().zip(["-4", "-6"]) {
-        let server = Iperf3::at(&marked.ends.backend, address);
-        let before = delivered();
-        server.send(&marked.ends.proxy, &[family, "-n", "4M"]);
-        assert_eq!(delivered(), before, "nobody has marked anything");
-    }
     marked.mark("ect0");
     for (address, family) in BACKEND.iter().zip(["-4", "-6"]) {
         let server = Iperf3::at(&marked.ends.backend, address);
         let before = delivered();
         server.send(&marked.ends.proxy, &[family, "-n", "1M"]);
-        assert!(delivered() > before, "the receiver has told of no mark");
+        // The daemons mark too, when a queue stands, but not all 700 segments.
+        let told = delivered() - before;
+        assert!(told > 600, "the receiver has told of {told} marks only");
     }
 }
 

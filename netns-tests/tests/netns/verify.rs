@@ -15,7 +15,8 @@ const PORT: u16 = 8080;
 
 /// The app that is verified, listening at one address.
 fn app(host: &Host, address: &str) -> TcpListener {
-    host.run(|| TcpListener::bind((address, PORT))).expect("the port is free")
+    // A process that was forked while the one before was open has a copy of it until it executes its program.
+    wait::value("the port is free", || host.run(|| TcpListener::bind((address, PORT))).ok())
 }
 
 /// What is found of the proxy side, with the file that its daemon runs by or another one.
