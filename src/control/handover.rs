@@ -11,6 +11,8 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
@@ -54,6 +56,7 @@ pub fn choose(config: &DataplaneConfig, inherited: Vec<Inherited>) -> (Inheritan
         systemd::forget(refused.iter().map(|refused| refused.name.as_str()));
         if !inheritance.has_interface() {
             wait_until_gone(&config.interface_name);
+            wait_until_free(&config.listen);
         }
         // Under the same name as another, one may have been forgotten that is used.
         return (inheritance, Kept(0));
@@ -63,8 +66,19 @@ pub fn choose(config: &DataplaneConfig, inherited: Vec<Inherited>) -> (Inheritan
 
 /// A process that was forked meanwhile may have copies until it executes its program.
 fn wait_until_gone(interface: &str) {
+    wait_while(|| if_nametoindex(interface).is_ok());
+}
+
+/// The same of ports.
+fn wait_until_free(listen: &[SocketAddr]) {
+    let is_taken =
+        |address: &SocketAddr| UdpSocket::bind(address).is_err_and(|error| error.kind() == ErrorKind::AddrInUse);
+    wait_while(|| listen.iter().any(is_taken));
+}
+
+fn wait_while(is_left: impl Fn() -> bool) {
     for _ in 0..GONE_TRIES {
-        if if_nametoindex(interface).is_err() {
+        if !is_left() {
             return;
         }
         thread::sleep(GONE_PAUSE);
@@ -113,7 +127,8 @@ fn prefix(pid: u32) -> String {
     format!("{pid}:")
 }
 
-/// A second in all, of which a few thousandths are needed. After that, whoever makes the interface says that it exists.
+/// A second in all, of which a few thousandths are needed. After that, whoever makes the interface or
+/// binds the port says that it is taken.
 const GONE_TRIES: usize = 100;
 const GONE_PAUSE: Duration = Duration::from_millis(10);
 /// Holds the process's number and, for each descriptor, its number and name: `1234:7=tun-0,9=listen-0`.
