@@ -28,6 +28,7 @@
 //! use underpass::proto::noise::Suite;
 //! use underpass::proto::peer::PeerConfig;
 //! use underpass::proto::policy::Policy;
+//! use underpass::proto::transmit::Dscp;
 //!
 //! let now = Instant::now();
 //! let [alice, bob] = [[1; 32], [2; 32]].map(|bytes| PrivateKey::from_bytes(bytes).unwrap());
