@@ -446,18 +446,25 @@ fn link(index: u32) -> LinkMessageBuilder<LinkUnspec> {
 }
 
 fn route_message(index: u32, route: Route) -> RouteMessage {
-    match route.destination {
-        IpNet::V4(net) => RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(net.addr(), net.prefix_len())
-            .output_interface(index)
-            .scope(RouteScope::Link)
-            .table_id(route.table)
-            .build(),
-        IpNet::V6(net) => RouteMessageBuilder::<Ipv6Addr>::new()
-            .destination_prefix(net.addr(), net.prefix_len())
-            .output_interface(index)
-            .table_id(route.table)
-            .build(),
+    let mut message = route_to(route);
+    message.attributes.push(RouteAttribute::Oif(index));
+    if route.destination.addr().is_ipv4() {
+        message.header.scope = RouteScope::Link;
+    }
+    message
+}
+
+/// Without anything to lead there.
+fn route_to(Route { destination, table }: Route) -> RouteMessage {
+    match destination {
+        IpNet::V4(net) => {
+            let builder = RouteMessageBuilder::<Ipv4Addr>::new().table_id(table);
+            builder.destination_prefix(net.addr(), net.prefix_len()).build()
+        }
+        IpNet::V6(net) => {
+            let builder = RouteMessageBuilder::<Ipv6Addr>::new().table_id(table);
+            builder.destination_prefix(net.addr(), net.prefix_len()).build()
+        }
     }
 }
 

@@ -5,16 +5,17 @@
 //! ends. A daemon knows its own by their protocol and metric.
 
 use std::collections::HashSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
-use rtnetlink::{RouteMessageBuilder, new_connection, new_connection_with_strict_check};
+use rtnetlink::{new_connection, new_connection_with_strict_check};
 
 use super::existing::default_route;
-use super::{InterfaceSettings, MAIN_TABLE, Netlink, NetlinkError, Route, destination, errno, every_route, table};
+use super::{
+    InterfaceSettings, MAIN_TABLE, Netlink, NetlinkError, Route, destination, errno, every_route, route_to, table,
+};
 
 /// What is refused without an interface with these addresses and routes: their networks, and what the routes lead to.
 pub fn closed_routes(addresses: &[IpNet], routes: &[Route]) -> Vec<Route> {
@@ -80,22 +81,11 @@ async fn existing(settings: &InterfaceSettings, metric: u32) -> Result<HashSet<R
 }
 
 fn refusal(route: Route, metric: u32) -> RouteMessage {
-    match route.destination {
-        IpNet::V4(net) => RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(net.addr(), net.prefix_len())
-            .table_id(route.table)
-            .priority(metric)
-            .protocol(PROTOCOL)
-            .kind(RouteType::Unreachable)
-            .build(),
-        IpNet::V6(net) => RouteMessageBuilder::<Ipv6Addr>::new()
-            .destination_prefix(net.addr(), net.prefix_len())
-            .table_id(route.table)
-            .priority(metric)
-            .protocol(PROTOCOL)
-            .kind(RouteType::Unreachable)
-            .build(),
-    }
+    let mut message = route_to(route);
+    message.header.protocol = PROTOCOL;
+    message.header.kind = RouteType::Unreachable;
+    message.attributes.push(RouteAttribute::Priority(metric));
+    message
 }
 
 /// Set for what a daemon has had refused.
