@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::Failure;
 use super::arguments::AuditArguments;
-use super::lines::{HEADING, line, optional_line, texts};
+use super::lines::{HEADING, line, optional_line, reach_line, texts};
 use super::quantity::ago;
 use crate::config::{Config, Peer, SuiteChoice};
 use crate::control::api::{PeerReport, SandboxReport, StatusReport};
@@ -75,8 +75,7 @@ struct Algorithms {
 /// A key of this machine in its file.
 #[derive(Debug, Serialize)]
 struct Key {
-    /// Null of a preshared key, which has none.
-    public_key: Option<String>,
+    public_key: String,
     #[serde(flatten)]
     file: KeyFile,
 }
@@ -130,7 +129,7 @@ impl Audit {
     fn new(file: &Path, config: &Config, status: Option<&StatusReport>, unix_time: u64) -> Self {
         let interface = &config.interface;
         let own = interface.private_key.public_key().to_string();
-        let key = |public_key: String, path: &Path| Key { public_key: Some(public_key), file: KeyFile::of(path) };
+        let key = |public_key: String, path: &Path| Key { public_key, file: KeyFile::of(path) };
         let previous = interface.previous_private_key.as_ref().zip(interface.previous_private_key_file.as_deref());
         Self {
             schema_version: SCHEMA_VERSION,
@@ -219,7 +218,7 @@ impl Daemon {
 
 impl Key {
     fn write(&self, out: &mut dyn Write, name: &str, now: u64) -> io::Result<()> {
-        optional_line(out, name, self.public_key.as_ref().map(|key| format!("of the public key {key}")))?;
+        line(out, name, format!("of the public key {}", self.public_key))?;
         line(out, "", self.file.describe(now))
     }
 }
@@ -268,9 +267,7 @@ impl PeerAudit {
         let preshared = self.preshared_key.as_ref().map_or_else(|| "none".to_owned(), |file| file.describe(now));
         line(out, "preshared key", preshared)?;
         line(out, "may speak for", self.allowed_ips.join(", "))?;
-        let reaches =
-            if self.exposes.is_empty() { "nothing: it may only answer".to_owned() } else { self.exposes.join(", ") };
-        line(out, "may reach", reaches)?;
+        reach_line(out, &self.exposes)?;
         match &self.link {
             Some(link) => link.write(out, now),
             None => line(out, "link", "unknown to a running daemon"),

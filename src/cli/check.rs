@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::arguments::CheckArguments;
-use super::lines::{HEADING, line, optional_line, texts};
+use super::lines::{HEADING, line, optional_line, reach_line, texts};
 use super::{Exit, Failure};
 use crate::config::{Config, Health, Interface, Peer, Refuse};
 use crate::control::sandbox;
@@ -239,8 +239,6 @@ impl PeerPlan {
             self.persistent_keepalive.map_or("off".to_owned(), |s| format!("every {s} s of silence")),
         )?;
         line(out, "suite", self.suite)?;
-        let reaches =
-            if self.expose.is_empty() { "nothing: it may only answer".to_owned() } else { self.expose.join(", ") };
-        line(out, "may reach", reaches)
+        reach_line(out, &self.expose)
     }
 }

@@ -22,3 +22,9 @@ pub(super) fn optional_line(out: &mut dyn Write, name: &str, value: Option<impl 
 pub(super) fn texts<T: Display>(values: &[T]) -> Vec<String> {
     values.iter().map(ToString::to_string).collect()
 }
+
+/// What a peer may reach.
+pub(super) fn reach_line(out: &mut dyn Write, exposed: &[String]) -> io::Result<()> {
+    let reaches = if exposed.is_empty() { "nothing: it may only answer".to_owned() } else { exposed.join(", ") };
+    line(out, "may reach", reaches)
+}
