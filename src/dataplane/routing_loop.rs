@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use crate::packet::ip::{IpPacket, PROTOCOL_UDP};
+use crate::packet::ip::{FRAGMENT, IpPacket, PROTOCOL_UDP};
 
 /// Where a UDP packet goes that left one of our ports; `None` for all others. A first fragment counts: without it the
 /// others are never put together.
@@ -12,7 +12,7 @@ pub(super) fn own_datagram_destination(packet: &IpPacket<'_>, ports: &[u16]) -> 
     let transport = match (packet.source().is_ipv4(), packet.protocol()) {
         (true, PROTOCOL_UDP) if u16::from_be_bytes([bytes[6], bytes[7]]) & 0x1fff == 0 => &bytes[packet.header_len()..],
         (false, PROTOCOL_UDP) => &bytes[packet.header_len()..],
-        (false, PROTOCOL_FRAGMENT) => match bytes[packet.header_len()..] {
+        (false, FRAGMENT) => match bytes[packet.header_len()..] {
             [PROTOCOL_UDP, _, high, low, _, _, _, _, ref rest @ ..] if u16::from_be_bytes([high, low]) >> 3 == 0 => {
                 rest
             }
@@ -25,9 +25,6 @@ pub(super) fn own_datagram_destination(packet: &IpPacket<'_>, ports: &[u16]) -> 
         .contains(&u16::from_be_bytes([source_high, source_low]))
         .then(|| SocketAddr::new(packet.destination(), u16::from_be_bytes([high, low])))
 }
-
-/// The IPv6 fragment header (RFC 8200 §4.5).
-const PROTOCOL_FRAGMENT: u8 = 44;
 
 #[cfg(test)]
 mod tests {
@@ -62,7 +59,7 @@ mod tests {
         assert_eq!(destination(&v4, &[SOURCE_PORT]), None);
 
         let mut v6 = Sample::udp_v6(100, 0).packet();
-        v6[6] = PROTOCOL_FRAGMENT;
+        v6[6] = FRAGMENT;
         v6.splice(40..40, [PROTOCOL_UDP, 0, 0, 1, 0, 0, 0, 7]);
         v6[5] += 8;
         assert!(destination(&v6, &[SOURCE_PORT]).is_some());
@@ -72,7 +69,7 @@ mod tests {
 
     #[test]
     fn a_header_cut_short_is_nobodys() {
-        for protocol in [PROTOCOL_UDP, PROTOCOL_FRAGMENT] {
+        for protocol in [PROTOCOL_UDP, FRAGMENT] {
             let mut v6 = Sample::udp_v6(0, 0).packet();
             v6.truncate(43);
             v6[4..7].copy_from_slice(&[0, 3, protocol]);

@@ -8,6 +8,7 @@
 use crate::packet::checksum;
 use crate::packet::frame::{FLAG_CHECKSUM_PARTIAL, FLAG_CONTINUES};
 use crate::packet::ip::{IPV6_HEADER_LEN, IpPacket, Malformed, Transport, TransportProtocol};
+use crate::packet::tcp::{TCP_CWR, TCP_FIN, TCP_HEADER_LEN, TCP_PSH};
 use crate::packet::traffic_class::{Ecn, TrafficClass, set_ecn};
 
 use self::fragments::Fragments;
@@ -258,11 +259,6 @@ impl Cut {
     }
 }
 
-pub(super) const TCP_FIN: u8 = 0x01;
-pub(super) const TCP_PSH: u8 = 0x08;
-pub(super) const TCP_CWR: u8 = 0x80;
-
-const TCP_HEADER_LEN: usize = 20;
 const UDP_HEADER_LEN: usize = 8;
 
 /// Sets the length of an IP header in front of a packet of `packet_len` bytes, and for IPv4 its checksum.

@@ -8,9 +8,10 @@ use std::io::{self, IoSlice};
 
 use crate::packet::checksum;
 use crate::packet::ip::{IpPacket, Transport, TransportProtocol};
+use crate::packet::tcp::{TCP_ACK, TCP_CWR, TCP_ECE, TCP_FIN, TCP_PSH};
 use crate::packet::traffic_class::{Ecn, set_ecn};
 
-use super::segment::{TCP_CWR, TCP_FIN, TCP_PSH, length_field, set_ip_length};
+use super::segment::{length_field, set_ip_length};
 use super::tun::Offload;
 use super::virtio::{Segmentation, VirtioHeader};
 
@@ -178,9 +179,6 @@ impl<'b> Train<'b> {
         header[at..at + 2].copy_from_slice(&checksum::fold(sum).to_be_bytes());
     }
 }
-
-const TCP_ACK: u8 = 0x10;
-const TCP_ECE: u8 = 0x40;
 
 /// How the kernel would cut a superpacket that begins with this packet; `None` if the TUN does not take it.
 fn segmentation(offload: Offload, packet: &IpPacket<'_>, transport: Transport) -> Option<Segmentation> {

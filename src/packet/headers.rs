@@ -5,7 +5,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::ip::{IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpPacket, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
+use super::ip::{
+    DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpPacket, PROTOCOL_ICMP,
+    PROTOCOL_ICMPV6, ROUTING,
+};
 
 /// A packet's addresses, protocol and upper-layer message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,10 +149,6 @@ const IPV4_OFFSET: u16 = 0x1fff;
 /// In units of eight bytes, which are the field's lower bits: so the offset in bytes.
 const IPV6_OFFSET: u16 = 0xfff8;
 
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const DESTINATION_OPTIONS: u8 = 60;
 /// More than any sender has a use for (RFC 8200 §4.1 names each once, destination options twice).
 const MAX_EXTENSION_HEADERS: usize = 4;
 

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 
 use super::checksum;
+use super::tcp::TCP_HEADER_LEN;
 use super::traffic_class::TrafficClass;
 
 /// IP protocol number of ICMP.
@@ -14,6 +15,15 @@ pub const PROTOCOL_TCP: u8 = 6;
 pub const PROTOCOL_UDP: u8 = 17;
 /// IP protocol number of ICMPv6.
 pub const PROTOCOL_ICMPV6: u8 = 58;
+
+/// IPv6 extension header (RFC 8200 §4): options for every router.
+pub const HOP_BY_HOP: u8 = 0;
+/// IPv6 extension header: over which nodes.
+pub const ROUTING: u8 = 43;
+/// IPv6 extension header: a part of a packet.
+pub const FRAGMENT: u8 = 44;
+/// IPv6 extension header: options for the destination.
+pub const DESTINATION_OPTIONS: u8 = 60;
 
 /// Length in bytes of an IPv4 header without options.
 pub const IPV4_HEADER_LEN: usize = 20;
@@ -149,7 +159,6 @@ impl<'a> IpPacket<'a> {
 }
 
 const IPV4_DONT_FRAGMENT: u8 = 0x40;
-const TCP_HEADER_LEN: usize = 20;
 const UDP_HEADER_LEN: usize = 8;
 
 /// The transport protocols whose checksums and segmentation can be offloaded.

@@ -6,4 +6,5 @@ pub mod headers;
 pub mod ip;
 pub mod message;
 pub mod segment_size;
+pub mod tcp;
 pub mod traffic_class;

@@ -2,7 +2,10 @@
 //! answers it with. Lowered where their path is narrow.
 
 use super::checksum;
-use super::ip::{IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpPacket, PROTOCOL_TCP};
+use super::ip::{
+    DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpPacket, PROTOCOL_TCP, ROUTING,
+};
+use super::tcp::{TCP_HEADER_LEN, TCP_OPTION_END, TCP_OPTION_NONE, TCP_SYN};
 
 /// Has a SYN ask for segments that fit packets of `longest` bytes; anything else is left as it is, as is a SYN that asks for
 /// no more. The checksum stays right, or wrong, or `partial`.
@@ -53,33 +56,25 @@ fn tcp_start(packet: &IpPacket<'_>) -> Option<usize> {
 fn announced_at(tcp: &[u8]) -> Option<usize> {
     let header_len = usize::from(tcp.get(12)? >> 4) * 4;
     let header = tcp.get(..header_len).filter(|header| header.len() >= TCP_HEADER_LEN)?;
-    if header[13] & SYN == 0 {
+    if header[13] & TCP_SYN == 0 {
         return None;
     }
     let mut at = TCP_HEADER_LEN;
     loop {
         match header.get(at..)? {
-            [OPTION_NONE, ..] => at += 1,
+            [TCP_OPTION_NONE, ..] => at += 1,
             [OPTION_SEGMENT_SIZE, 4, _, _, ..] => return Some(at + 2),
-            [kind, length, ..] if *kind != OPTION_END && *length >= 2 => at += usize::from(*length),
+            [kind, length, ..] if *kind != TCP_OPTION_END && *length >= 2 => at += usize::from(*length),
             _ => return None,
         }
     }
 }
 
-const TCP_HEADER_LEN: usize = 20;
 const CHECKSUM_AT: usize = 16;
-const SYN: u8 = 0x02;
-const OPTION_END: u8 = 0;
-const OPTION_NONE: u8 = 1;
 const OPTION_SEGMENT_SIZE: u8 = 2;
 
-/// IPv6 extension headers (RFC 8200 §4, RFC 4302 §2).
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+/// IPv6 extension header (RFC 4302 §2).
 const AUTHENTICATION: u8 = 51;
-const DESTINATION_OPTIONS: u8 = 60;
 
 #[cfg(test)]
 mod tests {

@@ -19,6 +19,7 @@ use std::time::Instant;
 
 use crate::packet::headers::{Fragment, Headers};
 use crate::packet::ip::{IpPacket, PROTOCOL_TCP, PROTOCOL_UDP};
+use crate::packet::tcp::{TCP_ACK, TCP_HEADER_LEN, TCP_SYN};
 
 use super::constants::{FLOW_LIFETIME, FRAGMENT_LIFETIME, MAX_FLOWS, MAX_FRAGMENTED_PACKETS};
 use super::error::DropReason;
@@ -309,9 +310,6 @@ impl<'a> Kind<'a> {
     }
 }
 
-const TCP_SYN: u8 = 0x02;
-const TCP_ACK: u8 = 0x10;
-const TCP_HEADER_LEN: usize = 20;
 const QUOTED_HEADER_LEN: usize = 8;
 /// No later fragment may begin before the end of what the first was judged by, or it might overwrite that (RFC 1858 §4):
 /// the longest TCP header, in whole units.

@@ -9,7 +9,8 @@
 //! | other | refused; the sender is told how long packets may be |
 
 use crate::packet::checksum;
-use crate::packet::ip::{IpPacket, TransportProtocol};
+use crate::packet::ip::{FRAGMENT, IpPacket, TransportProtocol};
+use crate::packet::tcp::{TCP_HEADER_LEN, TCP_OPTION_END, TCP_OPTION_NONE, TCP_RST, TCP_SYN, TCP_URG};
 use crate::proto::error::{DropReason, Miss};
 use crate::proto::path_mtu::PathLimit;
 
@@ -22,7 +23,7 @@ impl Segments<'_> {
         let longest = usize::from(path.packet());
         let minimum = usize::from(minimum_mtu(&self.packet));
         // The last part of a packet is short, and would overtake the first.
-        let is_part = longest < minimum && self.packet.protocol() == IPV6_FRAGMENT && self.packet.source().is_ipv6();
+        let is_part = longest < minimum && self.packet.protocol() == FRAGMENT && self.packet.source().is_ipv6();
         if !is_part && (self.length(0) <= longest || self.shorten(longest)) {
             return Ok(());
         }
@@ -86,11 +87,11 @@ fn is_divisible(header: &[u8]) -> bool {
     if header[13] & (TCP_SYN | TCP_RST | TCP_URG) != 0 {
         return false;
     }
-    let mut options = &header[20..];
+    let mut options = &header[TCP_HEADER_LEN..];
     while let Some(&kind) = options.first() {
         let length = match kind {
-            OPTION_END => return true,
-            OPTION_NONE => 1,
+            TCP_OPTION_END => return true,
+            TCP_OPTION_NONE => 1,
             OPTION_MD5 | OPTION_AO => return false,
             _ => options.get(1).map_or(0, |length| usize::from(*length)),
         };
@@ -102,12 +103,6 @@ fn is_divisible(header: &[u8]) -> bool {
     true
 }
 
-const IPV6_FRAGMENT: u8 = 44;
-const TCP_SYN: u8 = 0x02;
-const TCP_RST: u8 = 0x04;
-const TCP_URG: u8 = 0x20;
-const OPTION_END: u8 = 0;
-const OPTION_NONE: u8 = 1;
 /// RFC 2385.
 const OPTION_MD5: u8 = 19;
 /// RFC 5925.

@@ -174,7 +174,7 @@ fn an_ipv4_packet_that_may_be_fragmented_is() {
 #[test]
 fn no_part_of_an_ipv6_packet_overtakes_one_that_takes_the_slow_way() {
     let mut bytes = single(Sample::udp_v6(72, 0)).packet();
-    bytes[6] = IPV6_FRAGMENT;
+    bytes[6] = FRAGMENT;
     let wide = PathLimit::of_packets(1280, true);
     assert_eq!(fitted(&VirtioHeader::PLAIN, &bytes, wide).unwrap(), [(0, bytes.clone())]);
     assert_eq!(fitted(&VirtioHeader::PLAIN, &bytes, path()), Err(Miss::SlowPath));
