@@ -174,7 +174,7 @@ impl Device {
 
         let peer = self.peers.get_mut(id).expect("a peer that is known or was just added");
         let old_keys: Vec<PublicKey> = peer.remotes.iter().map(|remote| remote.key).collect();
-        peer.configure(config);
+        peer.configure(now, config);
         match peer.config.persistent_keepalive {
             // At once: such a peer is to be connected before there is anything to say.
             Some(_) => peer.timers.set(Timer::PersistentKeepalive, now),
@@ -204,7 +204,7 @@ impl Device {
         let peer = self.peers.get_mut(other).expect("keys lead to peers that exist");
         let left = std::iter::once(peer.config.public_key).chain(peer.config.next_public_key).find(|left| left != key);
         let Some(public_key) = left else { return self.remove_peer(key) };
-        peer.configure(PeerConfig { public_key, next_public_key: None, ..peer.config.clone() });
+        peer.configure(now, PeerConfig { public_key, next_public_key: None, ..peer.config.clone() });
         self.peers.release_key(key);
         self.end_attempt(other);
         self.settle(now, other);
@@ -233,8 +233,8 @@ impl Device {
         let stays = peer.endpoint.is_some_and(is_known);
         peer.config.endpoints = endpoints;
         let (Some(preferred), false) = (preferred, stays) else { return };
-        let had_none = peer.endpoint.replace(preferred).is_none();
-        peer.return_path = ReturnPath::default();
+        let had_none = peer.endpoint.is_none();
+        peer.send_to(now, preferred);
         let wants_session = !peer.staged.is_empty() || peer.is_always_wanted();
         self.router_is_stale = true;
         if had_none && wants_session && self.peers.get(id).is_some_and(|peer| peer.usable_session(now).is_none()) {
@@ -679,6 +679,7 @@ impl Device {
             refuses: peer.told_refusal,
             endpoint: peer.endpoint,
             configured: peer.configured_places(),
+            left: peer.left,
             session: peer.sessions.current().cloned(),
             lanes: peer.lane_paths.routes(peer.endpoint),
             policy: peer.config.policy.clone(),

@@ -59,6 +59,8 @@ pub(super) struct Peer {
     /// The one of `remotes` that initiations are made for: the last that proved itself.
     pub(super) active_remote: usize,
     pub(super) endpoint: Option<Endpoint>,
+    /// Where it was when we were told that it is elsewhere, and when that was.
+    pub(super) left: Option<LeftPlace>,
     /// Set while we want a session and nobody has answered yet.
     pub(super) attempt: Option<Attempt>,
     pub(super) last_initiation_at: Option<Instant>,
@@ -90,6 +92,13 @@ pub(super) struct Peer {
     /// Bytes of handshakes and of sessions that are no more.
     pub(super) past_sent_bytes: u64,
     pub(super) past_received_bytes: u64,
+}
+
+/// Where a peer was until we were told otherwise. What it sent from there in sessions of before was under way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LeftPlace {
+    pub(super) remote: SocketAddr,
+    pub(super) at: Instant,
 }
 
 /// The way back to a peer's preferred endpoint, while a lesser one is in use.
@@ -133,6 +142,7 @@ impl Peer {
             remotes: Vec::new(),
             active_remote: 0,
             endpoint: config.endpoints.first().copied(),
+            left: None,
             attempt: None,
             last_initiation_at: None,
             last_accepted_at: None,
@@ -160,7 +170,7 @@ impl Peer {
     }
 
     /// Takes a new configuration. The endpoint follows only if the configured one changed, since the peer may have roamed.
-    pub(super) fn configure(&mut self, config: PeerConfig) {
+    pub(super) fn configure(&mut self, now: Instant, config: PeerConfig) {
         let mut known = std::mem::take(&mut self.remotes);
         let active = known.get(self.active_remote).map(|remote| remote.key);
         self.remotes = std::iter::once(config.public_key)
@@ -171,12 +181,21 @@ impl Peer {
             })
             .collect();
         self.active_remote = self.remotes.iter().position(|remote| Some(remote.key) == active).unwrap_or(0);
-        if config.endpoints != self.config.endpoints && !config.endpoints.is_empty() {
-            self.endpoint = config.endpoints.first().copied();
-            self.return_path = ReturnPath::default();
+        if config.endpoints != self.config.endpoints
+            && let Some(preferred) = config.endpoints.first()
+        {
+            self.send_to(now, *preferred);
         }
         let persistent_keepalive = config.persistent_keepalive.filter(|interval| !interval.is_zero());
         self.config = PeerConfig { persistent_keepalive, ..config };
+    }
+
+    /// Uses `endpoint` from here on, since we were told that the peer is there.
+    pub(super) fn send_to(&mut self, now: Instant, endpoint: Endpoint) {
+        if let Some(before) = self.endpoint.replace(endpoint).filter(|before| before.remote != endpoint.remote) {
+            self.left = Some(LeftPlace { remote: before.remote, at: now });
+        }
+        self.return_path = ReturnPath::default();
     }
 
     /// Nobody answers: lets the kernel choose the local address, which may have lost its way to the peer.

@@ -19,6 +19,7 @@ use super::endpoint::Endpoint;
 use super::error::{DropReason, Miss};
 use super::lane_paths::LaneRoutes;
 use super::path_mtu::PathLimit;
+use super::peer::LeftPlace;
 use super::peer_table::PeerId;
 use super::policy::{Flows, Policy};
 use super::session::Session;
@@ -53,6 +54,8 @@ pub(super) struct PeerRoute {
     pub(super) endpoint: Option<Endpoint>,
     /// Where the peer may be by its configuration, if that is more than one place. Probes decide between them.
     pub(super) configured: Arc<[SocketAddr]>,
+    /// Where it was before we were told that it is at `endpoint`.
+    pub(super) left: Option<LeftPlace>,
     /// The link is known to be down: packets are refused at once.
     pub(super) refuses: bool,
     /// The session to seal with: confirmed, not expired when the snapshot was made.
@@ -82,10 +85,11 @@ impl PeerRoute {
     }
 
     /// What was under way by another of the peer's ways when the one in use was chosen would change it back.
-    fn is_late(&self, from: Endpoint) -> bool {
+    fn is_late(&self, from: Endpoint, session: &Session) -> bool {
+        let Some(endpoint) = self.endpoint.filter(|endpoint| endpoint.remote != from.remote) else { return false };
+        let is_left = |left: &LeftPlace| left.remote == from.remote && session.created_at <= left.at;
         let is_configured = |endpoint: Endpoint| self.configured.contains(&endpoint.remote);
-        is_configured(from)
-            && self.endpoint.is_some_and(|endpoint| endpoint.remote != from.remote && is_configured(endpoint))
+        self.left.as_ref().is_some_and(is_left) || (is_configured(from) && is_configured(endpoint))
     }
 
     /// A path was proven to another endpoint, or is of no use in a session that the peer has made.
@@ -96,9 +100,9 @@ impl PeerRoute {
 
     /// Called for the newest datagram of a lane that has no path of its own. Returns whether the slow path must hear where
     /// it came from.
-    fn on_seen(&self, from: Endpoint) -> bool {
+    fn on_seen(&self, from: Endpoint, session: &Session) -> bool {
         if self.endpoint != Some(from) {
-            if self.is_late(from) {
+            if self.is_late(from, session) {
                 return false;
             }
             // This repeats until a new snapshot shows that it was heard, so that it is not lost for good in a full queue.
@@ -328,7 +332,7 @@ impl Router {
         }
         let has_own_path = receiving.session.follows_path_of(header.lane);
         let tells_where = authentic.is_newest && !frame::starts_with_probe_or_pong(authentic.plaintext);
-        if tells_where && !has_own_path && route.on_seen(from) {
+        if tells_where && !has_own_path && route.on_seen(from, &receiving.session) {
             notices.push(Notice::Roamed { session, endpoint: from });
         }
         // These repeat until a new snapshot shows that they were heard, so that none is lost for good in a full queue.

@@ -12,7 +12,7 @@ use underpass::proto::event::Event;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::stats::{LinkReason, LinkState};
 
-use crate::pair::{InFlight, LATENCY, PING_DATAGRAM_LEN, Pair, Side, seconds};
+use crate::pair::{InFlight, LATENCY, PING_DATAGRAM_LEN, Pair, Side, peer_config, seconds};
 
 /// What a load balancer may wait for at most.
 const SOON: Duration = Duration::from_millis(750);
@@ -277,15 +277,58 @@ fn traffic_moves_to_the_second_endpoint_within_a_second_without_a_new_session_an
     assert!(told(&pair).is_empty());
 }
 
+/// What the second side sends arrives at the first from `from`.
+fn send_from(pair: &mut Pair, from: SocketAddr) {
+    pair.send(Side::Two, b"data");
+    let sent: Vec<_> = pair.wire.drain(..).filter(|datagram| datagram.to == Side::One).collect();
+    sent.into_iter().for_each(|datagram| pair.deliver(InFlight { from, ..datagram }));
+}
+
+/// Tells the first side that the second is at [`SECOND`] and nowhere else, as a new configuration or a resolved name does.
+fn told_of_second(by_name: bool) -> Pair {
+    let mut pair = Pair::new();
+    pair.second = Some(SECOND.parse().unwrap());
+    pair.connect(Side::One);
+    let (now, endpoints) = (pair.now, vec![Endpoint::new(SECOND.parse().unwrap())]);
+    if by_name {
+        pair.one.set_endpoints(now, &Side::Two.public_key(), endpoints);
+    } else {
+        pair.one.upsert_peer(now, PeerConfig { endpoints, ..peer_config(Side::Two) });
+    }
+    pair
+}
+
+#[test]
+fn what_was_under_way_from_where_a_peer_was_does_not_undo_what_was_told_of_it() {
+    let second: SocketAddr = SECOND.parse().unwrap();
+    for by_name in [false, true] {
+        let mut pair = told_of_second(by_name);
+        for from in [Side::Two.address(), second, Side::Two.address()] {
+            send_from(&mut pair, from);
+            assert_eq!(endpoint(&mut pair), second, "{by_name}");
+        }
+        assert_eq!(pair.payloads(Side::One).len(), 3, "it is taken nevertheless");
+    }
+}
+
+#[test]
+fn a_peer_that_is_not_where_was_told_is_found_where_it_was() {
+    for by_name in [false, true] {
+        let mut pair = told_of_second(by_name);
+        cut(&mut pair, SECOND.parse().unwrap());
+        pair.send(Side::One, b"anybody there?");
+        let took = until(&mut pair, "it is found", |pair| {
+            pair.send(Side::Two, b"here");
+            endpoint(pair) == Side::Two.address()
+        });
+        assert!(took < 2 * SOON, "{took:?}");
+    }
+}
+
 #[test]
 fn what_was_under_way_by_another_endpoint_does_not_change_the_one_in_use_back() {
     let mut pair = with_two_endpoints();
     let first = Side::Two.address();
-    let send_from = |pair: &mut Pair, from| {
-        pair.send(Side::Two, b"data");
-        let sent: Vec<_> = pair.wire.drain(..).filter(|datagram| datagram.to == Side::One).collect();
-        sent.into_iter().for_each(|datagram| pair.deliver(InFlight { from, ..datagram }));
-    };
     for from in [SECOND.parse().unwrap(), first] {
         send_from(&mut pair, from);
         assert_eq!(endpoint(&mut pair), first);

@@ -95,6 +95,8 @@ impl Device {
     fn on_died(&mut self, now: Instant, id: PeerId) {
         let Some(peer) = self.peers.get_mut(id) else { return };
         peer.forget_local_address();
+        // It isn't where we were told, so that it may well be where it was.
+        peer.left = None;
         self.router_is_stale = true;
         self.initiate(now, id);
     }
