@@ -261,6 +261,7 @@ fn quality(character: LinkCharacter) -> Quality {
         LinkCharacter::Reordering => Quality { jitter: Duration::from_millis(1500), loss: 5, ..perfect },
         LinkCharacter::Duplicating => Quality { duplicate: 60, jitter: Duration::from_millis(100), ..perfect },
         LinkCharacter::Altering => Quality { alter: 40, ..perfect },
+        LinkCharacter::Marking => Quality { mark: 40, ..perfect },
         LinkCharacter::Narrow => Quality { mtu: 1280, ..perfect },
         LinkCharacter::FarAway => Quality { delay: Duration::from_millis(700), ..perfect },
     }

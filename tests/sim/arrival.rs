@@ -8,6 +8,7 @@ use crate::checks::{self, Untouched};
 use crate::network::{Datagram, Origin};
 use crate::reference::{Checked, ensure};
 use crate::simulation::{Simulation, describe, hash};
+use crate::worker::Arrived;
 
 /// Datagrams that are received together, at most.
 const MAX_GATHERED: usize = 64;
@@ -47,9 +48,12 @@ impl Simulation {
         let before = self.untouched(node, &datagrams[0]);
         let hostile = self.before_hostile(node, &datagrams[0]);
         let endpoints = self.nodes[node].endpoints(now);
-        let endpoint = |datagram: &Datagram| Endpoint { remote: datagram.from, local, interface: 0 };
-        let mut received: Vec<_> =
-            datagrams.iter().map(|datagram| (endpoint(datagram), datagram.payload.clone())).collect();
+        let arrived = |datagram: &Datagram| Arrived {
+            from: Endpoint { remote: datagram.from, local, interface: 0 },
+            ecn: datagram.ecn,
+            payload: datagram.payload.clone(),
+        };
+        let mut received: Vec<_> = datagrams.iter().map(arrived).collect();
         let outcomes = self.nodes[node].receive(now, &mut received, &mut self.random)?;
         let mut may_move_to = Vec::new();
         for (Datagram { from, payload, .. }, outcome) in datagrams.iter().zip(&outcomes) {

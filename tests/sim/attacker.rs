@@ -6,6 +6,7 @@ use underpass::keys::PrivateKey;
 use underpass::packet::message::{
     COOKIE_REPLY_LEN, INITIATION_LEN, MAC_LEN, Message, PROTOCOL_VERSION, RESPONSE_LEN, TRANSPORT_OVERHEAD,
 };
+use underpass::packet::traffic_class::Ecn;
 use underpass::proto::cookie::MacKeys;
 use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::endpoint::Endpoint;
@@ -21,6 +22,7 @@ use crate::reference::{Checked, ensure};
 use crate::simulation::Simulation;
 use crate::transition::TamperKind;
 use crate::twin::kernel::HEADER_LEN;
+use crate::worker::Arrived;
 
 impl Simulation {
     /// Sends a recorded datagram again.
@@ -94,7 +96,8 @@ impl Simulation {
             payload = self.signed(receiver, payload);
         }
         let from = if pick.is_multiple_of(2) { attacker() } else { self.network.public_address((receiver + 1) % 2) };
-        self.deliver(receiver, Datagram { from, to: attacker(), payload, origin: Origin::Altered, sent: None })
+        let (to, ecn, origin) = (attacker(), Ecn::default(), Origin::Altered);
+        self.deliver(receiver, Datagram { from, to, ecn, payload, origin, sent: None })
     }
 
     /// Sends a stranger's initiations from many addresses: complete ones, or such that even mac1 is wrong.
@@ -108,7 +111,7 @@ impl Simulation {
         let from = |i: usize| Endpoint::new(SocketAddr::from(([198, 18, (i >> 8) as u8, i as u8], 1000)));
         let mut answered = 0;
         for i in 0..count {
-            let datagrams = &mut [(from(i), payload.clone())];
+            let datagrams = &mut [Arrived { from: from(i), ecn: Ecn::default(), payload: payload.clone() }];
             let outcomes = self.nodes[receiver].receive(self.now, datagrams, &mut self.random)?;
             ensure!(outcomes[0].is_err(), "node {receiver} took a stranger's initiation");
             let outputs = self.nodes[receiver].poll(self.now, &mut self.random);

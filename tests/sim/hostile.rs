@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use underpass::dataplane::testing;
+use underpass::packet::traffic_class::Ecn;
 use underpass::proto::error::DropReason;
 use underpass::proto::stats::DropCounters;
 
@@ -77,6 +78,7 @@ struct Frame {
 
 /// A node before it takes what a hostile peer sealed.
 pub(crate) struct Before {
+    ecn: Ecn,
     plaintext: Vec<u8>,
     peer: usize,
     drops: DropCounters,
@@ -160,6 +162,7 @@ impl Simulation {
         let receiver = &self.nodes[node];
         let (peer, plaintext) = self.hostile.get(&hash(&datagram.payload)).filter(|_| receiver.workers.is_empty())?;
         Some(Before {
+            ecn: datagram.ecn,
             plaintext: plaintext.clone(),
             peer: *peer,
             drops: receiver.device.status(self.now).drops,
@@ -179,7 +182,7 @@ impl Simulation {
         let mut expectation = Expectation::default();
         if let (Ok(()), Some(known)) = (outcome, receiver.peers.get(&before.peer)) {
             let owns = |source| receiver.allowed.lookup(source) == Some(before.peer);
-            expectation.add((known.id, 0, 0), &before.plaintext, owns);
+            expectation.add((known.id, 0, 0), before.ecn, &before.plaintext, owns);
         }
         let mut drops = counted(&before.drops, &receiver.device.status(self.now).drops);
         if let Err(reason) = outcome {

@@ -18,7 +18,7 @@ pub(crate) const LONGEST_PAYLOAD: usize = MTU as usize - 60;
 /// The same where paths are tried: TCP segments of this length need not be cut on any of them.
 pub(crate) const LONGEST_WHOLE: usize = PATH_BASE_LEN as usize - TRANSPORT_OVERHEAD - FRAME_HEADER_LEN - 60;
 
-/// Who talks to whom about what.
+/// Who talks to whom about what; the port also says what the ECN field is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Flow {
     pub source: IpAddr,
@@ -69,7 +69,7 @@ impl Flow {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 // Most hosts forbid to fragment.
                 let flags = if first % 16 < 4 { 0 } else { 0x40 };
-                let mut header = [&[0x45, 0, 0, 0, 0, 0, flags, 0, 64, protocol, 0, 0][..]].concat();
+                let mut header = vec![0x45, self.ecn(), 0, 0, 0, 0, flags, 0, 64, protocol, 0, 0];
                 header.extend([source.octets(), destination.octets()].concat());
                 set_field(&mut header, 2, 20 + behind_ip);
                 set_field(&mut header, 4, first as usize);
@@ -78,7 +78,7 @@ impl Flow {
                 header
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                let mut header = vec![0x60, 0, 0, 0, 0, 0, protocol, 64];
+                let mut header = vec![0x60, self.ecn() << 4, 0, 0, 0, 0, protocol, 64];
                 header.extend([source.octets(), destination.octets()].concat());
                 set_field(&mut header, 4, behind_ip);
                 header
@@ -86,6 +86,10 @@ impl Flow {
             (source, destination) => panic!("{source} and {destination} are of different families"),
         };
         [&ip[..], &transport, payload].concat()
+    }
+
+    fn ecn(&self) -> u8 {
+        self.port as u8 & 3
     }
 
     /// Sequence numbers go on from burst to burst of one length.

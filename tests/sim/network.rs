@@ -1,4 +1,4 @@
-//! The network outside: links that delay, lose, reorder, duplicate, alter and cut; NATs that translate and forget.
+//! The network outside: links that delay, lose, reorder, duplicate, alter, mark and cut; NATs that translate and forget.
 //!
 //! It carries bytes between addresses and records them for the attacker. It knows nothing of the protocol but which
 //! bytes of a message are not authenticated by design, so that what it alters is really altered.
@@ -8,6 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use underpass::packet::message::{MAC_LEN, Message};
+use underpass::packet::traffic_class::{Ecn, TrafficClass};
+use underpass::proto::transmit::Transmit;
 
 use crate::random::Random;
 
@@ -30,6 +32,8 @@ pub(crate) struct Quality {
     pub loss: u8,
     pub duplicate: u8,
     pub alter: u8,
+    /// Their ECN field says anything, which nobody authenticates.
+    pub mark: u8,
     /// Longest outer packet.
     pub mtu: usize,
     pub blocked: bool,
@@ -43,6 +47,7 @@ impl Quality {
         loss: 0,
         duplicate: 0,
         alter: 0,
+        mark: 0,
         mtu: 1500,
         blocked: false,
     };
@@ -73,6 +78,7 @@ pub(crate) enum Origin {
 pub(crate) struct Datagram {
     pub from: SocketAddr,
     pub to: SocketAddr,
+    pub ecn: Ecn,
     pub payload: Vec<u8>,
     pub origin: Origin,
     /// Which node sent it, or what it was made from, and as the how manyth datagram; `None` for what no node did.
@@ -197,11 +203,15 @@ impl Network {
     }
 
     /// Takes a datagram that a node sends.
-    pub(crate) fn send(&mut self, now: Instant, sender: usize, to: SocketAddr, payload: Vec<u8>, may_fragment: bool) {
+    pub(crate) fn send(&mut self, now: Instant, sender: usize, transmit: Transmit) {
+        // A node has one port here, whatever its lanes.
+        let Transmit { endpoint, traffic_class, payload, may_fragment, .. } = transmit;
+        let to = endpoint.remote;
         let from = self.translate(now, sender, to);
         let Some(receiver) = self.node_at(to) else { return };
         self.sent += 1;
-        let mut datagram = Datagram { from, to, payload, origin: Origin::Genuine, sent: Some((sender, self.sent)) };
+        let (ecn, sent) = (traffic_class.ecn(), Some((sender, self.sent)));
+        let mut datagram = Datagram { from, to, ecn, payload, origin: Origin::Genuine, sent };
         self.record(Recorded { sender, receiver, datagram: datagram.clone() });
         if self.diverted.remove(&(sender, receiver)) {
             datagram.from = ATTACKER.parse().expect("an address");
@@ -215,6 +225,9 @@ impl Network {
         let too_long = !may_fragment && datagram.payload.len() + OUTER_HEADERS > quality.mtu;
         if quality.blocked || too_long || self.random.chance(quality.loss) {
             return;
+        }
+        if self.random.chance(quality.mark) {
+            datagram.ecn = TrafficClass::from_byte(self.random.below(4) as u8).ecn();
         }
         if self.random.chance(quality.duplicate) {
             self.launch(now, quality, Datagram { origin: Origin::Copy, ..datagram.clone() });

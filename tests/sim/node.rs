@@ -10,9 +10,8 @@ use underpass::keys::{PrivateKey, PublicKey};
 use underpass::packet::frame::FLAG_CHECKSUM_PARTIAL;
 use underpass::packet::ip::TransportProtocol;
 use underpass::packet::message::{Message, TAG_LEN, TRANSPORT_HEADER_LEN};
-use underpass::packet::traffic_class::{Ecn, TrafficClass};
+use underpass::packet::traffic_class::TrafficClass;
 use underpass::proto::device::{Device, DeviceConfig};
-use underpass::proto::endpoint::Endpoint;
 use underpass::proto::error::DropReason;
 use underpass::proto::event::Event;
 use underpass::proto::noise::Suite;
@@ -27,7 +26,7 @@ use crate::inner_packet::MTU;
 use crate::random::Random;
 use crate::reference::{AllowedTable, Delivery, Violation};
 use crate::twin::packet::{addresses, completed};
-use crate::worker::{Snapshot, Worker};
+use crate::worker::{Arrived, Snapshot, Worker};
 
 /// Notices that wait between a worker and the slow path, at most.
 const NOTICE_QUEUE: usize = 64;
@@ -222,14 +221,14 @@ impl Node {
     pub(crate) fn receive(
         &mut self,
         now: Instant,
-        datagrams: &mut [(Endpoint, Vec<u8>)],
+        datagrams: &mut [Arrived],
         random: &mut Random,
     ) -> Result<Vec<Result<(), DropReason>>, Violation> {
         let lane = random.below(self.workers.len());
-        if let [(from, datagram)] = datagrams
-            && !self.gathers(datagram)
+        if let [Arrived { from, ecn, payload }] = datagrams
+            && !self.gathers(payload)
         {
-            return Ok(vec![self.device.handle_datagram(now, *from, Ecn::NotEct, datagram)]);
+            return Ok(vec![self.device.handle_datagram(now, *from, *ecn, payload)]);
         }
         let received = self.workers[lane].receive(now, datagrams)?;
         self.outputs.deliveries.extend(received.deliveries);

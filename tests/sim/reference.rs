@@ -9,7 +9,7 @@ use underpass::packet::message::{Message, TransportHeader};
 use underpass::proto::constants::{MIN_INITIATION_INTERVAL, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, RETRY_INTERVALS};
 
 use crate::inner_packet::{Flow, number_of};
-use crate::twin::packet::{addresses, is_atomic, is_v4, set_field};
+use crate::twin::packet::{addresses, decapsulated, ecn, is_atomic, is_v4, set_field};
 
 /// An invariant that does not hold, in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,9 +87,11 @@ pub(crate) struct Delivery {
 }
 
 impl SentPacket {
-    /// Whether it is unchanged: what joins packets may count anew what says nothing, and repair what a hostile peer spoilt.
+    /// Whether it is unchanged, but for what the network may have marked: what joins packets may count anew what says
+    /// nothing, and repair what a hostile peer spoilt.
     fn is(&self, delivered: &[u8]) -> bool {
-        let [mut sent, mut delivered] = [&self.bytes, delivered].map(<[u8]>::to_vec);
+        let Some(mut sent) = decapsulated(&self.bytes, ecn(delivered)) else { return false };
+        let mut delivered = delivered.to_vec();
         if sent.len() == delivered.len() && is_v4(&delivered) && (is_atomic(&delivered) || self.flow.is_none()) {
             for packet in [&mut sent, &mut delivered] {
                 // Identification and header checksum.

@@ -324,18 +324,16 @@ impl Simulation {
     }
 
     pub(crate) fn transmit(&mut self, node: usize, transmit: Transmit) -> Checked {
-        // A node has one port here, whatever its lanes.
-        let Transmit { endpoint, payload, may_fragment, .. } = transmit;
-        let incarnation = self.nodes[node].incarnation;
-        self.trace(|| format!("node {node} sends {} to {}", describe(&payload), endpoint.remote));
-        self.ledger.on_sent(self.now, incarnation, &payload)?;
-        if let Ok(Message::Initiation(initiation)) = Message::parse(&payload) {
+        let (incarnation, payload) = (self.nodes[node].incarnation, &transmit.payload);
+        self.trace(|| format!("node {node} sends {} to {}", describe(payload), transmit.endpoint.remote));
+        self.ledger.on_sent(self.now, incarnation, payload)?;
+        if let Ok(Message::Initiation(initiation)) = Message::parse(payload) {
             self.newest_initiation[node] = self.newest_initiation[node].max(self.unix_time(node));
-            if let Some(peer) = self.addressee(node, &payload) {
+            if let Some(peer) = self.addressee(node, payload) {
                 self.ledger.on_initiation(self.now, incarnation, peer, initiation.sender_index())?;
             }
         }
-        self.network.send(self.now, node, endpoint.remote, payload, may_fragment);
+        self.network.send(self.now, node, transmit);
         Ok(())
     }
 

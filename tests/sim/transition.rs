@@ -184,6 +184,7 @@ pub(crate) enum LinkCharacter {
     Reordering,
     Duplicating,
     Altering,
+    Marking,
     /// Too narrow for handshakes.
     Narrow,
     FarAway,
@@ -269,13 +270,14 @@ fn draw_duration(random: &mut Random) -> Duration {
 }
 
 fn draw_network(random: &mut Random) -> Transition {
-    use LinkCharacter::{Altering, Duplicating, FarAway, Lossy, Narrow, Perfect, Reordering};
+    use LinkCharacter::{Altering, Duplicating, FarAway, Lossy, Marking, Narrow, Perfect, Reordering};
     let (from, to) = (node(random), node(random));
     match random.below(10) {
         0..=4 => {
-            let characters =
-                [Perfect, Perfect, Lossy, Lossy, Reordering, Reordering, Duplicating, Altering, Narrow, FarAway];
-            Transition::SetLink { from, to, character: *random.pick(&characters) }
+            let often = [Perfect, Lossy, Reordering, Marking];
+            let seldom = [Duplicating, Altering, Narrow, FarAway];
+            let character = *random.pick(&[&often[..], &often, &seldom].concat());
+            Transition::SetLink { from, to, character }
         }
         5..=6 => Transition::Partition { from, to, one_way: random.chance(50) },
         7..=8 => Transition::Roam { node: from },

@@ -46,6 +46,13 @@ pub(crate) struct Snapshot {
     pub names: Arc<BTreeMap<PeerId, usize>>,
 }
 
+/// A datagram that reaches a node.
+pub(crate) struct Arrived {
+    pub from: Endpoint,
+    pub ecn: Ecn,
+    pub payload: Vec<u8>,
+}
+
 /// What came of a receive.
 #[derive(Default)]
 pub(crate) struct Received {
@@ -101,18 +108,15 @@ impl Worker {
 
     /// Takes datagrams together, none of them a handshake. What the TUN gets is compared with what a slow reading of their
     /// frames finds, as is what was dropped.
-    pub(crate) fn receive(
-        &mut self,
-        now: Instant,
-        datagrams: &mut [(Endpoint, Vec<u8>)],
-    ) -> Result<Received, Violation> {
+    pub(crate) fn receive(&mut self, now: Instant, datagrams: &mut [Arrived]) -> Result<Received, Violation> {
         let Snapshot { router, allowed, names } = &self.snapshot;
         let owns = |peer: PeerId, source| allowed.lookup(source) == Some(names[&peer]);
         let (mut received, mut opened, mut expectation) = (Received::default(), Vec::new(), Expectation::default());
-        for (from, datagram) in datagrams {
-            received.outcomes.push(match router.open(now, *from, Ecn::NotEct, datagram, &mut received.notices) {
+        for Arrived { from, ecn, payload } in datagrams {
+            received.outcomes.push(match router.open(now, *from, *ecn, payload, &mut received.notices) {
                 Ok(datagram) => {
-                    expectation.add(position(&datagram), datagram.plaintext, |source| owns(datagram.peer, source));
+                    let owns = |source| owns(datagram.peer, source);
+                    expectation.add(position(&datagram), *ecn, datagram.plaintext, owns);
                     opened.push(datagram);
                     Ok(())
                 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use underpass::packet::ip::TransportProtocol;
+use underpass::packet::traffic_class::Ecn;
 use underpass::proto::error::DropReason;
 use underpass::proto::peer_table::PeerId;
 use underpass::proto::router::Opened;
@@ -12,7 +13,7 @@ use underpass::proto::stats::DropCounters;
 
 use super::kernel;
 use super::packet::{
-    addresses, completed, direct_transport, ecn, is_atomic, is_v4, is_whole, mark_congestion, set_field,
+    addresses, completed, decapsulated, direct_transport, ecn, is_atomic, is_v4, is_whole, mark_congestion, set_field,
 };
 
 pub(crate) const PARTIAL: u8 = 1;
@@ -66,15 +67,17 @@ pub(crate) struct Expectation {
 }
 
 impl Expectation {
-    /// Adds the next datagram. `is_allowed` says whether its peer may use a source.
-    pub(crate) fn add(&mut self, position: Position, plaintext: &[u8], is_allowed: impl Fn(IpAddr) -> bool) {
-        self.add_judged(position, plaintext, is_allowed, |_| Ok(()));
+    /// Adds the next datagram, which arrived with `ecn` in its IP header; its plaintext as it was sealed or as it was opened.
+    /// `is_allowed` says whether its peer may use a source.
+    pub(crate) fn add(&mut self, position: Position, ecn: Ecn, plaintext: &[u8], is_allowed: impl Fn(IpAddr) -> bool) {
+        self.add_judged(position, ecn, plaintext, is_allowed, |_| Ok(()));
     }
 
     /// The same; `policy` says whether the peer may send a whole packet from an allowed source.
     pub(crate) fn add_judged(
         &mut self,
         position: Position,
+        ecn: Ecn,
         plaintext: &[u8],
         is_allowed: impl Fn(IpAddr) -> bool,
         mut policy: impl FnMut(&[u8]) -> Result<(), DropReason>,
@@ -86,10 +89,10 @@ impl Expectation {
         let mut before = self.last.filter(follows).and_then(|(_, packet)| packet);
         let mut has_packets = false;
         for frame in frames(plaintext) {
-            let judged = judge(frame, &is_allowed);
-            match judged.and_then(|(flags, bytes)| policy(bytes).map(|()| (flags, bytes))) {
+            let judged = judge(frame, ecn as u8, &is_allowed);
+            match judged.and_then(|(flags, bytes)| policy(&bytes).map(|()| (flags, bytes))) {
                 Ok((flags, bytes)) => {
-                    self.admitted.push(Admitted { peer, flags, bytes: bytes.to_vec(), before });
+                    self.admitted.push(Admitted { peer, flags, bytes, before });
                     before = Some(self.admitted.len() - 1);
                 }
                 Err(reason) => {
@@ -231,14 +234,17 @@ fn frames(plaintext: &[u8]) -> Vec<Frame<'_>> {
     frames
 }
 
-fn judge<'a>(frame: Frame<'a>, is_allowed: &impl Fn(IpAddr) -> bool) -> Result<(u8, &'a [u8]), DropReason> {
-    match frame {
-        Frame::Malformed => Err(DropReason::MalformedFrame),
-        Frame::Packet(_, bytes) if !is_whole(bytes) => Err(DropReason::MalformedPacket),
-        Frame::Packet(_, bytes) if !is_allowed(addresses(bytes)[0]) => Err(DropReason::SourceNotAllowed),
-        Frame::Packet(flags, bytes) if flags & PARTIAL != 0 && direct_transport(bytes).is_none() => {
-            Err(DropReason::MalformedPacket)
-        }
-        Frame::Packet(flags, bytes) => Ok((flags, bytes)),
+fn judge(frame: Frame<'_>, ecn: u8, is_allowed: &impl Fn(IpAddr) -> bool) -> Result<(u8, Vec<u8>), DropReason> {
+    let Frame::Packet(flags, bytes) = frame else { return Err(DropReason::MalformedFrame) };
+    let bytes = decapsulated(bytes, ecn).ok_or(DropReason::CongestionExperienced)?;
+    if !is_whole(&bytes) {
+        return Err(DropReason::MalformedPacket);
     }
+    if !is_allowed(addresses(&bytes)[0]) {
+        return Err(DropReason::SourceNotAllowed);
+    }
+    if flags & PARTIAL != 0 && direct_transport(&bytes).is_none() {
+        return Err(DropReason::MalformedPacket);
+    }
+    Ok((flags, bytes))
 }

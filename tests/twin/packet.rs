@@ -67,6 +67,37 @@ pub(crate) fn mark_congestion(packet: &mut [u8]) {
     packet[1] |= if is_v4(packet) { 3 } else { 0x30 };
 }
 
+/// What becomes of a packet in a datagram whose ECN field says `outer` when it arrives, or `None` if that can only be told
+/// by a loss (RFC 6040 §4.2). A header checksum stays as right as it was (RFC 1624 §3).
+pub(crate) fn decapsulated(packet: &[u8], outer: u8) -> Option<Vec<u8>> {
+    let version = packet.first().map_or(0, |byte| byte >> 4);
+    let inner = if matches!(version, 4 | 6) && packet.len() > 1 { ecn(packet) } else { 0 };
+    let new = match (inner, outer) {
+        (0, 3) => return None,
+        (1 | 2, 3) => 3,
+        (2, 1) => 1,
+        _ => inner,
+    };
+    let mut packet = packet.to_vec();
+    if new == inner {
+        return Some(packet);
+    }
+    if version == 6 {
+        packet[1] = packet[1] & 0xcf | new << 4;
+        return Some(packet);
+    }
+    if packet.len() < 12 {
+        // Without a place for a checksum, it is left as it is.
+        return (new != 3).then_some(packet);
+    }
+    let before = field(&packet, 0);
+    packet[1] = packet[1] & 0xfc | new;
+    let complement = |word: usize| 0xffff - word;
+    let changed = add(complement(field(&packet, 10)), add(complement(before), field(&packet, 0)));
+    set_field(&mut packet, 10, complement(changed));
+    Some(packet)
+}
+
 /// A whole TCP or UDP header: which, where, and where the payload begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Transport {

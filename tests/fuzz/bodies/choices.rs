@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 
 use underpass::dataplane::testing::Sample;
 use underpass::packet::ip::TransportProtocol;
+use underpass::packet::traffic_class::{Ecn, TrafficClass};
 
 use crate::twin::kernel;
 use crate::twin::packet::{completed, is_v4, set_field, sum};
@@ -33,6 +34,11 @@ impl<'d> Choices<'d> {
         let (bytes, rest) = self.0.split_at(length.min(self.0.len()));
         self.0 = rest;
         bytes
+    }
+
+    /// What a datagram's ECN field says.
+    pub(crate) fn ecn(&mut self) -> Ecn {
+        TrafficClass::from_byte(self.byte()).ecn()
     }
 
     /// One of `items`; `None` if there is none.
@@ -75,6 +81,8 @@ impl<'d> Choices<'d> {
         if has(WITHOUT_ECN) {
             packet[1] = 0;
         }
+        let other_ecn = shape / OTHER_ECN;
+        packet[1] ^= if sample.v6 { other_ecn << 4 } else { other_ecn };
         if has(MAY_FRAGMENT) && is_v4(&packet) {
             packet[6] = 0;
         }
@@ -105,6 +113,8 @@ pub(crate) const WITHOUT_ECN: u8 = 0x08;
 pub(crate) const COMPLETE: u8 = 0x10;
 /// The transport header stands behind an IPv6 extension header.
 pub(crate) const EXTENDED: u8 = 0x20;
+/// Times what the ECN field differs by.
+pub(crate) const OTHER_ECN: u8 = 0x40;
 
 /// What fits behind the longest headers.
 const LONGEST_PAYLOAD: usize = 65_535 - 120 - 8;

@@ -1,7 +1,8 @@
 //! A device that has a session with one peer and awaits another's answer takes what the data says: datagrams as they are,
 //! with a right mac1, or sealed by the peer, and jumps of time.
 //!
-//! The data is a list of steps: `mode (1) | length (2, little-endian) | bytes`, and for time `mode | milliseconds (2)`.
+//! The data is a list of steps: `mode (1) | length (2, little-endian) | bytes`, and for time `mode | milliseconds (2)`. The
+//! bits above a mode are the ECN field of its datagram.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use underpass::keys::PrivateKey;
 use underpass::packet::ip::IpPacket;
 use underpass::packet::message::{MAC_LEN, TAG_LEN, TRANSPORT_HEADER_LEN};
-use underpass::packet::traffic_class::Ecn;
+use underpass::packet::traffic_class::{Ecn, TrafficClass};
 use underpass::proto::cookie::MacKeys;
 use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::endpoint::Endpoint;
@@ -39,11 +40,12 @@ pub(crate) fn run(data: &[u8]) {
         }
         let (bytes, tail) = tail.split_at(usize::from(number).min(tail.len()));
         rest = tail;
+        let ecn = TrafficClass::from_byte(mode / MODES).ecn();
         match mode % MODES {
-            RAW => world.receive(bytes.to_vec()),
-            WITH_MAC1 => world.receive_with_mac1(bytes.to_vec()),
+            RAW => world.receive(ecn, bytes.to_vec()),
+            WITH_MAC1 => world.receive_with_mac1(ecn, bytes.to_vec()),
             // What is left is sealed by the peer.
-            _ => world.receive_sealed(bytes),
+            _ => world.receive_sealed(ecn, bytes),
         }
     }
 }
@@ -123,29 +125,29 @@ impl World {
         world
     }
 
-    fn receive(&mut self, mut datagram: Vec<u8>) {
+    fn receive(&mut self, ecn: Ecn, mut datagram: Vec<u8>) {
         let length = datagram.len();
-        let refused = self.device.handle_datagram(self.now, endpoint(2), Ecn::NotEct, &mut datagram).is_err();
+        let refused = self.device.handle_datagram(self.now, endpoint(2), ecn, &mut datagram).is_err();
         let answer = self.drain();
         assert!(!refused || answer <= length, "{answer} bytes answer {length} that were refused");
     }
 
-    fn receive_with_mac1(&mut self, mut datagram: Vec<u8>) {
+    fn receive_with_mac1(&mut self, ecn: Ecn, mut datagram: Vec<u8>) {
         if datagram.len() >= 2 * MAC_LEN {
             MacKeys::new(&self.device.public_key()).write(&mut datagram, None);
         }
-        self.receive(datagram);
+        self.receive(ecn, datagram);
     }
 
     /// Takes `plaintext` as the peer's frames: authentic, and still not to be trusted.
-    fn receive_sealed(&mut self, plaintext: &[u8]) {
+    fn receive_sealed(&mut self, ecn: Ecn, plaintext: &[u8]) {
         let router = self.peer.router();
         let Ok(route) = router.route(self.now, [10, 77, 0, 1].into()) else { return };
         let mut datagram = vec![0; TRANSPORT_HEADER_LEN];
         datagram.extend_from_slice(plaintext);
         datagram.extend_from_slice(&[0; TAG_LEN]);
         if route.seal(self.now, 0, &mut datagram, &mut Vec::new()).is_ok() {
-            self.receive(datagram);
+            self.receive(ecn, datagram);
         }
     }
 

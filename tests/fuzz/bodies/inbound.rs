@@ -44,8 +44,10 @@ pub(crate) const REORDER: u8 = 9;
 pub(crate) const LOSE: u8 = 10;
 /// Receives what is under way: `whether the queue stands (1)`.
 pub(crate) const RECEIVE: u8 = 11;
+/// Changes the ECN field of a datagram under way: `datagram (1), field (1)`.
+pub(crate) const MARK: u8 = 12;
 /// Steps are read modulo this.
-const STEPS: u8 = 12;
+const STEPS: u8 = 13;
 
 /// Frames of a datagram, and datagrams of a receive: as many as UDP_GRO gives, and as a socket in a kernel's place holds.
 const MAX_FRAMES: usize = 64;
@@ -110,6 +112,14 @@ struct Frame {
     body: Vec<u8>,
 }
 
+/// A datagram under way.
+struct Sealed {
+    peer: usize,
+    plaintext: Vec<u8>,
+    ecn: Ecn,
+    bytes: Vec<u8>,
+}
+
 /// One run of the target.
 struct Run<'w, 'd> {
     world: &'w mut World,
@@ -118,8 +128,7 @@ struct Run<'w, 'd> {
     /// Which links.
     policed: usize,
     frames: Vec<Frame>,
-    /// Sealed, with the peer that did it.
-    datagrams: Vec<(usize, Vec<u8>)>,
+    datagrams: Vec<Sealed>,
     /// Of the next TCP superpacket.
     sequence: usize,
     /// Bytes of packets so far.
@@ -150,6 +159,11 @@ impl<'w, 'd> Run<'w, 'd> {
                 LOSE => {
                     if let Some(index) = self.choices.index(&self.datagrams) {
                         self.datagrams.remove(index);
+                    }
+                }
+                MARK => {
+                    if let Some(index) = self.choices.index(&self.datagrams) {
+                        self.datagrams[index].ecn = self.choices.ecn();
                     }
                 }
                 RECEIVE => {
@@ -232,7 +246,7 @@ impl<'w, 'd> Run<'w, 'd> {
         for frame in std::mem::take(&mut self.frames) {
             let length = 4 + frame.body.len();
             if frames == per_datagram || plaintext.len() + length + TRANSPORT_HEADER_LEN + TAG_LEN > MAX_DATAGRAM {
-                self.seal_datagram(peer, lane, &std::mem::take(&mut plaintext));
+                self.seal_datagram(peer, lane, std::mem::take(&mut plaintext));
                 frames = 0;
             }
             let stated = frame.length.unwrap_or(frame.body.len()) as u16;
@@ -241,15 +255,15 @@ impl<'w, 'd> Run<'w, 'd> {
             plaintext.extend(frame.body);
             frames += 1;
         }
-        self.seal_datagram(peer, lane, &plaintext);
+        self.seal_datagram(peer, lane, plaintext);
     }
 
-    fn seal_datagram(&mut self, peer: usize, lane: u8, plaintext: &[u8]) {
-        let mut datagram = [&[0; TRANSPORT_HEADER_LEN], plaintext, &[0; TAG_LEN]].concat();
+    fn seal_datagram(&mut self, peer: usize, lane: u8, plaintext: Vec<u8>) {
+        let mut bytes = [&[0; TRANSPORT_HEADER_LEN], &plaintext[..], &[0; TAG_LEN]].concat();
         let Links { now, peers, .. } = &self.world.links[self.policed];
         let route = peers[peer].route(*now, [10, 77, 0, 200].into()).expect("a session");
-        route.seal(*now, lane, &mut datagram, &mut Vec::new()).expect("a session that is not used up");
-        self.datagrams.push((peer, datagram));
+        route.seal(*now, lane, &mut bytes, &mut Vec::new()).expect("a session that is not used up");
+        self.datagrams.push(Sealed { peer, plaintext, ecn: Ecn::default(), bytes });
     }
 
     /// Receives what is under way, as many datagrams at once as one receive gives.
@@ -260,7 +274,7 @@ impl<'w, 'd> Run<'w, 'd> {
         }
     }
 
-    fn receive_together(&mut self, standing: bool, datagrams: &mut [(usize, Vec<u8>)]) {
+    fn receive_together(&mut self, standing: bool, datagrams: &mut [Sealed]) {
         let World { links, receivers, .. } = &mut *self.world;
         let Links { now, us, .. } = &links[self.policed];
         let any = self.policed == 0;
@@ -271,11 +285,10 @@ impl<'w, 'd> Run<'w, 'd> {
         let mut notices = Vec::new();
         let mut expectation = Expectation::default();
         let mut opened = Vec::new();
-        for (peer, datagram) in datagrams {
-            let datagram =
-                us.open(*now, endpoint(*peer), Ecn::NotEct, datagram, &mut notices).expect("a good datagram, once");
+        for Sealed { peer, plaintext, ecn, bytes } in datagrams {
+            let datagram = us.open(*now, endpoint(*peer), *ecn, bytes, &mut notices).expect("a good datagram, once");
             let owns = |address| owner(address) == Some(*peer);
-            expectation.add_judged(position(&datagram), datagram.plaintext, owns, |packet| {
+            expectation.add_judged(position(&datagram), *ecn, plaintext, owns, |packet| {
                 has_fragments |= !any && is_fragment(packet);
                 twins[*peer].judge(Duration::ZERO, packet, owns)
             });

@@ -139,16 +139,17 @@ impl World {
         let too_large = counted(&before, &transmitter.drops());
         assert_eq!(too_large.values().sum::<u64>(), expected.too_large);
         assert!(too_large.keys().all(|reason| *reason == DropReason::TooLarge), "{too_large:?}");
-        let mut datagrams: [Vec<Vec<u8>>; 2] = Default::default();
+        let mut datagrams: [Vec<(Ecn, Vec<u8>)>; 2] = Default::default();
         for run in channel.try_iter() {
             assert!(run.bytes.len() <= MAX_DATAGRAM, "{} bytes in one send", run.bytes.len());
             let peer = (0..2).find(|peer| run.way.endpoint == endpoint(*peer)).expect("an endpoint of a peer");
-            let cut = run.bytes.chunks(run.segment_size).map(<[u8]>::to_vec);
+            let ecn = run.way.traffic_class.ecn();
+            let cut = run.bytes.chunks(run.segment_size).map(|datagram| (ecn, datagram.to_vec()));
             assert!(cut.len() <= MAX_DATAGRAMS_OF_RUN, "{} datagrams in one send", cut.len());
             datagrams[peer].extend(cut);
         }
         for (peer, mut datagrams) in datagrams.into_iter().enumerate() {
-            let longest = datagrams.iter().map(Vec::len).max().unwrap_or_default();
+            let longest = datagrams.iter().map(|(_, datagram)| datagram.len()).max().unwrap_or_default();
             assert!(longest <= max_plaintext + OVERHEAD, "a datagram of {longest} bytes");
             let sent = expected.packets.remove(&peer).unwrap_or_default();
             outcome.packets += sent.len();
@@ -158,17 +159,19 @@ impl World {
     }
 
     /// Has a peer receive `datagrams`, in which `sent` was packed. Returns how often its TUN was written to.
-    fn receive(&mut self, peer: usize, datagrams: &mut [Vec<u8>], sent: &[(u8, Vec<u8>)]) -> usize {
+    fn receive(&mut self, peer: usize, datagrams: &mut [(Ecn, Vec<u8>)], sent: &[(u8, Vec<u8>)]) -> usize {
         let (Links { now, peers, .. }, receiver) = (&self.links, &mut self.receivers[peer]);
         let router = &peers[peer];
         let mut notices = Vec::new();
         let mut expectation = Expectation::default();
         let mut opened = Vec::new();
-        for datagram in datagrams {
-            let datagram =
-                router.open(*now, endpoint(US), Ecn::NotEct, datagram, &mut notices).expect("a good datagram");
+        for (outer, datagram) in datagrams {
+            let datagram = router.open(*now, endpoint(US), *outer, datagram, &mut notices).expect("a good datagram");
             assert_eq!(datagram.plaintext.first(), Some(&1), "a datagram does not begin with a packet");
-            expectation.add(position(&datagram), datagram.plaintext, |_| true);
+            let before = expectation.admitted.len();
+            expectation.add(position(&datagram), *outer, datagram.plaintext, |_| true);
+            let inner = expectation.admitted[before..].iter().map(|packet| ecn(&packet.bytes));
+            assert!(inner.into_iter().all(|inner| inner == *outer as u8), "a datagram's ECN field is not its packets'");
             opened.push(datagram);
         }
         assert!(expectation.refused.is_empty(), "{:?}", expectation.refused);

@@ -1,9 +1,11 @@
 //! Where the fuzzer of what hostile peers seal begins, and what is to come of it.
 
+use std::ops::Range;
+
 use super::read::Read;
-use crate::choices::{COMPLETE, EXTENDED, MAY_FRAGMENT, WITHOUT_ECN};
+use crate::choices::{COMPLETE, EXTENDED, MAY_FRAGMENT, OTHER_ECN, WITHOUT_ECN};
 use crate::inbound::{
-    EXCHANGE, FLAGS, FLIP, FRAME, LOSE, OMIT, Outcome, PACKETS, RECEIVE, REORDER, REPEAT, RESIZE, SEAL,
+    EXCHANGE, FLAGS, FLIP, FRAME, LOSE, MARK, OMIT, Outcome, PACKETS, RECEIVE, REORDER, REPEAT, RESIZE, SEAL,
 };
 
 const ALL_OFFLOADS: u8 = 0;
@@ -82,6 +84,10 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>, Outcome)> {
         ("exposed-port", seed(POLICED, &[packets(Read::udp(5000, 1000)), seal(1)]), outcome(5, 1, 0)),
         ("another-port-in-a-train", seed(POLICED, &another_port_in_a_train()), outcome(4, 2, 1)),
         ("opening-in-a-train", seed(POLICED, &spoilt(vec![FLIP, 2, 33, 0x12])), outcome(4, 2, 1)),
+        ("marked-train", seed(ALL_OFFLOADS, &marked(0, 0..5)), outcome(5, 1, 0)),
+        ("marked-in-the-middle", seed(ALL_OFFLOADS, &marked(0, 2..3)), outcome(5, 3, 0)),
+        ("marked-without-ecn", seed(ALL_OFFLOADS, &marked(WITHOUT_ECN, 2..3)), outcome(4, 2, 1)),
+        ("every-ecn-field-in-every-other", seed(ALL_OFFLOADS, &every_ecn_field_in_every_other()), outcome(30, 30, 2)),
         ("partial-without-transport", seed(ALL_OFFLOADS, &spoilt(vec![FLIP, 2, 9, 0xff])), outcome(4, 2, 1)),
     ]
 }
@@ -140,6 +146,24 @@ fn two_peers() -> Vec<Vec<u8>> {
 
 fn standing_without_ecn() -> Vec<Vec<u8>> {
     vec![packets(Read::tcp(5000, 1000).shaped(WITHOUT_ECN)), seal(1), vec![RECEIVE, 1]]
+}
+
+/// A TCP train of five packets, some of which a router marks.
+fn marked(shape: u8, datagrams: Range<u8>) -> Vec<Vec<u8>> {
+    let train = [packets(Read::tcp(5000, 1000).shaped(shape)), seal(1)];
+    let marks = datagrams.map(|datagram| vec![MARK, datagram, 3]);
+    train.into_iter().chain(marks).collect()
+}
+
+/// Over IPv4 and IPv6.
+fn every_ecn_field_in_every_other() -> Vec<Vec<u8>> {
+    let fields = (0..16).map(|index| (index / 4, index % 4));
+    let both = |inner: u8| [Read::udp(40, 0), Read::udp(40, 0).over_v6()].map(|read| read.shaped(inner * OTHER_ECN));
+    let datagram = |(inner, outer)| {
+        let packets = both(inner).map(packets).concat();
+        [packets, seal(2), vec![MARK, 0, outer, RECEIVE, 0]].concat()
+    };
+    fields.map(datagram).collect()
 }
 
 /// A TCP train of five packets that is changed before it is sealed.

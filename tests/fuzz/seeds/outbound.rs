@@ -1,7 +1,7 @@
 //! Where the fuzzer of what a TUN hands out begins, and what is to come of it.
 
 use super::read::Read;
-use crate::choices::{COMPLETE, EXTENDED, MAY_FRAGMENT, WITHOUT_ECN};
+use crate::choices::{COMPLETE, EXTENDED, MAY_FRAGMENT, OTHER_ECN, WITHOUT_ECN};
 use crate::outbound::{BYTES, DRAIN, FLIP, Outcome, READ, REPEAT, RESIZE};
 
 const MTU_1420: u8 = 0;
@@ -40,6 +40,7 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>, Outcome)> {
         ),
         ("whole-and-extended", whole_and_extended(), outcome(5, 5, 0)),
         ("standing-queue", standing_queue(), outcome(14, 4, 0)),
+        ("every-ecn-field", every_ecn_field(), outcome(16, 8, 0)),
         ("no-segment-size", [read(tcp), vec![FLIP, 0, 4, 0x14, FLIP, 0, 5, 0x05]].concat(), outcome(0, 0, 1)),
         ("wrong-kind", [read(tcp), vec![FLIP, 0, 1, 4]].concat(), outcome(0, 0, 1)),
         ("cut-short", [read(tcp), vec![RESIZE, 0, 100, 0]].concat(), outcome(0, 0, 1)),
@@ -55,6 +56,13 @@ fn standing_queue() -> Vec<u8> {
     let marked = [Read::tcp(4500, 1300), Read::udp(4500, 1300)].map(|shape| [read(shape), drain.clone()].concat());
     let lost = [read(Read::tcp(4500, 1300).shaped(WITHOUT_ECN)), read(Read::tcp(3900, 1300)), drain].concat();
     [marked.concat(), lost].concat()
+}
+
+/// Packets of one field share a datagram.
+fn every_ecn_field() -> Vec<u8> {
+    let one = |read: Read, field: u8| [vec![READ], read.shaped(field * OTHER_ECN).encode()].concat();
+    let two = |field| [Read::udp(40, 0), Read::udp(40, 0).over_v6()].map(|read| one(read, field).repeat(2)).concat();
+    (0..4).map(two).collect::<Vec<_>>().concat()
 }
 
 fn every_kind() -> Vec<u8> {
