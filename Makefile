@@ -2,7 +2,8 @@
 # make test    everything: unit tests, the command line, the protocol, network namespaces with real load balancers
 # make lint    formatting, clippy, and that the core builds alone
 # make bench   speed beside no tunnel, other tunnels and TLS, in the same run; ARGS="--tests http --rounds 3" for a part
-# make fuzz     each fuzz target for SECONDS (60) more than the corpora that `make test` replays
+# make fuzz    each fuzz target for SECONDS (60), or RUNS times; goes on from what it found before and from the corpora that
+#              `make test` replays; TARGETS="datagram config" for a part
 # make asan    the unit tests, the I/O layer's among them, with AddressSanitizer
 # make deny    licenses, sources and known weaknesses of what we depend on
 # make build   target/release/underpass
@@ -56,11 +57,14 @@ peers: build-deps
 			echo "$${pair#*:} could not be built" >&2
 	done
 
-# cargo-fuzz wants a nightly compiler; the variable lets the stable one do.
+# cargo-fuzz wants a nightly compiler; the variable lets the stable one do. What is found goes to the first directory.
 fuzz: build-deps
 	command -v cargo-fuzz > /dev/null || $(CARGO) install --locked cargo-fuzz
-	for target in datagram config inbound outbound policy; do
-		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz "$$target" -- -max_total_time=$(or $(SECONDS),60)
+	for target in $(or $(TARGETS),datagram config inbound outbound policy); do
+		found="tests/fuzz/target/found/$$target"
+		mkdir -p "$$found"
+		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz "$$target" "$$found" "tests/fuzz/corpus/$$target" -- \
+			$(if $(RUNS),-runs=$(RUNS),-max_total_time=$(or $(SECONDS),60))
 	done
 
 # A target of its own, so that build scripts and macros are not instrumented.
