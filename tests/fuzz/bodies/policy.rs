@@ -3,6 +3,7 @@
 //!
 //! The data is what is exposed to each peer, and a list of steps.
 
+use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -43,21 +44,49 @@ pub(crate) struct Outcome {
     pub refused: u64,
 }
 
-struct Run<'d> {
-    choices: Choices<'d>,
+/// A device for many runs, each so long after the one before that all of it is forgotten.
+struct World {
     device: Device,
+    origin: Instant,
+    runs: u32,
+}
+
+struct Run<'w, 'd> {
+    choices: Choices<'d>,
+    device: &'w mut Device,
     start: Instant,
     elapsed: Duration,
     peers: [(PeerId, twin::Policy); 2],
     outcome: Outcome,
 }
 
+thread_local! {
+    static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
+}
+
 pub(crate) fn run(data: &[u8]) -> Outcome {
-    #[expect(clippy::disallowed_methods, reason = "any instant will do as the origin of virtual time")]
-    let start = Instant::now();
+    WORLD.with_borrow_mut(|world| {
+        // Long before its clock has counted as far as it can.
+        let world = match world {
+            Some(world) if world.runs < 1 << 16 => world,
+            _ => world.insert(World::new()),
+        };
+        world.runs += 1;
+        do_run(&mut world.device, world.origin + world.runs * APART, data)
+    })
+}
+
+impl World {
+    fn new() -> Self {
+        #[expect(clippy::disallowed_methods, reason = "any instant will do as the origin of virtual time")]
+        let origin = Instant::now();
+        Self { device: device(origin, US), origin, runs: 0 }
+    }
+}
+
+fn do_run(device: &mut Device, start: Instant, data: &[u8]) -> Outcome {
     let mut choices = Choices::new(data);
-    let mut device = device(start, US);
-    let peers = [0, 1].map(|peer| expose(&mut device, start, peer, &mut choices));
+    let peers = [0, 1].map(|peer| expose(device, start, peer, &mut choices));
     let mut run = Run { choices, device, start, elapsed: Duration::ZERO, peers, outcome: Outcome::default() };
     for _ in 0..MAX_STEPS {
         if run.choices.is_empty() {
@@ -70,6 +99,8 @@ pub(crate) fn run(data: &[u8]) -> Outcome {
 
 /// So that the exchanges of a run never fill a place where they are remembered, and none takes long.
 const MAX_STEPS: usize = 64;
+/// Between two runs: longer than a run, and than anything is remembered after it.
+const APART: Duration = Duration::from_secs(MAX_STEPS as u64 * 255 + 1000);
 
 /// `number (1)`, and for each service `kind (1), first (1), last (1)`.
 fn expose(device: &mut Device, now: Instant, peer: usize, choices: &mut Choices<'_>) -> (PeerId, twin::Policy) {
@@ -122,7 +153,7 @@ fn owns(peer: usize, address: IpAddr) -> bool {
     tunnel && if peer == 0 { last == 1 } else { matches!(last, 2 | 3) }
 }
 
-impl Run<'_> {
+impl Run<'_, '_> {
     fn step(&mut self) {
         match self.choices.byte() % STEPS {
             SEND => {
@@ -157,7 +188,7 @@ impl Run<'_> {
             _ => {
                 let peer = usize::from(self.choices.byte() & 1);
                 let now = self.start + self.elapsed;
-                let (id, fresh) = expose(&mut self.device, now, peer, &mut self.choices);
+                let (id, fresh) = expose(self.device, now, peer, &mut self.choices);
                 let known = &mut self.peers[peer];
                 (known.0, known.1) = (id, std::mem::take(&mut known.1).exposing_as(fresh));
             }
