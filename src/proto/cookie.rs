@@ -5,7 +5,7 @@
 //! §5.4.7), with labels of our own. These primitives are the same in both suites: they come before the suite is read.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use blake2::digest::consts::U16;
 use blake2::digest::{Digest as _, FixedOutput as _, KeyInit as _, Update as _};
@@ -143,11 +143,6 @@ impl CookieJar {
         self.last_mac1 = None;
         Some(())
     }
-
-    /// How long ago the cookie came, if there is one: for tests and status.
-    pub fn age(&self, now: Instant) -> Option<Duration> {
-        self.cookie.map(|(_, made_at)| now.saturating_duration_since(made_at))
-    }
 }
 
 fn split(message: &[u8]) -> (&[u8], &[u8], &[u8]) {
@@ -165,6 +160,8 @@ fn mac(key: &[u8], parts: &[&[u8]]) -> Mac {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::keys::PrivateKey;
     use crate::packet::message::{INITIATION_LEN, Message};
