@@ -164,12 +164,22 @@ mod tests {
         for number in 0..MAX_LIMITED_SOURCES as u32 * 2 {
             limiter.admit(now, source(number));
         }
-        assert_eq!(limiter.sources.len(), MAX_LIMITED_SOURCES);
+        assert_eq!(limiter.sources(), MAX_LIMITED_SOURCES);
         assert_eq!(limiter.admit(now, source(1 << 20)), Verdict::DemandCookie);
         assert!(limiter.admit_with_cookie(now, source(1 << 20)));
-        assert_eq!(limiter.sources.len(), MAX_LIMITED_SOURCES);
+        assert_eq!(limiter.sources(), MAX_LIMITED_SOURCES);
         limiter.admit(now + SECOND, source(1));
-        assert_eq!(limiter.sources.len(), 1, "quiet sources are forgotten");
+        assert_eq!(limiter.sources(), 1, "quiet sources are forgotten");
+    }
+
+    #[test]
+    fn a_source_that_goes_on_flooding_is_not_forgotten() {
+        let now = start();
+        let mut limiter = RateLimiter::new(now);
+        let mut flood = |at| (0..1000).filter(|_| limiter.admit(at, source(1)) == Verdict::Admit).count();
+        let admitted = [now, now + SECOND / 2, now + SECOND].map(&mut flood);
+        let rate = HANDSHAKES_PER_SECOND_AND_SOURCE as usize;
+        assert_eq!(admitted, [rate, rate / 2, rate / 2]);
     }
 
     #[test]
@@ -188,6 +198,6 @@ mod tests {
         for host in 0..1000u128 {
             limiter.admit(now, Ipv6Addr::from((0x2001_0db8 << 96) + host).into());
         }
-        assert_eq!(limiter.sources.len(), 1);
+        assert_eq!(limiter.sources(), 1);
     }
 }

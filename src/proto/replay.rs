@@ -143,6 +143,11 @@ mod tests {
     }
 
     #[test]
+    fn a_window_takes_a_bit_for_each_counter_and_one_block_more() {
+        assert_eq!(ReplayWindow::default().blocks.len() as u64 * 64, REPLAY_WINDOW + 64);
+    }
+
+    #[test]
     fn only_a_counter_beyond_all_others_is_the_newest() {
         let mut window = ReplayWindow::default();
         assert!(window.accept(5));

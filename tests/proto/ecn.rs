@@ -32,6 +32,13 @@ fn a_datagram_says_of_congestion_what_its_packet_says_and_a_packet_what_both_say
         for outer in ALL {
             let mut datagram = datagram_of(&mut pair, packet(inner));
             assert_eq!(datagram.traffic_class, TrafficClass::default().with_ecn(inner));
+            let (now, router) = (pair.now, pair.one.router());
+            let route = router.route(now, Side::Two.inner().into()).unwrap();
+            assert_eq!(
+                route.traffic_class(TrafficClass::of(&packet(inner))),
+                datagram.traffic_class,
+                "by the fast path"
+            );
             datagram.traffic_class = datagram.traffic_class.with_ecn(outer);
             pair.deliver(datagram);
             let delivered = pair.delivered.pop().map(|(_, _, bytes)| bytes);

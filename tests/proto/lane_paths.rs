@@ -255,6 +255,18 @@ fn paths_to_a_peer_that_roams_are_proven_anew() {
 }
 
 #[test]
+fn no_lane_takes_its_own_path_to_a_peer_that_moved_before_the_slow_path_has_heard_of_it() {
+    let mut pair = connected([2, 2]);
+    pair.addresses[Side::Two as usize] = "198.51.100.7:4000".parse().unwrap();
+    pair.send(Side::Two, b"I moved");
+    let InFlight { from, mut payload, .. } = pair.wire.pop_front().unwrap();
+    let (now, router) = (pair.now, pair.one.router());
+    router.open(now, Endpoint::new(from), Ecn::NotEct, &mut payload, &mut Vec::new()).unwrap();
+    let way = router.route(now, IpAddr::from(Side::Two.inner())).unwrap().way(1);
+    assert_eq!((way.endpoint.remote, way.port), (from, SourcePort::Listen));
+}
+
+#[test]
 fn a_lane_whose_translation_changes_is_followed() {
     let mut pair = connected([2, 2]);
     talk(&mut pair, [&[1], &[1]], seconds(1));

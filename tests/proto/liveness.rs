@@ -2,6 +2,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use underpass::keys::PresharedKey;
+use underpass::packet::message::TRANSPORT_OVERHEAD;
 use underpass::proto::constants::{
     DEGRADED_ABOVE_LOSS, LIVENESS_INTERVAL, MIN_INITIATION_INTERVAL, PING_AFTER_DATA, PREFERRED_PONGS,
     PREFERRED_PROBE_INTERVAL, RETRY_JITTER,
@@ -10,6 +11,7 @@ use underpass::proto::endpoint::Endpoint;
 use underpass::proto::error::{DropReason, Miss};
 use underpass::proto::event::Event;
 use underpass::proto::peer::PeerConfig;
+use underpass::proto::router::Notice;
 use underpass::proto::stats::{LinkReason, LinkState};
 
 use crate::pair::{InFlight, LATENCY, PING_DATAGRAM_LEN, Pair, Side, peer_config, seconds};
@@ -221,6 +223,23 @@ fn an_unwatched_link_is_pinged_while_data_passes_only() {
 }
 
 #[test]
+fn who_carries_data_tells_of_it_until_it_is_known_and_again_after_a_silence() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    let notices = |pair: &mut Pair| {
+        let (now, mut notices) = (pair.now, Vec::new());
+        let router = pair.one.router();
+        let route = router.route(now, Side::Two.inner().into()).unwrap();
+        route.seal(now, 0, &mut [0; TRANSPORT_OVERHEAD], &mut notices).unwrap();
+        notices
+    };
+    assert_eq!(notices(&mut pair), []);
+    pair.advance(seconds(60));
+    let told = notices(&mut pair);
+    assert!(matches!(told[..], [Notice::Resumed { .. }]), "{told:?}");
+}
+
+#[test]
 fn a_machine_that_stood_still_does_not_take_that_for_silence() {
     let mut pair = watched();
     // Nothing is handled for ten seconds; then the timer comes before what the network has kept.
@@ -339,6 +358,9 @@ fn what_was_under_way_by_another_endpoint_does_not_change_the_one_in_use_back() 
     let elsewhere = "198.51.100.7:51900".parse().unwrap();
     send_from(&mut pair, elsewhere);
     assert_eq!(endpoint(&mut pair), elsewhere);
+    // From there it may return.
+    send_from(&mut pair, first);
+    assert_eq!(endpoint(&mut pair), first);
 }
 
 #[test]

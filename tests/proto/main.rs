@@ -16,6 +16,7 @@ mod liveness;
 mod many_peers;
 mod pair;
 mod path_mtu;
+mod policy;
 mod rekey;
 mod roaming;
 mod staged;

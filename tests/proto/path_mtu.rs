@@ -8,6 +8,7 @@ use underpass::proto::constants::{
     PATH_BASE_LEN, PATH_FLOOR_LEN, PATH_RAISE_INTERVAL, PATH_SEARCH_STEP, PING_AFTER_DATA,
 };
 use underpass::proto::event::Event;
+use underpass::proto::staged::StagedPacket;
 use underpass::proto::stats::{LinkReason, LinkState};
 
 use crate::pair::{LATENCY, PING_DATAGRAM_LEN, Pair, Side, inner_packet, seconds};
@@ -108,6 +109,10 @@ fn a_narrow_path_is_found_and_told_once() {
         let status = pair.status(side);
         assert_eq!((status.state, status.reason), (LinkState::Degraded, Some(LinkReason::Mtu)));
         assert_eq!(told(&pair, side), [(LinkState::Degraded, Some(LinkReason::Mtu))]);
+        let (now, found) = (pair.now, usize::from(path_mtu(&mut pair, side)));
+        let router = pair.device(side).router();
+        let path = router.route(now, side.other().inner().into()).unwrap().path();
+        assert_eq!(usize::from(path.datagram), found + OVERHEAD, "the fast path knows it");
     }
 }
 
@@ -277,6 +282,11 @@ fn handshakes_and_packets_that_are_too_long_may_be_fragmented() {
     assert_eq!(pair.payloads(Side::Two), [vec![7; 1300]]);
 }
 
+/// The one's-complement sum of all words.
+fn sum(bytes: &[u8]) -> u64 {
+    bytes.chunks_exact(2).map(|word| u64::from(word[0]) << 8 | u64::from(word[1])).sum::<u64>() % 0xffff
+}
+
 /// A TCP SYN that asks for segments of up to 1460 bytes.
 fn syn(from: Side) -> Vec<u8> {
     let mut packet = inner_packet(from.inner(), from.other().inner(), &[0; 16]);
@@ -299,6 +309,18 @@ fn a_syn_asks_for_segments_that_fit_the_path_on_which_they_will_come() {
         assert_eq!(*to, from.other());
         let segment_size = u16::from_be_bytes([packet[42], packet[43]]);
         assert!(is_found(segment_size + 40, longest), "{segment_size}");
+    }
+    for checksum_partial in [false, true] {
+        let (now, sent) = (pair.now, syn(Side::One));
+        let packet = StagedPacket { bytes: sent.clone(), checksum_partial };
+        pair.one.handle_packet(now, packet).unwrap();
+        pair.settle();
+        let (.., received) = pair.delivered.pop().unwrap();
+        let checksum = |tcp: &[u8]| [tcp[16], tcp[17]];
+        match checksum_partial {
+            false => assert_eq!(sum(&received[20..]), sum(&sent[20..])),
+            true => assert_eq!(checksum(&received[20..]), checksum(&sent[20..])),
+        }
     }
     let mut pair = pair_on([usize::MAX; 2]);
     pair.send_packet(Side::One, syn(Side::One)).unwrap();

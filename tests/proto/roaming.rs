@@ -33,6 +33,16 @@ fn any_authentic_packet_moves_the_endpoint() {
 }
 
 #[test]
+fn whether_a_peer_is_at_an_address_is_known_of_whole_addresses() {
+    let mut pair = Pair::new();
+    let router = pair.one.router();
+    assert!(router.has_endpoint(Side::Two.address()));
+    for stranger in ["192.0.2.2:51901", "192.0.2.3:51900"] {
+        assert!(!router.has_endpoint(stranger.parse().unwrap()), "{stranger}");
+    }
+}
+
+#[test]
 fn a_peer_without_an_endpoint_is_found_when_it_calls() {
     let mut pair = Pair::with(|_| (), |one| one.endpoints = Vec::new());
     pair.send(Side::Two, b"where are you");

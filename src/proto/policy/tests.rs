@@ -429,3 +429,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn services_are_written_as_they_are_configured() {
+    let written = |service: Service| service.to_string();
+    assert_eq!([Service::Any, Service::Echo].map(written), ["any", "icmp-echo"]);
+    assert_eq!(
+        [PortRange::ALL, 53.into(), PortRange { first: 8000, last: 8080 }].map(Service::Udp).map(written),
+        ["udp", "udp/53", "udp/8000-8080"]
+    );
+    assert_eq!([Service::Tcp(443.into()), Service::Protocol(47)].map(written), ["tcp/443", "ip/47"]);
+}
+
+#[test]
+fn a_peer_that_is_told_of_refusals_reaches_what_it_reached_before() {
+    let policy = Policy::exposing([Service::Echo]);
+    assert_eq!(policy.clone().telling_of_refusal(), Policy { tells_of_refusal: true, ..policy });
+}
