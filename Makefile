@@ -5,6 +5,7 @@
 # make fuzz    each fuzz target for SECONDS (60), or RUNS times; goes on from what it found before and from the corpora that
 #              `make test` replays; TARGETS="datagram config" for a part
 # make asan    the unit tests, the I/O layer's among them, with AddressSanitizer
+# make mutants what of src/proto, or FILES, can be wrong without a test that fails
 # make deny    licenses, sources and known weaknesses of what we depend on
 # make build   target/release/underpass
 # make package target/debian/underpass_VERSION_ARCH.deb; make package-test installs, runs, upgrades and removes it on a clean
@@ -14,7 +15,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: demo test lint bench peers fuzz asan deny build package package-test deps package-deps bench-deps build-deps
+.PHONY: demo test lint bench peers fuzz asan mutants deny build package package-test deps package-deps bench-deps build-deps
 
 CARGO ?= cargo
 # Namespaces are root's: anyone else is asked for a password there, and only there.
@@ -74,6 +75,21 @@ fuzz: build-deps
 HOST := $(shell rustc --version --verbose | sed -n 's/^host: //p')
 asan: build-deps
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" $(CARGO) test --locked --target "$(HOST)" --target-dir target/asan --lib
+
+# In a copy of the core alone, so that a mutant costs seconds: its tests need neither the daemon nor what stands for the kernel.
+MUTANTS := target/mutants/core
+mutants: build-deps
+	command -v cargo-mutants > /dev/null || [ -x target/tools/bin/cargo-mutants ] ||
+		$(CARGO) install --locked --root target/tools cargo-mutants
+	rm -rf $(MUTANTS)/src $(MUTANTS)/tests
+	mkdir -p $(MUTANTS)/tests/vectors
+	cp -r Cargo.lock src $(MUTANTS)
+	cp -r tests/proto $(MUTANTS)/tests
+	cp tests/vectors/*.json $(MUTANTS)/tests/vectors
+	sed '/^members = /d; /^\[\[bench\]\]/,/^$$/d; /^underpass = { path = "\."/d' Cargo.toml > $(MUTANTS)/Cargo.toml
+	cd $(MUTANTS)
+	PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) mutants --in-place --no-default-features --minimum-test-timeout 60 \
+		$(foreach file,$(or $(FILES),src/proto/**),--file '$(file)') -- --lib --test proto -- --skip a_thousand_peers
 
 deny:
 	command -v cargo-deny > /dev/null || [ -x target/tools/bin/cargo-deny ] ||
