@@ -29,7 +29,7 @@ use super::event::Event;
 use super::lane_paths::LanePaths;
 use super::noise::Suite;
 use super::path_mtu::PathLimit;
-use super::peer::{Peer, PeerConfig, ReturnPath};
+use super::peer::{Peer, PeerConfig};
 use super::peer_table::{PeerId, PeerTable};
 use super::policy::Flows;
 use super::randomness::Randomness;
