@@ -19,6 +19,7 @@
 pub mod capture;
 pub mod certificates;
 pub mod crafted;
+pub mod flood;
 pub mod frame;
 pub mod haproxy;
 pub mod http;
@@ -37,6 +38,7 @@ pub mod relay;
 pub mod round_trip;
 pub mod service;
 pub mod service_manager;
+pub mod siege;
 pub mod spoofer;
 pub mod stunnel;
 pub mod tcp_load;

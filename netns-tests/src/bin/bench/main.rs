@@ -10,6 +10,7 @@ mod contender;
 mod costs;
 mod failover;
 mod field;
+mod flood;
 mod http;
 mod latency;
 mod measurement;
@@ -97,6 +98,7 @@ fn main() {
     tables.extend(peers::measure(&arguments, &chosen, &mut note));
     tables.extend(restarts::measure(&arguments, &chosen, &mut note));
     tables.extend(failover::measure(&arguments, &chosen, &names, &mut note));
+    tables.extend(flood::measure(&arguments, &chosen, &mut note));
     let costs = costs::measure(&chosen, &mut note);
     let verdicts = bars::judge(&tables);
     let everything = json!({
@@ -123,7 +125,13 @@ fn main() {
 
 fn all_tests() -> Vec<&'static str> {
     let of_contenders = TESTS.iter().map(|test| test.name);
-    of_contenders.chain(peers::TESTS).chain(restarts::TESTS).chain(failover::TESTS).chain(costs::TESTS).collect()
+    of_contenders
+        .chain(peers::TESTS)
+        .chain(restarts::TESTS)
+        .chain(failover::TESTS)
+        .chain(flood::TESTS)
+        .chain(costs::TESTS)
+        .collect()
 }
 
 /// Takes what could not be measured, and why.

@@ -39,6 +39,14 @@ pub(crate) enum Figure {
     PingSilence,
     /// The longest time that a client waited for an answer, in milliseconds: the longest of all rounds.
     SlowestRequest,
+    /// Packets of an attacker, in thousands per second.
+    FloodRate,
+    /// Milliseconds until a peer that was not there before is connected.
+    Paired,
+    /// Resident memory of a daemon that was not there before, in MiB.
+    GrownMebibytes,
+    /// Open descriptors of a daemon that were not there before.
+    GrownDescriptors,
     /// What it is of the same without a tunnel in the same round.
     OfPlain,
     /// The most memory that one of the daemons had resident, in MiB.
@@ -60,6 +68,10 @@ impl Figure {
             Figure::Told => "told ms",
             Figure::PingSilence => "ping silent ms",
             Figure::SlowestRequest => "slowest request ms",
+            Figure::FloodRate => "flood k/s",
+            Figure::Paired => "paired ms",
+            Figure::GrownMebibytes => "grown MiB",
+            Figure::GrownDescriptors => "grown fds",
             Figure::OfPlain => "of the same plain",
             Figure::PeakMebibytes => "peak MiB",
         }

@@ -114,9 +114,14 @@ impl Series {
         }
         let summary = |(figure, values): (Figure, Vec<f64>)| match figure {
             // One that is rare must not vanish in a median.
-            Figure::Errors | Figure::PeakMebibytes | Figure::SlowestRequest | Figure::Told | Figure::PingSilence => {
-                (figure, values.into_iter().fold(0.0, f64::max))
-            }
+            Figure::Errors
+            | Figure::PeakMebibytes
+            | Figure::SlowestRequest
+            | Figure::Told
+            | Figure::PingSilence
+            | Figure::Paired
+            | Figure::GrownMebibytes
+            | Figure::GrownDescriptors => (figure, values.into_iter().fold(0.0, f64::max)),
             _ => (figure, median(&values)),
         };
         seen.into_iter().map(summary).collect()

@@ -1,0 +1,310 @@
+//! A link whose backend side an attacker floods from the network in the middle.
+//!
+//! ```text
+//!               proxy 10.1.0.2 ──┐                  ┌── attacker 10.3.0.2
+//!                                ├── router (ISP) ──┤
+//!    backend 10.2.0.2, 10.77.0.11 ┘                  └── newcomer 10.4.0.2
+//! ```
+//!
+//! The attacker knows the backend side's public key. What is sent to addresses that nobody has is lost at the router.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::ops::BitXorAssign as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use underpass::keys::{PrivateKey, PublicKey};
+use underpass::packet::message::{INITIATION_LEN, KIND_TRANSPORT, MAC_LEN};
+use underpass::proto::cookie::MacKeys;
+use underpass::proto::device::{Device, DeviceConfig};
+use underpass::proto::endpoint::Endpoint;
+use underpass::proto::noise::Suite;
+use underpass::proto::peer::PeerConfig;
+
+use crate::crafted::Between;
+use crate::flood::{Flood, Volley};
+use crate::frame;
+use crate::host::Host;
+use crate::lab::Lab;
+use crate::packet_socket::PacketSocket;
+use crate::probe::{self, Ping};
+use crate::random::Random;
+use crate::underpass::{Config, Daemon, KeyPair, PORT, Peer, Role};
+use crate::wait;
+
+/// The machines, and the daemons of proxy and backend.
+pub struct Siege {
+    /// Where the transfers begin.
+    pub proxy: Host,
+    /// What is flooded.
+    pub backend: Host,
+    /// Its daemon.
+    pub backend_side: Daemon,
+    /// The proxy's.
+    pub proxy_side: Daemon,
+    attacker: Host,
+    newcomer: Host,
+    newcomers: Config,
+    insider: PrivateKey,
+    backend_key: PublicKey,
+    /// Transport data that the proxy has sent, with who sent it.
+    recorded: Vec<(SocketAddr, Vec<u8>)>,
+    _lab: Lab,
+}
+
+/// What the attacker sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attack {
+    /// Initiations that look right until a secret is computed, from random addresses.
+    Initiations,
+    /// Initiations of somebody who does not know the public key, from random addresses.
+    WrongMac1,
+    /// Noise of every length, from random addresses.
+    Garbage,
+    /// What the proxy has sent before, from its address.
+    Replays,
+    /// The same with a byte of the end changed.
+    Forgeries,
+    /// Initiations by a key of a peer, which go no further, from random addresses.
+    HalfOpen,
+}
+
+impl Attack {
+    /// All of them.
+    pub const ALL: [Attack; 6] =
+        [Attack::Initiations, Attack::WrongMac1, Attack::Garbage, Attack::Replays, Attack::Forgeries, Attack::HalfOpen];
+}
+
+/// Where the backend is without a tunnel.
+pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 2);
+/// Where it is through the tunnel.
+pub const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 11);
+
+/// Different packets of an attack.
+const VOLLEY: usize = 4096;
+
+impl Siege {
+    /// Builds it, with the link up.
+    #[track_caller]
+    pub fn start(name: &str) -> Siege {
+        let lab = Lab::new(name);
+        let router = lab.router("router");
+        let [proxy, backend, attacker, newcomer] = [("proxy", 1), ("backend", 2), ("attacker", 3), ("newcomer", 4)]
+            .map(|(name, number)| {
+                let host = lab.host(name);
+                let [near, far] = [2, 1].map(|end| format!("10.{number}.0.{end}/24"));
+                lab.link(host.port("wan", [&*near]), router.port(name, [&*far]));
+                host.ip(&format!("route add default via 10.{number}.0.1"));
+                host
+            });
+        router.ip("route add blackhole default");
+        let [proxy_keys, backend_keys, newcomer_keys, insider_keys] = [(); 4].map(|()| KeyPair::generate(&proxy));
+
+        let peer = |name, keys: &KeyPair, address| Peer::new(name, &keys.public, [address]);
+        let at_backend = Config::new(Role::Backend, &backend_keys, ["10.77.0.11/24"])
+            .peer(peer("proxy", &proxy_keys, "10.77.0.1"))
+            .peer(peer("newcomer", &newcomer_keys, "10.77.0.2"))
+            .peer(peer("insider", &insider_keys, "10.77.0.3"));
+        let called = || peer("backend", &backend_keys, "10.77.0.11").endpoint(&format!("{OUTSIDE}:{PORT}"));
+        let backend_side = Daemon::start(&backend, &at_backend);
+        let calling = |keys, address| Config::new(Role::Proxy, keys, [address]).peer(called());
+        let proxy_side = Daemon::start(&proxy, &calling(&proxy_keys, "10.77.0.1/24"));
+        proxy_side.wait_for_state("backend", "up");
+        let recorded = record(&router, &proxy);
+        let newcomers = calling(&newcomer_keys, "10.77.0.2/24");
+        let insider = insider_keys.private.parse().expect("a key of our own making");
+        let backend_key = backend_keys.public.parse().expect("a key of our own making");
+        Siege {
+            proxy,
+            backend,
+            backend_side,
+            proxy_side,
+            attacker,
+            newcomer,
+            newcomers,
+            insider,
+            backend_key,
+            recorded,
+            _lab: lab,
+        }
+    }
+
+    /// Begins an attack on a port of the backend: the daemon's, or another to compare with.
+    #[track_caller]
+    pub fn attack(&self, attack: Attack, port: u16) -> Flood {
+        let victim = SocketAddrV4::new(OUTSIDE, port);
+        if attack == Attack::HalfOpen {
+            // As many as the attacker's core can make.
+            let mut insider = Insider::new(self.insider.clone(), self.backend_key);
+            let mut random = Random::new(1);
+            let volleys = std::iter::repeat_with(move || {
+                Volley::from([from_anywhere(&mut random, victim, &insider.next_initiation())])
+            });
+            return Flood::start(&self.attacker, victim, volleys);
+        }
+        let volley: Volley = self.packets(attack, victim).into();
+        Flood::start(&self.attacker, victim, std::iter::repeat(volley))
+    }
+
+    fn packets(&self, attack: Attack, victim: SocketAddrV4) -> Vec<Vec<u8>> {
+        let mut random = Random::new(1);
+        let mac_keys = MacKeys::new(&self.backend_key);
+        let mut seen = self.recorded.iter().cycle();
+        let mut packet = |number: usize| match attack {
+            Attack::Initiations => {
+                let mut message = initiation(&mut random);
+                mac_keys.write(&mut message, None);
+                from_anywhere(&mut random, victim, &message)
+            }
+            Attack::WrongMac1 => {
+                let message = initiation(&mut random);
+                from_anywhere(&mut random, victim, &message)
+            }
+            Attack::Garbage => {
+                let message = random.bytes(number % 1473);
+                from_anywhere(&mut random, victim, &message)
+            }
+            Attack::Replays | Attack::Forgeries => {
+                let (sender, payload) = seen.next().expect("something was recorded");
+                let mut payload = payload.clone();
+                if attack == Attack::Forgeries {
+                    payload.last_mut().expect("it has a tag").bitxor_assign(1 + random.below(255) as u8);
+                }
+                let between = Between { source: sender.ip(), destination: (*victim.ip()).into() };
+                between.udp(sender.port(), victim.port(), &payload)
+            }
+            Attack::HalfOpen => unreachable!("they are made as they are sent"),
+        };
+        (0..VOLLEY).map(&mut packet).collect()
+    }
+
+    /// Starts a daemon that the backend side knows and has not heard of yet, and ends it again. Returns how long it took from
+    /// the start of the program until its link was up.
+    #[track_caller]
+    pub fn newcomer_pairs(&self) -> Duration {
+        let at = wait::now();
+        let daemon = Daemon::start(&self.newcomer, &self.newcomers);
+        daemon.wait_for_state("backend", "up");
+        let elapsed = at.elapsed();
+        assert_eq!(daemon.stop(), 0);
+        elapsed
+    }
+}
+
+/// Has the proxy say something, and listens at the router.
+#[track_caller]
+fn record(router: &Host, proxy: &Host) -> Vec<(SocketAddr, Vec<u8>)> {
+    let socket = PacketSocket::open(router, "proxy");
+    // As long as a TCP segment.
+    Ping::to(&INSIDE.to_string()).count(500).at_once(8).payload(1300).send(proxy).assert_all_answered();
+    probe::flood_ping(proxy, &INSIDE.to_string()).assert_all_answered();
+    let frames = std::iter::from_fn(|| socket.receive());
+    let recorded = frames.filter_map(|frame| {
+        let udp = frame::datagram(&frame)?;
+        let payload = &frame[udp.payload];
+        // Several datagrams of one send are one frame here.
+        let is_one = payload.first() == Some(&KIND_TRANSPORT) && payload.len() <= 1472;
+        is_one.then(|| (udp.source, payload.to_vec()))
+    });
+    recorded.collect()
+}
+
+/// From an address and a port that nobody has chosen.
+fn from_anywhere(random: &mut Random, victim: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
+    let number = random.bits().to_le_bytes();
+    // RFC 2544's, for such measurements.
+    let source = Ipv4Addr::new(198, 18 + number[2] % 2, number[3], number[4]);
+    let port = 1024 + u16::from_le_bytes([number[5], number[6]]) % 60_000;
+    Between { source: source.into(), destination: (*victim.ip()).into() }.udp(port, victim.port(), payload)
+}
+
+/// One whose secrets are noise, without MACs.
+fn initiation(random: &mut Random) -> Vec<u8> {
+    let mut message = random.bytes(INITIATION_LEN);
+    message[..4].copy_from_slice(&[1, 1, 1, 0]);
+    message[INITIATION_LEN - MAC_LEN..].fill(0);
+    message
+}
+
+/// A peer that was broken into: it makes initiations like any other, but as often as it likes.
+struct Insider {
+    private: PrivateKey,
+    backend: PublicKey,
+    made: u32,
+}
+
+impl Insider {
+    fn new(private: PrivateKey, backend: PublicKey) -> Insider {
+        Insider { private, backend, made: 0 }
+    }
+
+    fn next_initiation(&mut self) -> Vec<u8> {
+        self.made += 1;
+        let (now, mut seed) = (wait::now(), [7; 32]);
+        seed[..4].copy_from_slice(&self.made.to_le_bytes());
+        let config = DeviceConfig {
+            private_key: self.private.clone(),
+            previous_private_key: None,
+            suite: Suite::Aes256Gcm,
+            send_lanes: 1,
+            lane_paths: false,
+            mtu: None,
+        };
+        let mut device = Device::new(now, wait::unix_time(), config, seed);
+        let endpoint = Endpoint::new((OUTSIDE, PORT).into());
+        device.upsert_peer(
+            now,
+            PeerConfig {
+                public_key: self.backend,
+                next_public_key: None,
+                preshared_key: None,
+                endpoints: vec![endpoint],
+                watched: false,
+                allowed_ips: vec![],
+                persistent_keepalive: None,
+                suite: None,
+                policy: Arc::default(),
+            },
+        );
+        device.connect(now, &self.backend, endpoint);
+        device.poll_transmit().expect("whoever connects sends an initiation").payload
+    }
+}
+
+/// A program without encryption that takes in whatever comes to its port.
+pub struct Sink {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Where it listens.
+pub const SINK_PORT: u16 = 7999;
+
+impl Sink {
+    /// On the backend, with as large a buffer as the daemon's.
+    #[track_caller]
+    pub fn start(siege: &Siege) -> Sink {
+        let socket = siege.backend.run(|| UdpSocket::bind((OUTSIDE, SINK_PORT))).expect("a free UDP port");
+        setsockopt(&socket, sockopt::RcvBufForce, &(8 << 20)).expect("the laboratory is root's");
+        socket.set_read_timeout(Some(Duration::from_millis(50))).expect("any socket may have one");
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = siege.backend.spawn(move || {
+            let mut buffer = vec![0; 1 << 16];
+            while !stopped.load(Ordering::Relaxed) {
+                let _ = socket.recv_from(&mut buffer);
+            }
+        });
+        Sink { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
