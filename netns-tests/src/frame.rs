@@ -90,6 +90,27 @@ pub fn fix_checksum(frame: &mut [u8]) {
     frame[field].copy_from_slice(&sum.to_be_bytes());
 }
 
+/// The same frame with only the first `length` bytes of its datagram's payload, and with headers that say so.
+pub fn truncated(frame: &[u8], datagram: &Datagram, length: usize) -> Vec<u8> {
+    let mut frame = frame[..datagram.payload.start + length].to_vec();
+    let header = ETHERNET_HEADER..datagram.payload.start - UDP_HEADER;
+    let is_v4 = frame[header.start] >> 4 == 4;
+    let udp = u16::try_from(UDP_HEADER + length).expect("it was longer before");
+    frame[header.end + 4..header.end + 6].copy_from_slice(&udp.to_be_bytes());
+    // IPv6 does not count its first header.
+    let (at, counted) = if is_v4 { (2, header.len()) } else { (4, header.len() - 40) };
+    let ip = udp + u16::try_from(counted).expect("headers are short");
+    frame[header.start + at..header.start + at + 2].copy_from_slice(&ip.to_be_bytes());
+    if is_v4 {
+        let field = header.start + 10..header.start + 12;
+        frame[field.clone()].fill(0);
+        let sum = folded(sum_words(&frame[header]));
+        frame[field].copy_from_slice(&sum.to_be_bytes());
+    }
+    fix_checksum(&mut frame);
+    frame
+}
+
 /// Whether `needle` occurs in `haystack`.
 pub fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle)
@@ -168,7 +189,10 @@ fn checksum(ip: &Ip, upper: &[u8]) -> u16 {
         _ => unreachable!("both addresses come from one header"),
     };
     let length = u32::try_from(upper.len()).expect("a packet is shorter than 4 GiB");
-    let mut sum = sum_words(&addresses) + sum_words(&length.to_be_bytes()) + u64::from(ip.protocol) + sum_words(upper);
+    folded(sum_words(&addresses) + sum_words(&length.to_be_bytes()) + u64::from(ip.protocol) + sum_words(upper))
+}
+
+fn folded(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
@@ -218,6 +242,16 @@ mod tests {
         let ip = ip(&frame).unwrap();
         assert_ne!(frame[40..42], [0, 0]);
         assert_eq!(checksum(&ip, &frame[ip.upper.clone()]), 0);
+    }
+
+    #[test]
+    fn a_truncated_frame_has_a_datagram_that_is_shorter() {
+        let frame = ipv4_frame();
+        let shorter = truncated(&frame, &datagram(&frame).unwrap(), 3);
+        assert_eq!(&shorter[datagram(&shorter).unwrap().payload], b"abc");
+        assert_eq!(folded(sum_words(&shorter[14..34])), 0, "the IPv4 header's checksum");
+        let ip = ip(&shorter).unwrap();
+        assert_eq!(checksum(&ip, &shorter[ip.upper.clone()]), 0);
     }
 
     #[test]

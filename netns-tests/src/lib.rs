@@ -19,11 +19,13 @@
 pub mod capture;
 pub mod certificates;
 pub mod crafted;
+pub mod ends;
 pub mod flood;
 pub mod frame;
 pub mod haproxy;
 pub mod http;
 pub mod http_load;
+pub mod narrows;
 pub mod nat;
 pub mod nginx;
 pub mod numbered;

@@ -23,6 +23,8 @@ pub struct Mischief {
     pub tamper: u32,
     /// Leaves the datagram alone, and sends a changed copy ahead of it.
     pub forge: u32,
+    /// Leaves the datagram alone, and sends a copy that is cut short ahead of it.
+    pub truncate: u32,
     /// Sends it twice.
     pub duplicate: u32,
     /// Holds it back for a random time below [`Mischief::REORDER_WINDOW`], so that later ones overtake it.
@@ -48,7 +50,7 @@ impl Mischief {
 }
 
 /// How many datagrams it did what to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Came in.
     pub received: u64,
@@ -56,6 +58,8 @@ pub struct Counts {
     pub tampered: u64,
     /// Were sent as a changed copy beside the true one.
     pub forged: u64,
+    /// Were sent as a copy that was cut short beside the true one.
+    pub truncated: u64,
     /// Were sent twice.
     pub duplicated: u64,
     /// Were held back.
@@ -227,6 +231,11 @@ impl Worker {
             counts.forged += 1;
             let forged = self.flip_a_bit(&frame, &datagram);
             self.send(way, &forged);
+        }
+        if self.random.one_in(mischief.truncate) {
+            counts.truncated += 1;
+            let length = self.random.below(datagram.payload.len().max(1));
+            self.send(way, &frame::truncated(&frame, &datagram, length));
         }
         if self.random.one_in(mischief.tamper) {
             counts.tampered += 1;

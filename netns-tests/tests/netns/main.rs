@@ -4,14 +4,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers are tests")]
 
+use netns_tests::ends;
+
 mod audit;
 mod carrier;
 mod chaos;
 mod demo;
 mod ecn;
-mod ends;
 mod exposed;
 mod fail_closed;
+mod floods;
 mod health;
 mod laboratory;
 mod lanes;

@@ -10,8 +10,9 @@ use netns_tests::frame::{self, Content};
 use netns_tests::http::{Client, Extra};
 use netns_tests::nginx::NginxApp;
 use netns_tests::probe::{self, Ping};
+use netns_tests::pump::Pump;
 use netns_tests::random::Random;
-use netns_tests::relay::{Mischief, Recorded, Relay, Way};
+use netns_tests::relay::{Counts, Mischief, Recorded, Relay, Way};
 use netns_tests::spoofer::ArpSpoofer;
 use netns_tests::underpass::{Config, Daemon, KeyPair, PORT, Peer, Role, quote};
 use netns_tests::{Host, wait};
@@ -186,6 +187,37 @@ fn mischief_changes_nothing(middle: &Middle) {
     });
     assert!(middle.drops(&["invalid_tag"]) > 0 && middle.drops(&["replayed"]) > 0);
     probe::flood_ping(&middle.ends.proxy, BACKEND[0]).assert_all_answered();
+}
+
+/// The path of [`Middle`]: more than 100,000 datagrams that are not as they were sent, or not when, while TCP goes both ways.
+#[test]
+fn a_hundred_thousand_altered_datagrams_change_no_byte_and_no_link() {
+    let middle = Middle::new("hundred-thousand", "offload");
+    let link = || {
+        let peers = [middle.proxy.status().peer("backend"), middle.backend.status().peer("proxy")];
+        peers.map(|peer| (peer.text("state"), peer.seconds("state_since"), peer.number("handshakes"), peer.endpoint()))
+    };
+    let before = link();
+    let pump = Pump::start(&middle.ends.proxy, &middle.ends.backend, "10.77.0.11:7000".parse().unwrap(), 2);
+    pump.wait_for_progress();
+    let rates =
+        Mischief { forge: 1, truncate: 1, duplicate: 2, replay: 2, tamper: 500, reorder: 100, ..Mischief::default() };
+    middle.relay.set(rates);
+    let altered = |did: &Counts| did.forged + did.truncated + did.duplicated + did.replayed + did.tampered;
+    wait::until_within(Duration::from_secs(120), "100,000 datagrams are altered", || {
+        altered(&middle.relay.counts()) >= 100_000
+    });
+    pump.wait_for_progress();
+    middle.relay.set(Mischief::default());
+    pump.wait_for_progress();
+    let pumped = pump.stop();
+    let did = middle.relay.counts();
+    wait::until("every altered datagram is refused and counted", || middle.all_drops() + did.tampered >= altered(&did));
+    let by_reason = ["invalid_tag", "malformed", "unknown_session", "unknown_lane", "replayed", "too_old"];
+    let by_reason = by_reason.map(|reason| (reason, middle.drops(&[reason])));
+    eprintln!("{did:?}, {by_reason:?}, {pumped:?}");
+    assert!(by_reason.iter().all(|(_, count)| *count > 0), "{by_reason:?}");
+    assert_eq!(link(), before);
 }
 
 /// The path of [`Middle`].

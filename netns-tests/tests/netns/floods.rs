@@ -1,0 +1,84 @@
+//! Floods by an attacker with a core of his own. What they cost is measured by `make bench`; this is about what must never
+//! happen.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use netns_tests::pump::Pump;
+use netns_tests::siege::{Attack, INSIDE, Siege};
+use netns_tests::underpass::PORT;
+use netns_tests::{Process, wait};
+
+/// Far more than a busy machine of two cores, of which the attacker has one, needs.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// The site of [`Siege`]: a connection goes on in both directions, the session is the same after as before, a peer that was
+/// not there before pairs, and nothing is left of the attack but counts.
+fn an_attack_changes_nothing(attack: Attack, reasons: &[&str]) {
+    let siege = Siege::start("flood");
+    let process: &Process = siege.backend_side.as_ref();
+    let pump = Pump::start(&siege.proxy, &siege.backend, SocketAddr::from((INSIDE, 7000)), 1);
+    pump.wait_for_progress();
+    let link = || {
+        let [there, back] = [siege.proxy_side.status().peer("backend"), siege.backend_side.status().peer("proxy")];
+        [there, back].map(|peer| (peer.text("state"), peer.number("handshakes"), peer.endpoint()))
+    };
+    let refused = || {
+        let status = siege.backend_side.status();
+        reasons.iter().map(|reason| status.drops(reason)).sum::<u64>()
+    };
+    let (link_before, refused_before) = (link(), refused());
+    let held_before = (process.resident_bytes(), process.descriptors(), process.threads());
+
+    let flood = siege.attack(attack, PORT);
+    wait::until("the attack is refused and counted", || refused() >= refused_before + 500);
+    pump.wait_for_progress();
+    let paired = siege.newcomer_pairs();
+    let sent = flood.stop();
+
+    pump.wait_for_progress();
+    let pumped = pump.stop();
+    let grown = process.resident_bytes().saturating_sub(held_before.0);
+    eprintln!("{attack:?}: {sent} sent, paired after {paired:?}, {grown} bytes grown, {pumped:?}");
+    assert!(paired < PATIENCE, "{paired:?}");
+    assert!(grown < 4 << 20, "{grown} bytes more are resident");
+    assert_eq!((process.descriptors(), process.threads()), (held_before.1, held_before.2));
+    assert_eq!(link(), link_before);
+}
+
+/// The site of [`Siege`].
+#[test]
+fn a_flood_of_initiations_with_the_right_mac1_leaves_links_as_they_are() {
+    an_attack_changes_nothing(Attack::Initiations, &["cookie_demanded", "handshake_failed", "queue_full"]);
+}
+
+/// The site of [`Siege`].
+#[test]
+fn a_flood_of_initiations_with_a_wrong_mac1_leaves_links_as_they_are() {
+    an_attack_changes_nothing(Attack::WrongMac1, &["invalid_mac1", "queue_full"]);
+}
+
+/// The site of [`Siege`].
+#[test]
+fn a_flood_of_noise_of_every_length_leaves_links_as_they_are() {
+    an_attack_changes_nothing(Attack::Garbage, &["malformed", "queue_full"]);
+}
+
+/// The site of [`Siege`].
+#[test]
+fn a_flood_of_recorded_datagrams_leaves_links_as_they_are() {
+    an_attack_changes_nothing(Attack::Replays, &["replayed"]);
+}
+
+/// The site of [`Siege`].
+#[test]
+fn a_flood_of_datagrams_with_another_tag_leaves_links_as_they_are() {
+    an_attack_changes_nothing(Attack::Forgeries, &["invalid_tag", "replayed"]);
+}
+
+/// The site of [`Siege`].
+#[test]
+fn a_flood_of_handshakes_that_a_peer_begins_and_does_not_finish_leaves_links_as_they_are() {
+    let reasons = ["initiation_too_soon", "cookie_demanded", "replayed_initiation"];
+    an_attack_changes_nothing(Attack::HalfOpen, &reasons);
+}
