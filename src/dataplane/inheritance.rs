@@ -84,6 +84,8 @@ pub(super) enum Role {
     Tun(u8),
     /// A worker's share of a port that is listened on.
     Listen(u8),
+    /// The share of such a port for all that is no transport data.
+    Handshakes,
     /// A lane's own port.
     Lane(u8),
 }
@@ -172,9 +174,9 @@ impl Choice {
         let workers = self.inheritance.tun.as_ref().map(|tun| tun.queues.len() as u8);
         let mut adopted = Vec::new();
         for (role, descriptor) in sockets {
-            let socket = workers.ok_or(Unfit::WithoutTun).and_then(|workers| {
-                let shared = workers > 1 && matches!(role, Role::Listen(_));
-                UdpSocket::adopt(descriptor, BindOptions { shared, fwmark: config.fwmark })
+            let socket = workers.ok_or(Unfit::WithoutTun).and_then(|_| {
+                let (shared, handshakes) = (!matches!(role, Role::Lane(_)), role == Role::Handshakes);
+                UdpSocket::adopt(descriptor, BindOptions { shared, handshakes, fwmark: config.fwmark })
             });
             match socket {
                 Ok(socket) => adopted.push(Some((role, socket))),
@@ -201,13 +203,20 @@ fn claim(address: SocketAddr, workers: u8, adopted: &mut [Option<(Role, UdpSocke
     let serves = |local: SocketAddr| local.ip() == address.ip() && (address.port() == 0 || local == address);
     let local = adopted[position(Role::Listen(0), &serves)?].as_ref()?.1.local();
     let share = |worker| position(Role::Listen(worker), &|other| other == local);
+    let handshakes = position(Role::Handshakes, &|other| other == local)?;
+    if position(Role::Listen(workers), &|other| other == local).is_some() {
+        // The kernel chooses among more than are read.
+        return None;
+    }
     let of_lane = |lane| position(Role::Lane(lane), &|other| other.ip() == local.ip());
     let shares = (0..workers).map(share).collect::<Option<Vec<usize>>>()?;
     let of_lane = (1..workers).map(of_lane).collect::<Option<Vec<usize>>>()?;
     let mut take = |positions: Vec<usize>| {
         positions.into_iter().filter_map(|position| Some(adopted[position].take()?.1)).collect::<Vec<UdpSocket>>()
     };
-    Some(AddressSockets { shares: take(shares), of_lane: take(of_lane) })
+    let (shares, of_lane) = (take(shares), take(of_lane));
+    let (_, handshakes) = adopted[handshakes].take()?;
+    Some(AddressSockets { shares, handshakes, of_lane })
 }
 
 impl fmt::Display for Role {
@@ -215,6 +224,7 @@ impl fmt::Display for Role {
         match self {
             Self::Tun(number) => write!(f, "tun-{number}"),
             Self::Listen(number) => write!(f, "listen-{number}"),
+            Self::Handshakes => write!(f, "handshakes"),
             Self::Lane(number) => write!(f, "lane-{number}"),
         }
     }
@@ -228,6 +238,9 @@ impl FromStr for Role {
     type Err = UnknownRole;
 
     fn from_str(name: &str) -> Result<Self, UnknownRole> {
+        if name == "handshakes" {
+            return Ok(Self::Handshakes);
+        }
         let (kind, number) = name.split_once('-').ok_or(UnknownRole)?;
         let number = number.parse().map_err(|_| UnknownRole)?;
         match kind {

@@ -1,12 +1,13 @@
 //! Which UDP sockets there are, and which worker has which.
 //!
 //! ```text
-//!                 the port that we listen on      a port of its own
-//!   worker 0      a share                         none: the share is lane 0's
-//!   worker i      a share                         lane i's
+//!                 the port that we listen on                    a port of its own
+//!   worker 0      a share, and that of all but transport data   none: the share is lane 0's
+//!   worker i      a share                                       lane i's
 //! ```
 //!
-//! Each for every address that we listen on. It sends and receives nothing.
+//! Each for every address that we listen on. What is no transport data has a queue of its own in the kernel, since anyone may
+//! send it: a flood of it fills no queue that data waits in. This module sends and receives nothing.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,6 +25,8 @@ use super::udp::{BindError, BindOptions, UdpSocket};
 pub(super) struct Sockets {
     /// A share of each port that we listen on, in the order of the addresses; at least one.
     pub(super) listen: Arc<[UdpSocket]>,
+    /// The share of each port for all that is no transport data; the first worker's only.
+    pub(super) handshakes: Arc<[UdpSocket]>,
     /// By lane, as many as of the others, or none.
     of_lane: Arc<[Box<[UdpSocket]>]>,
 }
@@ -32,7 +35,7 @@ impl Sockets {
     /// Where no lane has a port of its own.
     #[cfg(any(test, feature = "testing"))]
     pub(super) fn shared(listen: impl Into<Arc<[UdpSocket]>>) -> Self {
-        Self { listen: listen.into(), of_lane: Arc::default() }
+        Self { listen: listen.into(), handshakes: Arc::default(), of_lane: Arc::default() }
     }
 
     /// Those that leave from `port`.
@@ -49,7 +52,7 @@ impl Sockets {
     }
 
     fn all(&self) -> impl Iterator<Item = &UdpSocket> {
-        self.listen.iter().chain(self.of_lane.iter().flatten())
+        self.listen.iter().chain(self.handshakes.iter()).chain(self.of_lane.iter().flatten())
     }
 
     /// Has what leaves from all of them marked.
@@ -65,10 +68,11 @@ impl Sockets {
     /// Those of worker `worker` and, with the first worker's, of all lanes, each with what it is for.
     pub(super) fn descriptors(&self, worker: u8) -> impl Iterator<Item = (Role, BorrowedFd<'_>)> {
         let shares = self.listen.iter().map(move |socket| (Role::Listen(worker), socket.as_fd()));
+        let handshakes = self.handshakes.iter().map(|socket| (Role::Handshakes, socket.as_fd()));
         let lanes = (0..).zip(self.of_lane.iter()).filter(move |_| worker == 0);
         let of_lanes =
             lanes.flat_map(|(lane, sockets)| sockets.iter().map(move |socket| (Role::Lane(lane), socket.as_fd())));
-        shares.chain(of_lanes)
+        shares.chain(handshakes).chain(of_lanes)
     }
 
     /// Every port that any thread sends from.
@@ -83,6 +87,8 @@ impl Sockets {
 pub(super) struct AddressSockets {
     /// One per worker: a share of the port.
     pub(super) shares: Vec<UdpSocket>,
+    /// One more share, for all that is no transport data.
+    pub(super) handshakes: UdpSocket,
     /// One per worker but the first.
     pub(super) of_lane: Vec<UdpSocket>,
 }
@@ -94,7 +100,7 @@ pub(super) fn duplicated(sockets: &[Sockets]) -> io::Result<Vec<AddressSockets>>
         let shares = sockets.iter().map(|of_worker| duplicate(&of_worker.listen[number])).collect::<io::Result<_>>()?;
         let lanes = sockets[0].of_lane.iter().skip(1);
         let of_lane = lanes.map(|lane| duplicate(&lane[number])).collect::<io::Result<_>>()?;
-        Ok(AddressSockets { shares, of_lane })
+        Ok(AddressSockets { shares, handshakes: duplicate(&sockets[0].handshakes[number])?, of_lane })
     };
     (0..sockets[0].listen.len()).map(of_address).collect()
 }
@@ -120,10 +126,10 @@ pub(super) fn bind(config: &DataplaneConfig, mut kept: Vec<AddressSockets>) -> R
     if let Some(error) = passed_over.filter(|_| sockets.is_empty()) {
         return Err(error);
     }
-    for address in sockets.iter().filter(|_| config.workers > 1) {
-        // Without it the kernel picks a worker by the sender's address: every lane of a peer then ends at one worker.
+    for address in &sockets {
+        // Without it the kernel picks a socket by the sender's address: every lane of a peer then ends at one worker.
         if let Err(error) = address.shares[0].steer_by_lane(config.workers) {
-            tracing::debug!(%error, "the kernel does not give each lane's datagrams to its worker");
+            tracing::warn!(%error, "the kernel does not give each lane's datagrams to its worker");
         }
     }
     Ok(by_worker(config.workers, sockets))
@@ -131,20 +137,18 @@ pub(super) fn bind(config: &DataplaneConfig, mut kept: Vec<AddressSockets>) -> R
 
 impl AddressSockets {
     fn bind(address: SocketAddr, config: &DataplaneConfig) -> Result<Self, BindError> {
-        let options = BindOptions { shared: false, fwmark: config.fwmark };
+        let options = BindOptions { shared: false, handshakes: false, fwmark: config.fwmark };
         let first = UdpSocket::bind(address, options)?;
-        if config.workers == 1 {
-            return Ok(Self { shares: vec![first], of_lane: Vec::new() });
-        }
         // A shared port would also be shared with another program of ours: the first was bound alone to notice one. Its
-        // port, which is known from there on, is bound again, once per worker.
+        // port, which is known from there on, is bound again, once per worker and once more.
         let address = first.local();
         drop(first);
-        let shares = (0..config.workers).map(|_| UdpSocket::bind(address, BindOptions { shared: true, ..options }));
-        let shares = shares.collect::<Result<_, _>>()?;
+        let share = BindOptions { shared: true, ..options };
+        let shares = (0..config.workers).map(|_| UdpSocket::bind(address, share)).collect::<Result<_, _>>()?;
+        let handshakes = UdpSocket::bind(address, BindOptions { handshakes: true, ..share })?;
         let any_port = SocketAddr::new(address.ip(), 0);
         let of_lane = (1..config.workers).map(|_| UdpSocket::bind(any_port, options)).collect::<Result<_, _>>()?;
-        Ok(Self { shares, of_lane })
+        Ok(Self { shares, handshakes, of_lane })
     }
 
     /// Whether an `address` to listen on means these. Port 0 is any.
@@ -157,10 +161,14 @@ impl AddressSockets {
 fn by_worker(workers: u8, addresses: Vec<AddressSockets>) -> Vec<Sockets> {
     let mut listen: Vec<Vec<UdpSocket>> = (0..workers).map(|_| Vec::new()).collect();
     let mut of_lane: Vec<Vec<UdpSocket>> = (0..workers).map(|_| Vec::new()).collect();
-    for AddressSockets { shares, of_lane: lanes } in addresses {
+    let mut handshakes = Vec::new();
+    for AddressSockets { shares, handshakes: of_address, of_lane: lanes } in addresses {
+        handshakes.push(of_address);
         listen.iter_mut().zip(shares).for_each(|(sockets, share)| sockets.push(share));
         of_lane.iter_mut().skip(1).zip(lanes).for_each(|(sockets, lane)| sockets.push(lane));
     }
     let of_lane: Arc<[_]> = of_lane.into_iter().map(Vec::into_boxed_slice).collect();
-    listen.into_iter().map(|listen| Sockets { listen: listen.into(), of_lane: of_lane.clone() }).collect()
+    let handshakes = std::iter::once(handshakes.into()).chain(std::iter::repeat(Arc::default()));
+    let of_worker = |(listen, handshakes): (Vec<_>, _)| Sockets { listen: listen.into(), handshakes, of_lane: of_lane.clone() };
+    listen.into_iter().zip(handshakes).map(of_worker).collect()
 }

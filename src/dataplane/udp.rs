@@ -30,6 +30,8 @@ pub(super) const RECEIVE_BUFFER_LEN: usize = 65_536;
 
 /// Room in the kernel for a burst: with less, eight flows overran it (measured, `docs/performance.md`).
 const KERNEL_BUFFER_LEN: usize = 8 << 20;
+/// The same where only handshakes come: some hundred of them, and of a flood no more than that.
+const HANDSHAKE_BUFFER_LEN: usize = 1 << 20;
 /// How long a worker waits for room in a full send buffer before it drops what it has.
 const SEND_WAIT: Duration = Duration::from_millis(10);
 
@@ -81,6 +83,8 @@ impl BindError {
 pub(super) struct BindOptions {
     /// Several sockets share the address: one per worker.
     pub(super) shared: bool,
+    /// It is the one for all that is no transport data.
+    pub(super) handshakes: bool,
     /// SO_MARK of every datagram sent.
     pub(super) fwmark: Option<u32>,
 }
@@ -129,7 +133,7 @@ impl UdpSocket {
         }
         let bind = || {
             socket.bind(&address.into())?;
-            configure(&socket, address.is_ipv4())?;
+            configure(&socket, address.is_ipv4(), options)?;
             socket.local_addr()?.as_socket().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
         };
         let local = bind().map_err(|source| classify(address, source))?;
@@ -325,7 +329,7 @@ impl AsFd for UdpSocket {
     }
 }
 
-fn configure(socket: &Socket, is_v4: bool) -> io::Result<()> {
+fn configure(socket: &Socket, is_v4: bool, options: BindOptions) -> io::Result<()> {
     if is_v4 {
         setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?;
         set_option(socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
@@ -335,8 +339,9 @@ fn configure(socket: &Socket, is_v4: bool) -> io::Result<()> {
     }
     set_fragmentation(socket, is_v4, Fragmentation::Never)?;
     // Privileged first: net.core.{r,w}mem_max is commonly 208 KiB, and is not ours to change.
-    if setsockopt(socket, sockopt::RcvBufForce, &KERNEL_BUFFER_LEN).is_err() {
-        socket.set_recv_buffer_size(KERNEL_BUFFER_LEN)?;
+    let receive_buffer_len = if options.handshakes { HANDSHAKE_BUFFER_LEN } else { KERNEL_BUFFER_LEN };
+    if setsockopt(socket, sockopt::RcvBufForce, &receive_buffer_len).is_err() {
+        socket.set_recv_buffer_size(receive_buffer_len)?;
     }
     if setsockopt(socket, sockopt::SndBufForce, &KERNEL_BUFFER_LEN).is_err() {
         socket.set_send_buffer_size(KERNEL_BUFFER_LEN)?;

@@ -54,20 +54,20 @@ fn kill_under_load(name: &str, settings: &[(&str, &str)], kept: &[&str]) {
 /// The cable of [`Ends::wired`]; load both ways through the tunnel.
 #[test]
 fn a_daemon_killed_under_load_comes_back_and_no_connection_breaks() {
-    kill_under_load("restart-killed", &[("workers", "1")], &["listen-0", "listen-0", "tun-0"]);
+    kill_under_load("restart-killed", &[("workers", "1")], &["handshakes", "handshakes", "listen-0", "listen-0", "tun-0"]);
 }
 
 /// The cable of [`Ends::wired`]; load both ways through the tunnel.
 #[test]
 fn a_daemon_of_two_workers_killed_under_load_comes_back_and_no_connection_breaks() {
-    let kept = ["lane-1", "lane-1", "listen-0", "listen-0", "listen-1", "listen-1", "tun-0", "tun-1"];
+    let kept = ["handshakes", "handshakes", "lane-1", "lane-1", "listen-0", "listen-0", "listen-1", "listen-1", "tun-0", "tun-1"];
     kill_under_load("restart-workers", &[("workers", "2")], &kept);
 }
 
 /// The cable of [`Ends::wired`]; load both ways through the tunnel, without offload.
 #[test]
 fn a_daemon_with_a_plain_device_killed_under_load_comes_back_and_no_connection_breaks() {
-    kill_under_load("restart-plain", &[("device", "\"plain\"")], &["listen-0", "listen-0", "tun-0"]);
+    kill_under_load("restart-plain", &[("device", "\"plain\"")], &["handshakes", "handshakes", "listen-0", "listen-0", "tun-0"]);
 }
 
 /// A program that can be replaced, beside the configuration.
@@ -197,7 +197,7 @@ fn what_no_longer_fits_the_configuration_is_made_anew() {
     proxy.config = base(peer()).set("workers", "1");
     proxy.kill_and_restart();
     assert_ne!(proxy.interface_number(), number);
-    assert_eq!(proxy.manager.kept(), ["listen-0", "listen-0", "tun-0"]);
+    assert_eq!(proxy.manager.kept(), ["handshakes", "handshakes", "listen-0", "listen-0", "tun-0"]);
     probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
     assert_eq!(proxy.daemon.drops("unknown_peer"), 0);
 }
@@ -216,7 +216,7 @@ fn a_strangers_descriptors_are_refused_by_name() {
     for reason in ["it is no TUN queue", "the interface that it belongs to is made anew", "nothing has that name"] {
         assert!(log.contains(reason), "{reason}:\n{log}");
     }
-    assert_eq!(proxy.manager.kept(), ["listen-0", "listen-0", "tun-0"]);
+    assert_eq!(proxy.manager.kept(), ["handshakes", "handshakes", "listen-0", "listen-0", "tun-0"]);
     probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
 
     // And a device that somebody deleted while no daemon ran.

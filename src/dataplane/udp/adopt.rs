@@ -27,7 +27,7 @@ impl UdpSocket {
                 socket.set_mark(mark)?;
             }
             socket.set_nonblocking(true)?;
-            configure(&socket, local.is_ipv4())?;
+            configure(&socket, local.is_ipv4(), options)?;
             Ok(fits)
         };
         if set_up().unwrap_or(false) { Ok(Self { socket, local }) } else { Err(Unfit::OtherOptions) }

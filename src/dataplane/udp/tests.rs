@@ -1,6 +1,6 @@
 use super::*;
 
-const OPTIONS: BindOptions = BindOptions { shared: false, fwmark: None };
+const OPTIONS: BindOptions = BindOptions { shared: false, handshakes: false, fwmark: None };
 
 /// A socket of a test.
 pub(in super::super) fn bind(address: &str) -> UdpSocket {
