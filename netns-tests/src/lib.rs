@@ -18,6 +18,7 @@
 
 pub mod capture;
 pub mod certificates;
+pub mod churn;
 pub mod crafted;
 pub mod ends;
 pub mod flood;

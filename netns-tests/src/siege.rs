@@ -46,8 +46,12 @@ pub struct Siege {
     /// The proxy's.
     pub proxy_side: Daemon,
     attacker: Host,
-    newcomer: Host,
-    newcomers: Config,
+    pub(crate) newcomer: Host,
+    pub(crate) newcomers: Config,
+    /// The backend side's, as long as it does not know the newcomer.
+    pub(crate) without_newcomer: Config,
+    /// The newcomer, as the backend side's peer.
+    pub(crate) newcomer_peer: Peer,
     insider: PrivateKey,
     backend_key: PublicKey,
     /// Transport data that the proxy has sent, with who sent it.
@@ -104,12 +108,12 @@ impl Siege {
         let [proxy_keys, backend_keys, newcomer_keys, insider_keys] = [(); 4].map(|()| KeyPair::generate(&proxy));
 
         let peer = |name, keys: &KeyPair, address| Peer::new(name, &keys.public, [address]);
-        let at_backend = Config::new(Role::Backend, &backend_keys, ["10.77.0.11/24"])
+        let newcomer_peer = peer("newcomer", &newcomer_keys, "10.77.0.2");
+        let without_newcomer = Config::new(Role::Backend, &backend_keys, ["10.77.0.11/24"])
             .peer(peer("proxy", &proxy_keys, "10.77.0.1"))
-            .peer(peer("newcomer", &newcomer_keys, "10.77.0.2"))
             .peer(peer("insider", &insider_keys, "10.77.0.3"));
         let called = || peer("backend", &backend_keys, "10.77.0.11").endpoint(&format!("{OUTSIDE}:{PORT}"));
-        let backend_side = Daemon::start(&backend, &at_backend);
+        let backend_side = Daemon::start(&backend, &without_newcomer.clone().peer(newcomer_peer.clone()));
         let calling = |keys, address| Config::new(Role::Proxy, keys, [address]).peer(called());
         let proxy_side = Daemon::start(&proxy, &calling(&proxy_keys, "10.77.0.1/24"));
         proxy_side.wait_for_state("backend", "up");
@@ -125,6 +129,8 @@ impl Siege {
             attacker,
             newcomer,
             newcomers,
+            without_newcomer,
+            newcomer_peer,
             insider,
             backend_key,
             recorded,

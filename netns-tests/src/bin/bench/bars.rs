@@ -6,6 +6,7 @@
 use serde_json::{Value, json};
 
 use crate::measurement::Figure;
+use crate::path_mtu::HONEST;
 use crate::results::{Series, Table};
 use crate::statistics::{median, median_ratio};
 
@@ -100,6 +101,77 @@ const BARS: &[Bar] = &[
     seen(Figure::Errors, bar("failover-restarted", "Daemon started: errors of clients", Itself, AtMost(0.0))),
     bar("failover-endpoint", "Preferred endpoint cut off: TCP stands still, ms", Itself, AtMost(1000.0)),
     bar("failover-loss", "Changes of links in 60 s at 5 % loss", Itself, AtMost(0.0)),
+    bar("flood-initiations", "Flood of initiations, TCP of 1 Gb/s, of plain", Named("plain"), AtLeast(0.9)),
+    seen(
+        Figure::Paired,
+        bar("flood-initiations", "Flood of initiations: a new peer pairs, ms", Itself, AtMost(3000.0)),
+    ),
+    seen(
+        Figure::GrownMebibytes,
+        bar("flood-initiations", "Flood of initiations: growth of the daemon, MiB", Itself, AtMost(2.0)),
+    ),
+    seen(
+        Figure::GrownDescriptors,
+        bar("flood-initiations", "Flood of initiations: growth of the daemon, descriptors", Itself, AtMost(0.0)),
+    ),
+    bar("flood-mac1", "Flood, wrong mac1, TCP of 1 Gb/s, of plain", Named("plain"), AtLeast(0.9)),
+    seen(Figure::Paired, bar("flood-mac1", "Flood, wrong mac1: a new peer pairs, ms", Itself, AtMost(3000.0))),
+    seen(
+        Figure::GrownMebibytes,
+        bar("flood-mac1", "Flood, wrong mac1: growth of the daemon, MiB", Itself, AtMost(2.0)),
+    ),
+    seen(
+        Figure::GrownDescriptors,
+        bar("flood-mac1", "Flood, wrong mac1: growth of the daemon, descriptors", Itself, AtMost(0.0)),
+    ),
+    bar("flood-garbage", "Flood of noise, TCP of 1 Gb/s, of plain", Named("plain"), AtLeast(0.9)),
+    seen(Figure::Paired, bar("flood-garbage", "Flood of noise: a new peer pairs, ms", Itself, AtMost(3000.0))),
+    seen(
+        Figure::GrownMebibytes,
+        bar("flood-garbage", "Flood of noise: growth of the daemon, MiB", Itself, AtMost(2.0)),
+    ),
+    seen(
+        Figure::GrownDescriptors,
+        bar("flood-garbage", "Flood of noise: growth of the daemon, descriptors", Itself, AtMost(0.0)),
+    ),
+    bar("flood-replays", "Flood of replays, TCP of 1 Gb/s, of plain", Named("plain"), AtLeast(0.9)),
+    seen(Figure::Paired, bar("flood-replays", "Flood of replays: a new peer pairs, ms", Itself, AtMost(3000.0))),
+    seen(
+        Figure::GrownMebibytes,
+        bar("flood-replays", "Flood of replays: growth of the daemon, MiB", Itself, AtMost(2.0)),
+    ),
+    seen(
+        Figure::GrownDescriptors,
+        bar("flood-replays", "Flood of replays: growth of the daemon, descriptors", Itself, AtMost(0.0)),
+    ),
+    bar("flood-forgeries", "Flood of forgeries, TCP of 1 Gb/s, of plain", Named("plain"), AtLeast(0.9)),
+    seen(Figure::Paired, bar("flood-forgeries", "Flood of forgeries: a new peer pairs, ms", Itself, AtMost(3000.0))),
+    seen(
+        Figure::GrownMebibytes,
+        bar("flood-forgeries", "Flood of forgeries: growth of the daemon, MiB", Itself, AtMost(2.0)),
+    ),
+    seen(
+        Figure::GrownDescriptors,
+        bar("flood-forgeries", "Flood of forgeries: growth of the daemon, descriptors", Itself, AtMost(0.0)),
+    ),
+    bar("flood-half-open", "Half-open handshakes, TCP of 1 Gb/s, of plain", Named("plain"), AtLeast(0.9)),
+    seen(Figure::Paired, bar("flood-half-open", "Half-open handshakes: a new peer pairs, ms", Itself, AtMost(3000.0))),
+    seen(
+        Figure::GrownMebibytes,
+        bar("flood-half-open", "Half-open handshakes: growth of the daemon, MiB", Itself, AtMost(2.0)),
+    ),
+    seen(
+        Figure::GrownDescriptors,
+        bar("flood-half-open", "Half-open handshakes: growth of the daemon, descriptors", Itself, AtMost(0.0)),
+    ),
+    bar("path-mtu-bulk", "Path of 1280 without ICMP, of one with", Named(HONEST), AtLeast(0.8)),
+    bar("path-mtu-bulk-reverse", "Path of 1280 without ICMP, other way, of one with", Named(HONEST), AtLeast(0.8)),
+    bar("path-mtu-shrink", "Path shrinks: TCP stands still, ms", Itself, AtMost(2000.0)),
+    bar("path-mtu-growth", "Path grows: found after, s", Itself, AtMost(60.0)),
+    bar("churn", "Churn: growth of the daemon, MiB", Itself, AtMost(2.0)),
+    seen(Figure::GrownDescriptors, bar("churn", "Churn: growth, descriptors", Itself, AtMost(0.0))),
+    seen(Figure::GrownThreads, bar("churn", "Churn: growth, threads", Itself, AtMost(0.0))),
+    seen(Figure::Errors, bar("churn", "Churn: packets at the wrong peer", Itself, AtMost(0.0))),
     of("underpass-chacha", bar("tcp-1", "ChaCha20, one flow, of the best tunnel", THROUGHPUT, AtLeast(2.0))),
     seen(Figure::PeakMebibytes, bar("", "Memory of a daemon under load, MiB", Itself, AtMost(32.0))),
 ];

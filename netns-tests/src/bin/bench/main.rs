@@ -6,6 +6,7 @@
 mod bars;
 mod bulk;
 mod catalogue;
+mod churn;
 mod contender;
 mod costs;
 mod failover;
@@ -15,6 +16,7 @@ mod http;
 mod latency;
 mod measurement;
 mod meter;
+mod path_mtu;
 mod peers;
 mod report;
 mod restarts;
@@ -52,6 +54,9 @@ struct Arguments {
     /// How long one measurement takes, in seconds.
     #[arg(long, default_value_t = 2)]
     seconds: u32,
+    /// How long peers come and go in the test of churn, in seconds.
+    #[arg(long, default_value_t = 600)]
+    churn_seconds: u32,
     /// Only these tests; a word before a hyphen stands for all that begin with it.
     #[arg(long, value_delimiter = ',')]
     tests: Vec<String>,
@@ -99,6 +104,8 @@ fn main() {
     tables.extend(restarts::measure(&arguments, &chosen, &mut note));
     tables.extend(failover::measure(&arguments, &chosen, &names, &mut note));
     tables.extend(flood::measure(&arguments, &chosen, &mut note));
+    tables.extend(path_mtu::measure(&arguments, &chosen, &mut note));
+    tables.extend(churn::measure(&arguments, &chosen));
     let costs = costs::measure(&chosen, &mut note);
     let verdicts = bars::judge(&tables);
     let everything = json!({
@@ -130,6 +137,8 @@ fn all_tests() -> Vec<&'static str> {
         .chain(restarts::TESTS)
         .chain(failover::TESTS)
         .chain(flood::TESTS)
+        .chain(path_mtu::TESTS)
+        .chain(churn::TESTS)
         .chain(costs::TESTS)
         .collect()
 }

@@ -47,6 +47,8 @@ pub(crate) enum Figure {
     GrownMebibytes,
     /// Open descriptors of a daemon that were not there before.
     GrownDescriptors,
+    /// Threads of a daemon that were not there before.
+    GrownThreads,
     /// What it is of the same without a tunnel in the same round.
     OfPlain,
     /// The most memory that one of the daemons had resident, in MiB.
@@ -72,6 +74,7 @@ impl Figure {
             Figure::Paired => "paired ms",
             Figure::GrownMebibytes => "grown MiB",
             Figure::GrownDescriptors => "grown fds",
+            Figure::GrownThreads => "grown threads",
             Figure::OfPlain => "of the same plain",
             Figure::PeakMebibytes => "peak MiB",
         }

@@ -121,7 +121,8 @@ impl Series {
             | Figure::PingSilence
             | Figure::Paired
             | Figure::GrownMebibytes
-            | Figure::GrownDescriptors => (figure, values.into_iter().fold(0.0, f64::max)),
+            | Figure::GrownDescriptors
+            | Figure::GrownThreads => (figure, values.into_iter().fold(0.0, f64::max)),
             _ => (figure, median(&values)),
         };
         seen.into_iter().map(summary).collect()
