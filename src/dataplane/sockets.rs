@@ -169,6 +169,7 @@ fn by_worker(workers: u8, addresses: Vec<AddressSockets>) -> Vec<Sockets> {
     }
     let of_lane: Arc<[_]> = of_lane.into_iter().map(Vec::into_boxed_slice).collect();
     let handshakes = std::iter::once(handshakes.into()).chain(std::iter::repeat(Arc::default()));
-    let of_worker = |(listen, handshakes): (Vec<_>, _)| Sockets { listen: listen.into(), handshakes, of_lane: of_lane.clone() };
+    let of_worker =
+        |(listen, handshakes): (Vec<_>, _)| Sockets { listen: listen.into(), handshakes, of_lane: of_lane.clone() };
     listen.into_iter().zip(handshakes).map(of_worker).collect()
 }

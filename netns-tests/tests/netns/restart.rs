@@ -54,20 +54,39 @@ fn kill_under_load(name: &str, settings: &[(&str, &str)], kept: &[&str]) {
 /// The cable of [`Ends::wired`]; load both ways through the tunnel.
 #[test]
 fn a_daemon_killed_under_load_comes_back_and_no_connection_breaks() {
-    kill_under_load("restart-killed", &[("workers", "1")], &["handshakes", "handshakes", "listen-0", "listen-0", "tun-0"]);
+    kill_under_load(
+        "restart-killed",
+        &[("workers", "1")],
+        &["handshakes", "handshakes", "listen-0", "listen-0", "tun-0"],
+    );
 }
 
 /// The cable of [`Ends::wired`]; load both ways through the tunnel.
 #[test]
 fn a_daemon_of_two_workers_killed_under_load_comes_back_and_no_connection_breaks() {
-    let kept = ["handshakes", "handshakes", "lane-1", "lane-1", "listen-0", "listen-0", "listen-1", "listen-1", "tun-0", "tun-1"];
+    let kept = [
+        "handshakes",
+        "handshakes",
+        "lane-1",
+        "lane-1",
+        "listen-0",
+        "listen-0",
+        "listen-1",
+        "listen-1",
+        "tun-0",
+        "tun-1",
+    ];
     kill_under_load("restart-workers", &[("workers", "2")], &kept);
 }
 
 /// The cable of [`Ends::wired`]; load both ways through the tunnel, without offload.
 #[test]
 fn a_daemon_with_a_plain_device_killed_under_load_comes_back_and_no_connection_breaks() {
-    kill_under_load("restart-plain", &[("device", "\"plain\"")], &["handshakes", "handshakes", "listen-0", "listen-0", "tun-0"]);
+    kill_under_load(
+        "restart-plain",
+        &[("device", "\"plain\"")],
+        &["handshakes", "handshakes", "listen-0", "listen-0", "tun-0"],
+    );
 }
 
 /// A program that can be replaced, beside the configuration.

@@ -104,7 +104,11 @@ fn what_an_address_lacks_or_does_not_want_is_refused() {
     assert!(lacking.inheritance.sockets.is_empty());
     assert!(matches!(
         reasons(&lacking)[..],
-        [("listen-0", Unfit::OtherAddress(_)), ("handshakes", Unfit::OtherAddress(_)), ("lane-1", Unfit::OtherAddress(_))]
+        [
+            ("listen-0", Unfit::OtherAddress(_)),
+            ("handshakes", Unfit::OtherAddress(_)),
+            ("lane-1", Unfit::OtherAddress(_))
+        ]
     ));
 
     let elsewhere = handed_on(&DataplaneConfig { listen: vec!["127.0.0.2:0".parse().unwrap()], ..config.clone() });
