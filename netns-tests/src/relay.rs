@@ -145,7 +145,7 @@ impl Relay {
 
     /// What it has done so far.
     pub fn counts(&self) -> Counts {
-        self.shared.lock().counts.clone()
+        self.shared.lock().counts
     }
 
     /// The first datagrams that went by, up to [`RECORDS`] of them.

@@ -23,6 +23,7 @@ use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
+use underpass::proto::transmit::Dscp;
 
 use crate::crafted::Between;
 use crate::flood::{Flood, Volley};
@@ -273,6 +274,7 @@ impl Insider {
                 persistent_keepalive: None,
                 suite: None,
                 policy: Arc::default(),
+                dscp: Dscp::default(),
             },
         );
         device.connect(now, &self.backend, endpoint);

@@ -280,9 +280,7 @@ impl Device {
         let mac_keys = &self.local_keys[local].mac_keys;
         let payload =
             self.cookie_checker.reply(now, from.remote, mac_keys, sender_index, message, &mut self.randomness);
-        let reply = Transmit::handshake(from, Dscp::default(), payload);
-        // Shorter than any path's MTU.
-        self.transmits.push_back(Transmit { may_fragment: false, ..reply });
+        self.transmits.push_back(Transmit::handshake(from, Dscp::default(), payload));
         Err(DropReason::CookieDemanded)
     }
 
