@@ -3,8 +3,9 @@
 //!
 //! ```text
 //!            commands ──▶ slow path ── Arc<Router> ──▶ worker 0..n       tun queue i ⇄ udp sockets i
-//!   control     ▲             ▲                            │
-//!               └── status ───┘◀── handshakes, misses, notices (bounded queue)
+//!   control     ▲           ▲ ▲ ▲                          │
+//!               └── status ─┘ │ └── misses, notices ───────┘ (bounded queue)
+//!                             └── udp sockets for handshakes
 //! ```
 //!
 //! It configures no addresses, routes or link state, reads no files and knows no names of peers: that is `control`'s.
@@ -34,7 +35,7 @@ use self::sender::Sender;
 use self::slow_path::{Command, CommandQueue, Inbox, SlowPath, SlowPathQueue, queues};
 use self::sockets::Sockets;
 use self::tun::{Offload, Tun};
-use self::udp::UdpSocket;
+use self::udp::{RECEIVE_BUFFER_LEN, UdpSocket};
 use self::worker::{Worker, WorkerParts};
 
 mod batch;
@@ -144,7 +145,7 @@ impl Dataplane {
         let is_inherited = !inheritance.sockets.is_empty();
         config.device.mtu = Some(config.mtu);
         let sockets = sockets::bind(&config, inheritance.sockets)?;
-        let (slow_path_queue, commands, inbox) = queues();
+        let (slow_path_queue, commands, inbox) = queues().map_err(StartError::Thread)?;
         let orders = tun.queues.iter().map(|_| Orders::new()).collect::<Result<_, _>>().map_err(StartError::Thread)?;
         Ok(Self {
             config,
@@ -201,6 +202,8 @@ impl Dataplane {
             inbox,
             router: router.clone(),
             sender: Sender::new(self.sockets[0].clone()),
+            handshakes: self.sockets[0].handshakes.clone(),
+            receive_buffer: vec![0; RECEIVE_BUFFER_LEN].into(),
             tun: self.tun.queues[0].clone(),
             counters: counters.clone(),
             changed: Box::new(changed),

@@ -1,17 +1,21 @@
 //! The thread that owns the device: handshakes, timers, packets without a session, commands. It publishes a new
 //! [`Router`] whenever one of them changes what the workers need.
 //!
-//! Workers reach it through a bounded queue and never wait for it. Commands have a queue of their own, so that a flood of
-//! handshakes can delay an operator but not shut him out.
+//! Workers reach it through a bounded queue and never wait for it. Commands have a queue of their own. Handshakes it receives
+//! itself, one between two of anything else: a flood of them fills no queue but the kernel's, can delay an operator or a
+//! worker's notice but not shut them out, and costs the workers nothing.
 
 use std::fmt;
+use std::io;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
-use std::sync::mpsc::{
-    Receiver, RecvTimeoutError, Sender as ChannelSender, SyncSender, TryRecvError, TrySendError, channel, sync_channel,
-};
+use std::sync::mpsc::{Receiver, Sender as ChannelSender, SyncSender, TryRecvError, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::keys::{PrivateKey, PublicKey};
 use crate::packet::ip::IpPacket;
@@ -34,23 +38,22 @@ use super::sender::{SendRun as _, Sender, Unsent};
 use super::sockets::Sockets;
 use super::train::Train;
 use super::tun::{TunQueue, is_device_gone};
+use super::udp::{Received, UdpSocket};
 
 /// Datagrams, packets and notices that wait, at most: about a megabyte, or a tenth of a second of handshakes.
 const QUEUE_LEN: usize = 512;
-/// Without a timer due, the thread sleeps until something comes; this is the kernel's limit, not a beat.
+/// Without a timer due, the thread sleeps until something comes.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 
 /// What workers hand over.
 #[derive(Debug)]
 pub(super) enum Input {
-    /// A handshake message.
+    /// A handshake message that came where a worker receives.
     Datagram { from: Endpoint, ecn: Ecn, bytes: Vec<u8> },
     /// A packet for a peer without a session.
     Packet(StagedPacket),
     /// What a packet showed.
     Notice(Notice),
-    /// Nothing: there is a command.
-    Command,
 }
 
 /// What control asks for.
@@ -77,12 +80,19 @@ pub enum PeerChange {
 
 /// A worker's end of the queue.
 #[derive(Debug, Clone)]
-pub(super) struct SlowPathQueue(SyncSender<Input>);
+pub(super) struct SlowPathQueue {
+    inputs: SyncSender<Input>,
+    wake: Arc<EventFd>,
+}
 
 impl SlowPathQueue {
     /// Hands over, unless the queue is full or the slow path has ended.
     pub(super) fn offer(&self, input: Input) -> bool {
-        self.0.try_send(input).is_ok()
+        let is_taken = self.inputs.try_send(input).is_ok();
+        if is_taken {
+            wake(&self.wake);
+        }
+        is_taken
     }
 }
 
@@ -90,26 +100,30 @@ impl SlowPathQueue {
 #[derive(Debug, Clone)]
 pub(super) struct CommandQueue {
     commands: ChannelSender<Command>,
-    inputs: SyncSender<Input>,
+    wake: Arc<EventFd>,
 }
 
 impl CommandQueue {
     /// Commands to a slow path that has ended are lost.
     pub(super) fn send(&self, command: Command) {
         if self.commands.send(command).is_ok() {
-            // A full queue means that the slow path is awake, and looks for commands before its next input.
-            let (Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_))) =
-                self.inputs.try_send(Input::Command);
+            wake(&self.wake);
         }
     }
 }
 
+fn wake(wake: &EventFd) {
+    // It can fail only where it is readable already.
+    let _ = wake.write(1);
+}
+
 /// Both queues: the senders, and what the slow path reads.
-pub(super) fn queues() -> (SlowPathQueue, CommandQueue, Inbox) {
+pub(super) fn queues() -> io::Result<(SlowPathQueue, CommandQueue, Inbox)> {
+    let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
     let (inputs, input_receiver) = sync_channel(QUEUE_LEN);
     let (commands, command_receiver) = channel();
-    let inbox = Inbox { inputs: input_receiver, commands: command_receiver };
-    (SlowPathQueue(inputs.clone()), CommandQueue { commands, inputs }, inbox)
+    let inbox = Inbox { inputs: input_receiver, commands: command_receiver, wake: wake.clone() };
+    Ok((SlowPathQueue { inputs, wake: wake.clone() }, CommandQueue { commands, wake }, inbox))
 }
 
 /// What the slow path reads.
@@ -117,6 +131,8 @@ pub(super) fn queues() -> (SlowPathQueue, CommandQueue, Inbox) {
 pub(super) struct Inbox {
     inputs: Receiver<Input>,
     commands: Receiver<Command>,
+    /// Readable when something was put into either.
+    wake: Arc<EventFd>,
 }
 
 /// The slow path's state.
@@ -125,6 +141,10 @@ pub(super) struct SlowPath {
     pub(super) inbox: Inbox,
     pub(super) router: Arc<ArcSwap<Router>>,
     pub(super) sender: Sender,
+    /// Where handshakes come.
+    pub(super) handshakes: Arc<[UdpSocket]>,
+    /// Room for one receive.
+    pub(super) receive_buffer: Box<[u8]>,
     pub(super) tun: Arc<TunQueue>,
     /// One per worker.
     pub(super) counters: Vec<Arc<Counters>>,
@@ -146,24 +166,66 @@ impl SlowPath {
             if !self.handle_commands()? {
                 return Ok(());
             }
-            let now = clock::now();
-            let until = self.device.poll_timeout();
-            let sleep = until.map_or(LONGEST_SLEEP, |(deadline, _)| deadline.saturating_duration_since(now));
-            match self.inbox.inputs.recv_timeout(sleep) {
-                Ok(input) => {
-                    self.handle_input(input);
-                    self.flush()?;
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
-            }
+            let has_worked = self.handle_next_input()? | self.receive_handshakes()?;
             let now = clock::now();
             if let Some((_, timer)) = self.device.poll_timeout().filter(|(deadline, _)| *deadline <= now) {
                 tracing::trace!(?timer, "timeout");
                 self.device.handle_timeout(now);
                 self.flush()?;
             }
+            if !has_worked {
+                self.sleep()?;
+            }
         }
+    }
+
+    /// Until something comes, or the next timer is due.
+    fn sleep(&self) -> Result<(), Failure> {
+        let until = self.device.poll_timeout();
+        let sleep = until.map_or(LONGEST_SLEEP, |(deadline, _)| deadline.saturating_duration_since(clock::now()));
+        // Rounded up, or the last part of a millisecond would be spent awake.
+        let timeout = PollTimeout::try_from(sleep.min(LONGEST_SLEEP).as_micros().div_ceil(1000)).expect("an hour fits");
+        let mut descriptors = vec![PollFd::new(self.inbox.wake.as_fd(), PollFlags::POLLIN)];
+        descriptors.extend(self.handshakes.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut descriptors, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Failure::Poll(errno.into())),
+        }
+        // Before the queues are looked into: what is put there afterwards wakes again.
+        let _ = self.inbox.wake.read();
+        Ok(())
+    }
+
+    /// Returns whether there was one.
+    fn handle_next_input(&mut self) -> Result<bool, Failure> {
+        let Ok(input) = self.inbox.inputs.try_recv() else { return Ok(false) };
+        self.handle_input(input);
+        self.flush()?;
+        Ok(true)
+    }
+
+    /// What one receive from each socket gives. Returns whether that was anything.
+    fn receive_handshakes(&mut self) -> Result<bool, Failure> {
+        let mut has_received = false;
+        for socket in &*self.handshakes.clone() {
+            match socket.receive(&mut self.receive_buffer) {
+                Ok(Some(Received { endpoint, ecn, length, stride })) => {
+                    has_received = true;
+                    let now = clock::now();
+                    if length == 0 {
+                        self.device.count_drop(DropReason::Malformed);
+                    }
+                    for datagram in self.receive_buffer[..length].chunks_mut(stride) {
+                        // The device counts what it refuses.
+                        let _ = self.device.handle_datagram(now, endpoint, ecn, datagram);
+                    }
+                    self.flush()?;
+                }
+                Ok(None) => {}
+                Err(error) => tracing::debug!(%error, "receive failed"),
+            }
+        }
+        Ok(has_received)
     }
 
     fn handle_input(&mut self, input: Input) {
@@ -173,7 +235,6 @@ impl SlowPath {
             Input::Datagram { from, ecn, mut bytes } => drop(self.device.handle_datagram(now, from, ecn, &mut bytes)),
             Input::Packet(packet) => drop(self.device.handle_packet(now, packet)),
             Input::Notice(notice) => self.device.handle_notice(now, notice),
-            Input::Command => {}
         }
     }
 
@@ -187,7 +248,7 @@ impl SlowPath {
                 Ok(Command::Connect(key, endpoint)) => self.device.connect(now, &key, endpoint),
                 Ok(Command::SetPrivateKey(key, previous)) => self.device.set_private_key(now, key, previous),
                 Ok(Command::SetDraining(key, draining)) => drop(self.device.set_draining(now, &key, draining)),
-                Ok(Command::UseSockets(sockets)) => self.sender = Sender::new(sockets),
+                Ok(Command::UseSockets(sockets)) => self.use_sockets(sockets),
                 Ok(Command::Status(reply)) => reply(self.status()),
                 Ok(Command::ShowLife(beat)) => beat.answer(),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
@@ -199,6 +260,11 @@ impl SlowPath {
             }
             self.flush()?;
         }
+    }
+
+    fn use_sockets(&mut self, sockets: Sockets) {
+        self.handshakes = sockets.handshakes.clone();
+        self.sender = Sender::new(sockets);
     }
 
     /// Workers see all of it at once: what is done in between is not published.

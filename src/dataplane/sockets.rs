@@ -1,9 +1,10 @@
 //! Which UDP sockets there are, and which worker has which.
 //!
 //! ```text
-//!                 the port that we listen on                    a port of its own
-//!   worker 0      a share, and that of all but transport data   none: the share is lane 0's
-//!   worker i      a share                                       lane i's
+//!                 the port that we listen on                  a port of its own
+//!   worker 0      a share                                     none: the share is lane 0's
+//!   worker i      a share                                     lane i's
+//!   slow path     the share for all that is no transport data
 //! ```
 //!
 //! Each for every address that we listen on. What is no transport data has a queue of its own in the kernel, since anyone may
@@ -25,7 +26,7 @@ use super::udp::{BindError, BindOptions, UdpSocket};
 pub(super) struct Sockets {
     /// A share of each port that we listen on, in the order of the addresses; at least one.
     pub(super) listen: Arc<[UdpSocket]>,
-    /// The share of each port for all that is no transport data; the first worker's only.
+    /// The share of each port for all that is no transport data: the slow path's, which has worker 0's others to send from.
     pub(super) handshakes: Arc<[UdpSocket]>,
     /// By lane, as many as of the others, or none.
     of_lane: Arc<[Box<[UdpSocket]>]>,

@@ -47,9 +47,6 @@ use super::virtio::VirtioHeader;
 
 /// Receives per socket before the TUN gets its turn (measured, `docs/performance.md`).
 const MAX_RECEIVES: usize = 64;
-/// Receives of what is no transport data before what is gets its turn. A flood of it so takes a small part of a worker that
-/// has data to carry, and all of one that has none.
-const MAX_HANDSHAKES: usize = 4;
 /// Bytes that are enough to be opened together: less than one receive gives where the wire or the kernel merges.
 const GATHER_LEN: usize = 60 << 10;
 /// TUN reads before the sockets get their turn (measured, `docs/performance.md`).
@@ -175,9 +172,8 @@ impl Worker {
     /// From one socket to the TUN.
     fn receive(&mut self, now: Instant, index: usize, socket: &UdpSocket) -> Result<(), Failure> {
         let (mut receives, mut bytes, mut is_empty) = (0, 0, false);
-        let most = if index < self.parts.receiving_data().count() { MAX_RECEIVES } else { MAX_HANDSHAKES };
-        while !is_empty && receives < most && bytes < MAX_TURN_BYTES {
-            (bytes, is_empty) = self.gather(bytes, most, socket);
+        while !is_empty && receives < MAX_RECEIVES && bytes < MAX_TURN_BYTES {
+            (bytes, is_empty) = self.gather(bytes, socket);
             receives += self.received.len();
             self.open(now, index)?;
         }
@@ -187,12 +183,12 @@ impl Worker {
         Ok(())
     }
 
-    /// Receives until there is enough to open together, for packets of one superpacket that arrive datagram by datagram, and
-    /// `most` times. Returns `bytes` with what was added, and whether nothing is left.
-    fn gather(&mut self, mut bytes: usize, most: usize, socket: &UdpSocket) -> (usize, bool) {
+    /// Receives until there is enough to open together, for packets of one superpacket that arrive datagram by datagram.
+    /// Returns `bytes` with what was added, and whether nothing is left.
+    fn gather(&mut self, mut bytes: usize, socket: &UdpSocket) -> (usize, bool) {
         self.received.clear();
         let mut end = 0;
-        while end < GATHER_LEN && self.received.len() < most {
+        while end < GATHER_LEN && self.received.len() < MAX_RECEIVES {
             match socket.receive(&mut self.receive_buffer[end..end + RECEIVE_BUFFER_LEN]) {
                 Ok(Some(received)) => {
                     end += received.length;
@@ -305,15 +301,10 @@ impl Worker {
 }
 
 impl WorkerParts {
-    /// Those that it receives data on. A lane that has just left the common port for its own is read there first: what it sent
+    /// Those that it receives on. A lane that has just left the common port for its own is read there first: what it sent
     /// before is to be delivered before.
-    fn receiving_data(&self) -> impl Iterator<Item = &UdpSocket> {
-        self.sockets.listen.iter().chain(self.sockets.of_lane(self.lane))
-    }
-
-    /// The same, and those that it receives all else on.
     fn receiving(&self) -> impl Iterator<Item = &UdpSocket> {
-        self.receiving_data().chain(self.sockets.handshakes.iter())
+        self.sockets.listen.iter().chain(self.sockets.of_lane(self.lane))
     }
 
     /// `last` is the destination and the route of the packet before, which is mostly that of this one.
