@@ -28,6 +28,9 @@ const UPGRADED: &str = "restart-upgraded";
 /// Each side's, in one round.
 const RESTARTS: usize = 2;
 const CONNECTIONS: usize = 4;
+/// From one restart to the next all connections flow for so long. One that is cut again while it makes up for the last time
+/// waits twice as long, whatever lies between its ends.
+const CALM: Duration = Duration::from_secs(1);
 /// `RestartSec=` of the unit.
 const MANAGERS_PAUSE: Duration = Duration::from_millis(20);
 
@@ -79,6 +82,8 @@ fn longest_silence(test: &str) -> Measurement {
     let mut sides = [proxy_side, backend_side];
     for _ in 0..RESTARTS {
         for side in &mut sides {
+            pump.wait_for_progress();
+            wait::pass(CALM);
             pump.wait_for_progress();
             if test == UPGRADED {
                 put();
