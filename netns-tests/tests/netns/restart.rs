@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use netns_tests::pump::Pump;
@@ -96,10 +97,11 @@ fn own_program(host: &Host) -> PathBuf {
     path
 }
 
-/// As package managers do.
+/// As package managers do. By another process: whatever is forked here while this one writes a program keeps the file open
+/// for a moment, and nobody can execute it.
 fn replace(path: &PathBuf) {
     let new = path.with_extension("new");
-    fs::copy(underpass::program(), &new).unwrap();
+    assert!(Command::new("cp").arg(underpass::program()).arg(&new).status().unwrap().success());
     fs::rename(new, path).unwrap();
 }
 
