@@ -63,6 +63,7 @@ mod tun;
 mod udp;
 mod unreachable;
 mod virtio;
+mod wake;
 mod worker;
 
 pub use self::failure::Failure;
@@ -202,7 +203,6 @@ impl Dataplane {
             inbox,
             router: router.clone(),
             sender: Sender::new(self.sockets[0].clone()),
-            handshakes: self.sockets[0].handshakes.clone(),
             receive_buffer: vec![0; RECEIVE_BUFFER_LEN].into(),
             tun: self.tun.queues[0].clone(),
             counters: counters.clone(),

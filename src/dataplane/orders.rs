@@ -6,10 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
-
 use super::pulse::Beat;
 use super::sockets::Sockets;
+use super::wake::Wake;
 
 /// What a worker is to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -29,7 +28,7 @@ pub(super) struct Orders {
     state: Mutex<State>,
     changed: Condvar,
     /// Readable while there is something to [heed](Self::heed).
-    wake: EventFd,
+    wake: Wake,
     beat: Beat,
 }
 
@@ -44,8 +43,7 @@ struct State {
 
 impl Orders {
     pub(super) fn new() -> io::Result<Self> {
-        let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-        Ok(Self { state: Mutex::default(), changed: Condvar::new(), wake, beat: Beat::default() })
+        Ok(Self { state: Mutex::default(), changed: Condvar::new(), wake: Wake::new()?, beat: Beat::default() })
     }
 
     /// Has the worker end.
@@ -66,7 +64,7 @@ impl Orders {
     /// Has the worker use `sockets` in the place of those that it has.
     pub(super) fn use_sockets(&self, sockets: Sockets) {
         self.state().sockets = Some(sockets);
-        self.wake();
+        self.wake.ring();
     }
 
     /// The worker's part, after it has heeded: what it is to use from here on, if that is new.
@@ -83,7 +81,7 @@ impl Orders {
     /// Has the worker show that it lives.
     pub(super) fn ask_for_life(&self) {
         self.beat.ask();
-        self.wake();
+        self.wake.ring();
     }
 
     /// Whether it has since it was asked.
@@ -93,8 +91,7 @@ impl Orders {
 
     /// The worker's part, when the descriptor is readable: shows life, waits while it is to wait, and returns what to do.
     pub(super) fn heed(&self) -> Order {
-        // Only read here, and readable: another reason to wake finds it empty and does no harm.
-        let _ = self.wake.read();
+        self.wake.hear();
         self.beat.answer();
         let mut state = self.state();
         while state.order == Order::Pause {
@@ -109,12 +106,7 @@ impl Orders {
     fn give(&self, order: Order) {
         self.state().order = order;
         self.changed.notify_all();
-        self.wake();
-    }
-
-    fn wake(&self) {
-        // It can fail only where it is readable already.
-        let _ = self.wake.write(1);
+        self.wake.ring();
     }
 
     /// A worker that panics between two turns leaves nothing half done.

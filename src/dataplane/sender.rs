@@ -50,9 +50,12 @@ impl Sender {
     pub(super) fn new(sockets: Sockets) -> Self {
         Self { sockets, refusals: Vec::new() }
     }
-}
 
-impl Sender {
+    /// What it sends over.
+    pub(super) fn sockets(&self) -> &Sockets {
+        &self.sockets
+    }
+
     /// Sends one datagram that may be cut into fragments on its way. For the slow path alone.
     pub(super) fn send_fragmentable(&self, way: &Way, datagram: &[u8]) -> Result<(), Unsent> {
         let socket = best_socket(&self.sockets, way).ok_or(Unsent(1))?;

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::keys::{PrivateKey, PublicKey};
 use crate::packet::ip::IpPacket;
@@ -38,7 +37,8 @@ use super::sender::{SendRun as _, Sender, Unsent};
 use super::sockets::Sockets;
 use super::train::Train;
 use super::tun::{TunQueue, is_device_gone};
-use super::udp::{Received, UdpSocket};
+use super::udp::Received;
+use super::wake::Wake;
 
 /// Datagrams, packets and notices that wait, at most: about a megabyte, or a tenth of a second of handshakes.
 const QUEUE_LEN: usize = 512;
@@ -82,7 +82,7 @@ pub enum PeerChange {
 #[derive(Debug, Clone)]
 pub(super) struct SlowPathQueue {
     inputs: SyncSender<Input>,
-    wake: Arc<EventFd>,
+    wake: Arc<Wake>,
 }
 
 impl SlowPathQueue {
@@ -90,7 +90,7 @@ impl SlowPathQueue {
     pub(super) fn offer(&self, input: Input) -> bool {
         let is_taken = self.inputs.try_send(input).is_ok();
         if is_taken {
-            wake(&self.wake);
+            self.wake.ring();
         }
         is_taken
     }
@@ -100,26 +100,21 @@ impl SlowPathQueue {
 #[derive(Debug, Clone)]
 pub(super) struct CommandQueue {
     commands: ChannelSender<Command>,
-    wake: Arc<EventFd>,
+    wake: Arc<Wake>,
 }
 
 impl CommandQueue {
     /// Commands to a slow path that has ended are lost.
     pub(super) fn send(&self, command: Command) {
         if self.commands.send(command).is_ok() {
-            wake(&self.wake);
+            self.wake.ring();
         }
     }
 }
 
-fn wake(wake: &EventFd) {
-    // It can fail only where it is readable already.
-    let _ = wake.write(1);
-}
-
 /// Both queues: the senders, and what the slow path reads.
 pub(super) fn queues() -> io::Result<(SlowPathQueue, CommandQueue, Inbox)> {
-    let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
+    let wake = Arc::new(Wake::new()?);
     let (inputs, input_receiver) = sync_channel(QUEUE_LEN);
     let (commands, command_receiver) = channel();
     let inbox = Inbox { inputs: input_receiver, commands: command_receiver, wake: wake.clone() };
@@ -131,8 +126,8 @@ pub(super) fn queues() -> io::Result<(SlowPathQueue, CommandQueue, Inbox)> {
 pub(super) struct Inbox {
     inputs: Receiver<Input>,
     commands: Receiver<Command>,
-    /// Readable when something was put into either.
-    wake: Arc<EventFd>,
+    /// Rung when something was put into either.
+    wake: Arc<Wake>,
 }
 
 /// The slow path's state.
@@ -140,9 +135,8 @@ pub(super) struct SlowPath {
     pub(super) device: Device,
     pub(super) inbox: Inbox,
     pub(super) router: Arc<ArcSwap<Router>>,
+    /// Over the first worker's sockets.
     pub(super) sender: Sender,
-    /// Where handshakes come.
-    pub(super) handshakes: Arc<[UdpSocket]>,
     /// Room for one receive.
     pub(super) receive_buffer: Box<[u8]>,
     pub(super) tun: Arc<TunQueue>,
@@ -186,13 +180,14 @@ impl SlowPath {
         // Rounded up, or the last part of a millisecond would be spent awake.
         let timeout = PollTimeout::try_from(sleep.min(LONGEST_SLEEP).as_micros().div_ceil(1000)).expect("an hour fits");
         let mut descriptors = vec![PollFd::new(self.inbox.wake.as_fd(), PollFlags::POLLIN)];
-        descriptors.extend(self.handshakes.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
+        descriptors.extend(
+            self.sender.sockets().handshakes.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)),
+        );
         match poll(&mut descriptors, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(Failure::Poll(errno.into())),
         }
-        // Before the queues are looked into: what is put there afterwards wakes again.
-        let _ = self.inbox.wake.read();
+        self.inbox.wake.hear();
         Ok(())
     }
 
@@ -207,7 +202,7 @@ impl SlowPath {
     /// What one receive from each socket gives. Returns whether that was anything.
     fn receive_handshakes(&mut self) -> Result<bool, Failure> {
         let mut has_received = false;
-        for socket in &*self.handshakes.clone() {
+        for socket in &*self.sender.sockets().handshakes.clone() {
             match socket.receive(&mut self.receive_buffer) {
                 Ok(Some(Received { endpoint, ecn, length, stride })) => {
                     has_received = true;
@@ -248,7 +243,7 @@ impl SlowPath {
                 Ok(Command::Connect(key, endpoint)) => self.device.connect(now, &key, endpoint),
                 Ok(Command::SetPrivateKey(key, previous)) => self.device.set_private_key(now, key, previous),
                 Ok(Command::SetDraining(key, draining)) => drop(self.device.set_draining(now, &key, draining)),
-                Ok(Command::UseSockets(sockets)) => self.use_sockets(sockets),
+                Ok(Command::UseSockets(sockets)) => self.sender = Sender::new(sockets),
                 Ok(Command::Status(reply)) => reply(self.status()),
                 Ok(Command::ShowLife(beat)) => beat.answer(),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
@@ -260,11 +255,6 @@ impl SlowPath {
             }
             self.flush()?;
         }
-    }
-
-    fn use_sockets(&mut self, sockets: Sockets) {
-        self.handshakes = sockets.handshakes.clone();
-        self.sender = Sender::new(sockets);
     }
 
     /// Workers see all of it at once: what is done in between is not published.

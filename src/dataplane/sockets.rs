@@ -26,7 +26,7 @@ use super::udp::{BindError, BindOptions, UdpSocket};
 pub(super) struct Sockets {
     /// A share of each port that we listen on, in the order of the addresses; at least one.
     pub(super) listen: Arc<[UdpSocket]>,
-    /// The share of each port for all that is no transport data: the slow path's, which has worker 0's others to send from.
+    /// The share of each port for all that is no transport data, on which the slow path receives.
     pub(super) handshakes: Arc<[UdpSocket]>,
     /// By lane, as many as of the others, or none.
     of_lane: Arc<[Box<[UdpSocket]>]>,
@@ -66,14 +66,14 @@ impl Sockets {
         self.all().for_each(UdpSocket::discard_queued);
     }
 
-    /// Those of worker `worker` and, with the first worker's, of all lanes, each with what it is for.
+    /// Those of worker `worker` and, with the first worker's, those that all have, each with what it is for.
     pub(super) fn descriptors(&self, worker: u8) -> impl Iterator<Item = (Role, BorrowedFd<'_>)> {
         let shares = self.listen.iter().map(move |socket| (Role::Listen(worker), socket.as_fd()));
         let handshakes = self.handshakes.iter().map(|socket| (Role::Handshakes, socket.as_fd()));
-        let lanes = (0..).zip(self.of_lane.iter()).filter(move |_| worker == 0);
+        let lanes = (0..).zip(self.of_lane.iter());
         let of_lanes =
             lanes.flat_map(|(lane, sockets)| sockets.iter().map(move |socket| (Role::Lane(lane), socket.as_fd())));
-        shares.chain(handshakes).chain(of_lanes)
+        shares.chain(handshakes.chain(of_lanes).filter(move |_| worker == 0))
     }
 
     /// Every port that any thread sends from.
@@ -169,8 +169,8 @@ fn by_worker(workers: u8, addresses: Vec<AddressSockets>) -> Vec<Sockets> {
         of_lane.iter_mut().skip(1).zip(lanes).for_each(|(sockets, lane)| sockets.push(lane));
     }
     let of_lane: Arc<[_]> = of_lane.into_iter().map(Vec::into_boxed_slice).collect();
-    let handshakes = std::iter::once(handshakes.into()).chain(std::iter::repeat(Arc::default()));
+    let handshakes: Arc<[_]> = handshakes.into();
     let of_worker =
-        |(listen, handshakes): (Vec<_>, _)| Sockets { listen: listen.into(), handshakes, of_lane: of_lane.clone() };
-    listen.into_iter().zip(handshakes).map(of_worker).collect()
+        |listen: Vec<_>| Sockets { listen: listen.into(), handshakes: handshakes.clone(), of_lane: of_lane.clone() };
+    listen.into_iter().map(of_worker).collect()
 }
