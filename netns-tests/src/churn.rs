@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::host::Host;
+use crate::process::Held;
 use crate::random::Random;
 use crate::siege::{Attack, INSIDE, Siege};
 use crate::underpass::{Daemon, KeyPair, PORT, Peer};
@@ -24,17 +25,6 @@ pub struct Churned {
     pub delivered: u64,
     /// Datagrams that arrived elsewhere, or came back from another address than that of whom they were for.
     pub strays: u64,
-}
-
-/// What a daemon holds.
-#[derive(Clone, Copy, Debug)]
-pub struct Held {
-    /// Resident memory, in bytes.
-    pub bytes: u64,
-    /// Open descriptors.
-    pub descriptors: u64,
-    /// Threads.
-    pub threads: u64,
 }
 
 /// Addresses in the tunnel of those who are spoken to.
@@ -63,7 +53,7 @@ pub fn churn(name: &str, during: Duration) -> Churned {
             _ => burst(&siege, Attack::ALL[event / 4 % Attack::ALL.len()]),
         }
         tagged.wait_for_progress();
-        held.push(hold(&siege));
+        held.push(siege.backend_side.as_ref().held());
     }
     let (delivered, strays) = tagged.stop();
     Churned { held, delivered, strays }
@@ -99,16 +89,6 @@ fn burst(siege: &Siege, attack: Attack) {
     let flood = siege.attack(attack, PORT);
     wait::pass(BURST);
     flood.stop();
-}
-
-fn hold(siege: &Siege) -> Held {
-    let process = siege.backend_side.as_ref();
-    let count = |number: usize| number as u64;
-    Held {
-        bytes: process.resident_bytes(),
-        descriptors: count(process.descriptors()),
-        threads: count(process.threads()),
-    }
 }
 
 /// A machine that has one of two addresses in turn.

@@ -7,6 +7,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, sendto, socket,
 };
 
+use crate::frame;
 use crate::host::Host;
 
 /// IP protocol numbers.
@@ -223,10 +224,5 @@ fn ports(source: u16, destination: u16) -> Vec<u8> {
 }
 
 fn checksum(bytes: &[u8]) -> [u8; 2] {
-    let words = bytes.chunks(2).map(|pair| u64::from(pair[0]) << 8 | pair.get(1).map_or(0, |&low| u64::from(low)));
-    let mut sum: u64 = words.sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    (!u16::try_from(sum).expect("folded to 16 bits")).to_be_bytes()
+    frame::checksum_of(bytes).to_be_bytes()
 }

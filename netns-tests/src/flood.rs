@@ -4,8 +4,7 @@ use std::io::IoSlice;
 use std::net::SocketAddrV4;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -14,6 +13,7 @@ use nix::sys::socket::{
 };
 use nix::unistd::Pid;
 
+use crate::background::{Background, End};
 use crate::host::Host;
 
 /// Whole IPv4 packets, which are sent one after the other.
@@ -21,14 +21,8 @@ pub type Volley = Arc<[Vec<u8>]>;
 
 /// Packets on their way to one address until this is stopped or dropped.
 pub struct Flood {
-    counts: Arc<Counts>,
-    thread: Option<JoinHandle<()>>,
-}
-
-#[derive(Default)]
-struct Counts {
-    stop: AtomicBool,
-    sent: AtomicU64,
+    sent: Arc<AtomicU64>,
+    sender: Background,
 }
 
 impl Flood {
@@ -41,33 +35,21 @@ impl Flood {
         volleys: impl IntoIterator<Item = Volley> + Send + 'static,
     ) -> Flood {
         let socket = attacker.run(|| raw_socket(victim)).unwrap_or_else(|e| panic!("a raw socket to {victim}: {e}"));
-        let counts = Arc::new(Counts::default());
-        let theirs = counts.clone();
-        let thread = attacker.spawn(move || {
-            stay_on_one_core();
-            send_all(&socket, volleys, &theirs);
+        let sent = Arc::<AtomicU64>::default();
+        let theirs = sent.clone();
+        let sender = Background::new(|end| {
+            attacker.spawn(move || {
+                stay_on_one_core();
+                send_all(&socket, volleys, &end, &theirs);
+            })
         });
-        Flood { counts, thread: Some(thread) }
-    }
-
-    /// Packets that were sent so far.
-    pub fn sent(&self) -> u64 {
-        self.counts.sent.load(Ordering::Relaxed)
+        Flood { sent, sender }
     }
 
     /// Ends it. Returns how many packets were sent.
     pub fn stop(self) -> u64 {
-        let counts = self.counts.clone();
-        drop(self);
-        counts.sent.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Flood {
-    fn drop(&mut self) {
-        self.counts.stop.store(true, Ordering::Relaxed);
-        // A panic of the sender has been printed already, and this may itself run in a panic.
-        let _ = self.thread.take().map(JoinHandle::join);
+        drop(self.sender);
+        self.sent.load(Ordering::Relaxed)
     }
 }
 
@@ -87,17 +69,17 @@ fn stay_on_one_core() {
     sched_setaffinity(this_thread, &one).expect("a thread may stay where it may be");
 }
 
-fn send_all(socket: &OwnedFd, volleys: impl IntoIterator<Item = Volley>, counts: &Counts) {
+fn send_all(socket: &OwnedFd, volleys: impl IntoIterator<Item = Volley>, end: &End, sent: &AtomicU64) {
     let mut headers = MultiHeaders::<SockaddrIn>::preallocate(AT_ONCE, None);
     for volley in volleys {
         for packets in volley.chunks(AT_ONCE) {
-            if counts.stop.load(Ordering::Relaxed) {
+            if end.has_come() {
                 return;
             }
             let slices: Vec<[IoSlice; 1]> = packets.iter().map(|packet| [IoSlice::new(packet)]).collect();
             let addresses = vec![None; packets.len()];
             match sendmmsg(socket.as_raw_fd(), &mut headers, &slices, &addresses, [], MsgFlags::empty()) {
-                Ok(sent) => _ = counts.sent.fetch_add(sent.count() as u64, Ordering::Relaxed),
+                Ok(these) => _ = sent.fetch_add(these.count() as u64, Ordering::Relaxed),
                 // A queue on the way is full.
                 Err(Errno::ENOBUFS | Errno::EINTR) => (),
                 Err(error) => panic!("a raw socket: {error}"),

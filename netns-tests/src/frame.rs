@@ -104,7 +104,7 @@ pub fn truncated(frame: &[u8], datagram: &Datagram, length: usize) -> Vec<u8> {
     if is_v4 {
         let field = header.start + 10..header.start + 12;
         frame[field.clone()].fill(0);
-        let sum = folded(sum_words(&frame[header]));
+        let sum = checksum_of(&frame[header]);
         frame[field].copy_from_slice(&sum.to_be_bytes());
     }
     fix_checksum(&mut frame);
@@ -192,6 +192,11 @@ fn checksum(ip: &Ip, upper: &[u8]) -> u16 {
     folded(sum_words(&addresses) + sum_words(&length.to_be_bytes()) + u64::from(ip.protocol) + sum_words(upper))
 }
 
+/// RFC 1071's.
+pub(crate) fn checksum_of(bytes: &[u8]) -> u16 {
+    folded(sum_words(bytes))
+}
+
 fn folded(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -249,7 +254,7 @@ mod tests {
         let frame = ipv4_frame();
         let shorter = truncated(&frame, &datagram(&frame).unwrap(), 3);
         assert_eq!(&shorter[datagram(&shorter).unwrap().payload], b"abc");
-        assert_eq!(folded(sum_words(&shorter[14..34])), 0, "the IPv4 header's checksum");
+        assert_eq!(checksum_of(&shorter[14..34]), 0, "the IPv4 header's checksum");
         let ip = ip(&shorter).unwrap();
         assert_eq!(checksum(&ip, &shorter[ip.upper.clone()]), 0);
     }

@@ -16,6 +16,7 @@
 //! probe::ping(&proxy, "192.0.2.2").assert_all_answered();
 //! ```
 
+mod background;
 pub mod capture;
 pub mod certificates;
 pub mod churn;

@@ -144,6 +144,17 @@ impl Command {
     }
 }
 
+/// What a running program holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Resident memory, in bytes.
+    pub bytes: u64,
+    /// Open descriptors.
+    pub descriptors: u64,
+    /// Threads.
+    pub threads: u64,
+}
+
 /// A running program. It is killed when this is dropped.
 pub struct Process {
     name: String,
@@ -213,14 +224,16 @@ impl Process {
         self.status_bytes("VmHWM:")
     }
 
-    /// How many descriptors it has open.
-    pub fn descriptors(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)
+    /// What it holds, while it runs.
+    #[track_caller]
+    pub fn held(&self) -> Held {
+        Held { bytes: self.resident_bytes(), descriptors: self.entries("fd"), threads: self.entries("task") }
     }
 
-    /// How many threads it has.
-    pub fn threads(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/task", self.pid())).map_or(0, Iterator::count)
+    #[track_caller]
+    fn entries(&self, directory: &str) -> u64 {
+        let path = format!("/proc/{}/{directory}", self.pid());
+        fs::read_dir(&path).unwrap_or_else(|e| panic!("{}: {path}: {e}", self.name)).count() as u64
     }
 
     fn status_bytes(&self, field: &str) -> u64 {

@@ -2,11 +2,10 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::background::{Background, End};
 use crate::frame::{self, Datagram};
 use crate::host::Host;
 use crate::lab::Lab;
@@ -101,13 +100,11 @@ impl Recorded {
 pub struct Relay {
     host: Host,
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    _worker: Background,
 }
 
-struct Shared {
-    state: Mutex<State>,
-    stop: AtomicBool,
-}
+#[derive(Default)]
+struct Shared(Mutex<State>);
 
 #[derive(Default)]
 struct State {
@@ -126,11 +123,11 @@ impl Relay {
         lab.link(a.wire(), host.port("a", []).mtu(JUMBO).wire());
         lab.link(b.wire(), host.port("b", []).mtu(JUMBO).wire());
         let sockets = [PacketSocket::open(&host, "a"), PacketSocket::open(&host, "b")];
-        let shared = Arc::new(Shared { state: Mutex::default(), stop: AtomicBool::new(false) });
+        let shared = Arc::<Shared>::default();
         let worker =
             Worker { sockets, shared: shared.clone(), late: BinaryHeap::new(), sequence: 0, random: Random::new(1) };
-        let thread = std::thread::spawn(move || worker.run());
-        Relay { host, shared, thread: Some(thread) }
+        let worker = Background::new(|end| std::thread::spawn(move || worker.run(&end)));
+        Relay { host, shared, _worker: worker }
     }
 
     /// The namespace in the middle, with its interfaces `a` and `b`.
@@ -164,17 +161,9 @@ impl Relay {
     }
 }
 
-impl Drop for Relay {
-    fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        // A panic of the relay has been printed already, and this may itself run in a panic.
-        let _ = self.thread.take().map(JoinHandle::join);
-    }
-}
-
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -196,8 +185,8 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self) {
-        while !self.shared.stop.load(Ordering::Relaxed) {
+    fn run(mut self, end: &End) {
+        while !end.has_come() {
             PacketSocket::wait(&[&self.sockets[0], &self.sockets[1]], self.time_to_wait());
             for (index, way) in [(0, Way::There), (1, Way::Back)] {
                 // Not all at once: what is due in the other direction must not wait for the end of a flood.

@@ -11,8 +11,6 @@
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::ops::BitXorAssign as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -25,6 +23,7 @@ use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::transmit::Dscp;
 
+use crate::background::Background;
 use crate::crafted::Between;
 use crate::flood::{Flood, Volley};
 use crate::frame;
@@ -284,8 +283,7 @@ impl Insider {
 
 /// A program without encryption that takes in whatever comes to its port.
 pub struct Sink {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    _receiver: Background,
 }
 
 /// Where it listens.
@@ -298,21 +296,14 @@ impl Sink {
         let socket = siege.backend.run(|| UdpSocket::bind((OUTSIDE, SINK_PORT))).expect("a free UDP port");
         setsockopt(&socket, sockopt::RcvBufForce, &(8 << 20)).expect("the laboratory is root's");
         socket.set_read_timeout(Some(Duration::from_millis(50))).expect("any socket may have one");
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let thread = siege.backend.spawn(move || {
-            let mut buffer = vec![0; 1 << 16];
-            while !stopped.load(Ordering::Relaxed) {
-                let _ = socket.recv_from(&mut buffer);
-            }
+        let receiver = Background::new(|end| {
+            siege.backend.spawn(move || {
+                let mut buffer = vec![0; 1 << 16];
+                while !end.has_come() {
+                    let _ = socket.recv_from(&mut buffer);
+                }
+            })
         });
-        Sink { stop, thread: Some(thread) }
-    }
-}
-
-impl Drop for Sink {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let _ = self.thread.take().map(JoinHandle::join);
+        Sink { _receiver: receiver }
     }
 }

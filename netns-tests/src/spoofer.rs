@@ -2,11 +2,10 @@
 //! changes and forwards what they send each other.
 
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::background::{Background, End};
 use crate::frame::{self, BROADCAST, Mac};
 use crate::host::Host;
 use crate::packet_socket::PacketSocket;
@@ -17,14 +16,8 @@ pub type Tamper = fn(&mut [u8]) -> bool;
 
 /// A running ARP spoofer between two victims.
 pub struct ArpSpoofer {
-    shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
-}
-
-#[derive(Default)]
-struct Shared {
-    stop: AtomicBool,
-    loot: Mutex<Loot>,
+    loot: Arc<Mutex<Loot>>,
+    _worker: Background,
 }
 
 /// What it has got.
@@ -42,30 +35,20 @@ impl ArpSpoofer {
     #[track_caller]
     pub fn start(host: &Host, interface: &str, victims: [Ipv4Addr; 2], tamper: Tamper) -> ArpSpoofer {
         let socket = PacketSocket::open(host, interface);
-        let shared = Arc::new(Shared::default());
-        let worker = Worker { socket, victims, macs: [None; 2], tamper, shared: shared.clone() };
-        let thread = std::thread::spawn(move || worker.run());
-        ArpSpoofer { shared, thread: Some(thread) }
+        let loot = Arc::<Mutex<Loot>>::default();
+        let worker = Worker { socket, victims, macs: [None; 2], tamper, loot: loot.clone() };
+        let worker = Background::new(|end| std::thread::spawn(move || worker.run(&end)));
+        ArpSpoofer { loot, _worker: worker }
     }
 
     /// What it has got so far.
     pub fn loot(&self) -> Loot {
-        self.shared.lock().clone()
+        lock(&self.loot).clone()
     }
 }
 
-impl Drop for ArpSpoofer {
-    fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        // A panic of the spoofer has been printed already, and this may itself run in a panic.
-        let _ = self.thread.take().map(JoinHandle::join);
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Loot> {
-        self.loot.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock(loot: &Mutex<Loot>) -> MutexGuard<'_, Loot> {
+    loot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Worker {
@@ -74,7 +57,7 @@ struct Worker {
     /// The true hardware addresses of the victims, once they have answered.
     macs: [Option<Mac>; 2],
     tamper: Tamper,
-    shared: Arc<Shared>,
+    loot: Arc<Mutex<Loot>>,
 }
 
 /// Often enough to win against the victims' own address resolution.
@@ -83,9 +66,9 @@ const LIE_INTERVAL: Duration = Duration::from_millis(50);
 const MAX_LOOT: usize = 20_000;
 
 impl Worker {
-    fn run(mut self) {
+    fn run(mut self, end: &End) {
         let mut next_lie = wait::now();
-        while !self.shared.stop.load(Ordering::Relaxed) {
+        while !end.has_come() {
             if wait::now() >= next_lie {
                 self.lie();
                 next_lie += LIE_INTERVAL;
@@ -133,7 +116,7 @@ impl Worker {
         let destination = &frame[30..34];
         let Some(to) = self.victims.iter().position(|victim| destination == victim.octets()) else { return };
         let Some(mac) = self.macs[to] else { return };
-        let mut loot = self.shared.lock();
+        let mut loot = lock(&self.loot);
         if loot.frames.len() < MAX_LOOT {
             loot.frames.push(frame.clone());
         }

@@ -459,6 +459,16 @@ pub fn program() -> PathBuf {
         .unwrap_or_else(|| panic!("no underpass beside {}: build it first (cargo build, or make test)", test.display()))
 }
 
+/// Puts that program at `path`, as package managers do. By another process: whatever is forked here while this one writes a
+/// program keeps the file open for a moment, and nobody can execute it.
+#[track_caller]
+pub fn install(path: &Path) {
+    let new = path.with_extension("new");
+    let copied = std::process::Command::new("cp").arg(program()).arg(&new).status().expect("every system has cp");
+    assert!(copied.success(), "{}: {copied}", new.display());
+    std::fs::rename(&new, path).expect("they lie in one directory");
+}
+
 fn write_key(host: &Host, name: &str, key: &str) -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
     let file = host.write_file(name, format!("{key}\n"));

@@ -278,12 +278,10 @@ fn traffic_leaves_no_file_open() {
     let ends = Ends::wired("files");
     let (mut proxy, _backend) = ends.start_calling(ENDPOINT);
     probe::flood_ping(&ends.proxy, BACKEND[0]).assert_all_answered();
-    let pid = proxy.process().pid();
-    let open = || fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
-    let before = open();
+    let before = proxy.process().held().descriptors;
     for _ in 0..5 {
         proxy.status();
         probe::flood_ping(&ends.proxy, BACKEND[0]).assert_all_answered();
     }
-    wait::until("as many files are open as before", || open() <= before);
+    wait::until("as many files are open as before", || proxy.process().held().descriptors <= before);
 }

@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use netns_tests::pump::Pump;
@@ -93,16 +92,8 @@ fn a_daemon_with_a_plain_device_killed_under_load_comes_back_and_no_connection_b
 /// A program that can be replaced, beside the configuration.
 fn own_program(host: &Host) -> PathBuf {
     let path = host.directory().join("underpass");
-    replace(&path);
+    underpass::install(&path);
     path
-}
-
-/// As package managers do. By another process: whatever is forked here while this one writes a program keeps the file open
-/// for a moment, and nobody can execute it.
-fn replace(path: &PathBuf) {
-    let new = path.with_extension("new");
-    assert!(Command::new("cp").arg(underpass::program()).arg(&new).status().unwrap().success());
-    fs::rename(new, path).unwrap();
 }
 
 /// Whether a process runs the program that lies on disk.
@@ -124,14 +115,14 @@ fn a_daemon_is_upgraded_in_place_under_load_and_no_connection_breaks() {
     for (daemon, program) in [&mut proxy, &mut backend].into_iter().zip(&programs) {
         let (host, pid) = (daemon.process().host().clone(), daemon.process().pid());
         pump.wait_for_progress();
-        replace(program);
+        underpass::install(program);
         assert!(!runs(pid, program));
         let said = host.command(program).arg("restart").run();
         assert!(said.contains(&format!("process {pid}")), "{said}");
         assert!(runs(pid, program));
         pump.wait_for_progress();
 
-        replace(program);
+        underpass::install(program);
         daemon.process().signal(Signal::SIGUSR2);
         wait::until("the signal does the same", || runs(pid, program));
         pump.wait_for_progress();
@@ -172,7 +163,7 @@ fn a_program_or_configuration_that_is_no_good_does_not_end_the_running_daemon() 
     assert!(output.stderr.contains("can't be started"), "{output:?}");
     goes_on(&mut proxy);
 
-    replace(&program);
+    underpass::install(&program);
     assert_eq!(restart().code(), 0);
     assert!(runs(pid, &program));
     goes_on(&mut proxy);

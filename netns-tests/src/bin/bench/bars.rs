@@ -101,69 +101,6 @@ const BARS: &[Bar] = &[
     seen(Figure::Errors, bar("failover-restarted", "Daemon started: errors of clients", Itself, AtMost(0.0))),
     bar("failover-endpoint", "Preferred endpoint cut off: TCP stands still, ms", Itself, AtMost(1000.0)),
     bar("failover-loss", "Changes of links in 60 s at 5 % loss", Itself, AtMost(0.0)),
-    bar("flood-initiations", "Flood of initiations, TCP of 1 Gb/s, of plain", Named("plain"), AtLeast(0.9)),
-    seen(
-        Figure::Paired,
-        bar("flood-initiations", "Flood of initiations: a new peer pairs, ms", Itself, AtMost(3000.0)),
-    ),
-    seen(
-        Figure::GrownMebibytes,
-        bar("flood-initiations", "Flood of initiations: growth of the daemon, MiB", Itself, AtMost(2.0)),
-    ),
-    seen(
-        Figure::GrownDescriptors,
-        bar("flood-initiations", "Flood of initiations: growth of the daemon, descriptors", Itself, AtMost(0.0)),
-    ),
-    bar("flood-mac1", "Flood, wrong mac1, TCP of 1 Gb/s, of plain", Named("plain"), AtLeast(0.9)),
-    seen(Figure::Paired, bar("flood-mac1", "Flood, wrong mac1: a new peer pairs, ms", Itself, AtMost(3000.0))),
-    seen(
-        Figure::GrownMebibytes,
-        bar("flood-mac1", "Flood, wrong mac1: growth of the daemon, MiB", Itself, AtMost(2.0)),
-    ),
-    seen(
-        Figure::GrownDescriptors,
-        bar("flood-mac1", "Flood, wrong mac1: growth of the daemon, descriptors", Itself, AtMost(0.0)),
-    ),
-    bar("flood-garbage", "Flood of noise, TCP of 1 Gb/s, of plain", Named("plain"), AtLeast(0.9)),
-    seen(Figure::Paired, bar("flood-garbage", "Flood of noise: a new peer pairs, ms", Itself, AtMost(3000.0))),
-    seen(
-        Figure::GrownMebibytes,
-        bar("flood-garbage", "Flood of noise: growth of the daemon, MiB", Itself, AtMost(2.0)),
-    ),
-    seen(
-        Figure::GrownDescriptors,
-        bar("flood-garbage", "Flood of noise: growth of the daemon, descriptors", Itself, AtMost(0.0)),
-    ),
-    bar("flood-replays", "Flood of replays, TCP of 1 Gb/s, of plain", Named("plain"), AtLeast(0.9)),
-    seen(Figure::Paired, bar("flood-replays", "Flood of replays: a new peer pairs, ms", Itself, AtMost(3000.0))),
-    seen(
-        Figure::GrownMebibytes,
-        bar("flood-replays", "Flood of replays: growth of the daemon, MiB", Itself, AtMost(2.0)),
-    ),
-    seen(
-        Figure::GrownDescriptors,
-        bar("flood-replays", "Flood of replays: growth of the daemon, descriptors", Itself, AtMost(0.0)),
-    ),
-    bar("flood-forgeries", "Flood of forgeries, TCP of 1 Gb/s, of plain", Named("plain"), AtLeast(0.9)),
-    seen(Figure::Paired, bar("flood-forgeries", "Flood of forgeries: a new peer pairs, ms", Itself, AtMost(3000.0))),
-    seen(
-        Figure::GrownMebibytes,
-        bar("flood-forgeries", "Flood of forgeries: growth of the daemon, MiB", Itself, AtMost(2.0)),
-    ),
-    seen(
-        Figure::GrownDescriptors,
-        bar("flood-forgeries", "Flood of forgeries: growth of the daemon, descriptors", Itself, AtMost(0.0)),
-    ),
-    bar("flood-half-open", "Half-open handshakes, TCP of 1 Gb/s, of plain", Named("plain"), AtLeast(0.9)),
-    seen(Figure::Paired, bar("flood-half-open", "Half-open handshakes: a new peer pairs, ms", Itself, AtMost(3000.0))),
-    seen(
-        Figure::GrownMebibytes,
-        bar("flood-half-open", "Half-open handshakes: growth of the daemon, MiB", Itself, AtMost(2.0)),
-    ),
-    seen(
-        Figure::GrownDescriptors,
-        bar("flood-half-open", "Half-open handshakes: growth of the daemon, descriptors", Itself, AtMost(0.0)),
-    ),
     bar("path-mtu-bulk", "Path of 1280 without ICMP, of one with", Named(HONEST), AtLeast(0.8)),
     bar("path-mtu-bulk-reverse", "Path of 1280 without ICMP, other way, of one with", Named(HONEST), AtLeast(0.8)),
     bar("path-mtu-shrink", "Path shrinks: TCP stands still, ms", Itself, AtMost(2000.0)),
@@ -175,6 +112,37 @@ const BARS: &[Bar] = &[
     of("underpass-chacha", bar("tcp-1", "ChaCha20, one flow, of the best tunnel", THROUGHPUT, AtLeast(2.0))),
     seen(Figure::PeakMebibytes, bar("", "Memory of a daemon under load, MiB", Itself, AtMost(32.0))),
 ];
+
+/// What is asked in every test of floods.
+macro_rules! flood_bars {
+    ($($test:literal: $what:literal),* $(,)?) => {
+        &[$(
+            bar($test, concat!($what, ", TCP of 1 Gb/s, of plain"), Named("plain"), AtLeast(0.9)),
+            seen(Figure::Paired, bar($test, concat!($what, ": a new peer pairs, ms"), Itself, AtMost(3000.0))),
+            seen(
+                Figure::GrownMebibytes,
+                bar($test, concat!($what, ": growth of the daemon, MiB"), Itself, AtMost(2.0)),
+            ),
+            seen(
+                Figure::GrownDescriptors,
+                bar($test, concat!($what, ": growth of the daemon, descriptors"), Itself, AtMost(0.0)),
+            ),
+        )*]
+    };
+}
+
+const FLOOD_BARS: &[Bar] = flood_bars! {
+    "flood-initiations": "Flood of initiations",
+    "flood-mac1": "Flood, wrong mac1",
+    "flood-garbage": "Flood of noise",
+    "flood-replays": "Flood of replays",
+    "flood-forgeries": "Flood of forgeries",
+    "flood-half-open": "Half-open handshakes",
+};
+
+fn all_bars() -> impl Iterator<Item = &'static Bar> {
+    BARS.iter().chain(FLOOD_BARS)
+}
 
 /// What became of a bar.
 pub(crate) struct Verdict {
@@ -189,7 +157,7 @@ pub(crate) struct Verdict {
 
 /// All of whose tests something was measured.
 pub(crate) fn judge(tables: &[Table]) -> Vec<Verdict> {
-    let asked = BARS.iter().filter(|bar| bar.test.is_empty() || tables.iter().any(|table| table.name == bar.test));
+    let asked = all_bars().filter(|bar| bar.test.is_empty() || tables.iter().any(|table| table.name == bar.test));
     asked.map(|bar| bar.judge(tables)).collect()
 }
 
@@ -362,6 +330,6 @@ mod tests {
     #[test]
     fn every_bar_names_a_test_that_exists() {
         let names = crate::all_tests();
-        assert!(BARS.iter().all(|bar| bar.test.is_empty() || names.contains(&bar.test)));
+        assert!(all_bars().all(|bar| bar.test.is_empty() || names.contains(&bar.test)));
     }
 }

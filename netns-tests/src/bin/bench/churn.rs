@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use netns_tests::churn::churn;
+use netns_tests::process::Held;
 
 use crate::contender::Kind;
 use crate::measurement::{Figure, Measurement};
@@ -23,7 +24,7 @@ pub(crate) fn measure(arguments: &Arguments, chosen: &[&str]) -> Vec<Table> {
     let outcome = caught(|| {
         let churned = churn(CHURN, Duration::from_secs(arguments.churn_seconds.into()));
         eprintln!("{} events, {} datagrams there and back", churned.held.len(), churned.delivered);
-        let grown = |of: fn(&netns_tests::churn::Held) -> u64| churned.growth(of) as f64;
+        let grown = |of: fn(&Held) -> u64| churned.growth(of) as f64;
         Measurement::new(grown(|held| held.bytes) / f64::from(1 << 20))
             .with(Figure::GrownDescriptors, grown(|held| held.descriptors))
             .with(Figure::GrownThreads, grown(|held| held.threads))

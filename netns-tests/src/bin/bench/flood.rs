@@ -16,24 +16,53 @@ use crate::meter::mebibytes;
 use crate::results::{Better, Table};
 use crate::{Arguments, Note, caught};
 
-/// What these are called on the command line.
-pub(crate) const TESTS: [&str; 6] =
-    ["flood-initiations", "flood-mac1", "flood-garbage", "flood-replays", "flood-forgeries", "flood-half-open"];
+/// One of these tests.
+pub(crate) struct FloodTest {
+    /// What it is called on the command line.
+    pub(crate) name: &'static str,
+    attack: Attack,
+    title: &'static str,
+}
 
-const TITLES: [&str; 6] = [
-    "TCP of 1 Gb/s while initiations with the right mac1 come from everywhere: of the same in peace",
-    "TCP of 1 Gb/s while initiations with a wrong mac1 come from everywhere: of the same in peace",
-    "TCP of 1 Gb/s while noise of every length comes from everywhere: of the same in peace",
-    "TCP of 1 Gb/s while recorded datagrams come again: of the same in peace",
-    "TCP of 1 Gb/s while recorded datagrams come with another tag: of the same in peace",
-    "TCP of 1 Gb/s while a peer's key begins handshakes from everywhere: of the same in peace",
+/// All of them.
+pub(crate) const TESTS: [FloodTest; 6] = [
+    FloodTest {
+        name: "flood-initiations",
+        attack: Attack::Initiations,
+        title: "TCP of 1 Gb/s while initiations with the right mac1 come from everywhere: of the same in peace",
+    },
+    FloodTest {
+        name: "flood-mac1",
+        attack: Attack::WrongMac1,
+        title: "TCP of 1 Gb/s while initiations with a wrong mac1 come from everywhere: of the same in peace",
+    },
+    FloodTest {
+        name: "flood-garbage",
+        attack: Attack::Garbage,
+        title: "TCP of 1 Gb/s while noise of every length comes from everywhere: of the same in peace",
+    },
+    FloodTest {
+        name: "flood-replays",
+        attack: Attack::Replays,
+        title: "TCP of 1 Gb/s while recorded datagrams come again: of the same in peace",
+    },
+    FloodTest {
+        name: "flood-forgeries",
+        attack: Attack::Forgeries,
+        title: "TCP of 1 Gb/s while recorded datagrams come with another tag: of the same in peace",
+    },
+    FloodTest {
+        name: "flood-half-open",
+        attack: Attack::HalfOpen,
+        title: "TCP of 1 Gb/s while a peer's key begins handshakes from everywhere: of the same in peace",
+    },
 ];
 
 /// All of them, as far as they are chosen.
 pub(crate) fn measure(arguments: &Arguments, chosen: &[&str], note: Note) -> Vec<Table> {
-    let kinds = TESTS.into_iter().zip(TITLES).zip(Attack::ALL).filter(|((name, _), _)| chosen.contains(name));
-    let kinds = kinds.map(|((name, title), attack)| (attack, Table::new(name, title, Better::More)));
-    let (attacks, mut tables): (Vec<_>, Vec<_>) = kinds.unzip();
+    let chosen = TESTS.into_iter().filter(|test| chosen.contains(&test.name));
+    let (attacks, mut tables): (Vec<_>, Vec<_>) =
+        chosen.map(|test| (test.attack, Table::new(test.name, test.title, Better::More))).unzip();
     if tables.is_empty() {
         return tables;
     }
@@ -60,17 +89,17 @@ fn underpass(siege: &Siege, attack: Attack, seconds: u32) -> Measurement {
     let process = siege.backend_side.as_ref();
     let inside = |port| SocketAddr::from((INSIDE, port));
     let measured = kept(siege, attack, inside(IPERF3_PORT), PORT, seconds);
-    let before = (process.resident_bytes(), process.descriptors());
+    let before = process.held();
     let pump = Pump::start(&siege.proxy, &siege.backend, inside(7000), 1);
     let flood = siege.attack(attack, PORT);
     let paired = siege.newcomer_pairs();
     flood.stop();
     pump.stop();
-    let grown = mebibytes(process.resident_bytes()) - mebibytes(before.0);
+    let held = process.held();
     measured
         .with(Figure::Paired, paired.as_secs_f64() * 1e3)
-        .with(Figure::GrownMebibytes, grown)
-        .with(Figure::GrownDescriptors, process.descriptors() as f64 - before.1 as f64)
+        .with(Figure::GrownMebibytes, mebibytes(held.bytes) - mebibytes(before.bytes))
+        .with(Figure::GrownDescriptors, held.descriptors as f64 - before.descriptors as f64)
 }
 
 /// In bits per second, of iperf3: what a core that is left can well carry.

@@ -136,7 +136,7 @@ fn all_tests() -> Vec<&'static str> {
         .chain(peers::TESTS)
         .chain(restarts::TESTS)
         .chain(failover::TESTS)
-        .chain(flood::TESTS)
+        .chain(flood::TESTS.map(|test| test.name))
         .chain(path_mtu::TESTS)
         .chain(churn::TESTS)
         .chain(costs::TESTS)

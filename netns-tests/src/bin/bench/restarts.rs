@@ -6,7 +6,6 @@
 //!
 //! The load is TCP both ways, and every byte is checked: a connection that breaks, or loses a byte, fails the round.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -65,10 +64,7 @@ fn longest_silence(test: &str) -> Measurement {
     let [proxy_keys, backend_keys] = [&proxy, &backend].map(KeyPair::generate);
     // A program of its own, which can be replaced.
     let program = proxy.directory().join("underpass");
-    let put = || fs::copy(underpass::program(), program.with_extension("new")).expect("there is room for a program");
-    let replace = || fs::rename(program.with_extension("new"), &program).expect("they lie in one directory");
-    put();
-    replace();
+    underpass::install(&program);
     let waiting = Config::new(Role::Backend, &backend_keys, ["10.77.0.11/24"]).program(program.clone());
     let waiting = waiting.peer(Peer::new("proxy", &proxy_keys.public, ["10.77.0.1"]));
     let calling = Config::new(Role::Proxy, &proxy_keys, ["10.77.0.1/24"]).program(program.clone());
@@ -86,8 +82,7 @@ fn longest_silence(test: &str) -> Measurement {
             wait::pass(CALM);
             pump.wait_for_progress();
             if test == UPGRADED {
-                put();
-                replace();
+                underpass::install(&program);
                 side.host().command(&program).arg("restart").run();
             } else {
                 side.kill();
