@@ -40,7 +40,7 @@ use super::tun::{TunQueue, is_device_gone};
 use super::udp::Received;
 use super::wake::Wake;
 
-/// Datagrams, packets and notices that wait, at most: about a megabyte, or a tenth of a second of handshakes.
+/// Datagrams, packets and notices that wait, at most: about a megabyte.
 const QUEUE_LEN: usize = 512;
 /// Without a timer due, the thread sleeps until something comes.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
