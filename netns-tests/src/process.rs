@@ -230,6 +230,20 @@ impl Process {
         Held { bytes: self.resident_bytes(), descriptors: self.entries("fd"), threads: self.entries("task") }
     }
 
+    /// The same once no descriptor or thread has come or gone for a while: whoever asked the program something a moment ago
+    /// is still connected to it.
+    #[track_caller]
+    pub fn held_at_rest(&self) -> Held {
+        let (mut held, mut since) = (self.held(), wait::now());
+        wait::value("it holds the same for a while", || {
+            let before = std::mem::replace(&mut held, self.held());
+            if (before.descriptors, before.threads) != (held.descriptors, held.threads) {
+                since = wait::now();
+            }
+            (since.elapsed() >= REST).then_some(held)
+        })
+    }
+
     #[track_caller]
     fn entries(&self, directory: &str) -> u64 {
         let path = format!("/proc/{}/{directory}", self.pid());
@@ -257,6 +271,9 @@ impl AsRef<Process> for Process {
         self
     }
 }
+
+/// Far longer than it takes a program to notice that somebody has gone.
+const REST: Duration = Duration::from_millis(200);
 
 /// `USER_HZ`, the same on every Linux that Rust has a standard library for.
 const TICKS_PER_SECOND: u64 = 100;

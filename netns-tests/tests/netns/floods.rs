@@ -29,7 +29,7 @@ fn an_attack_changes_nothing(attack: Attack, reasons: &[&str]) {
         reasons.iter().map(|reason| status.drops(reason)).sum::<u64>()
     };
     let (link_before, refused_before) = (link(), refused());
-    let held_before = process.held();
+    let held_before = process.held_at_rest();
 
     let flood = siege.attack(attack, PORT);
     wait::until("the attack is refused and counted", || refused() >= refused_before + 500);
@@ -39,13 +39,14 @@ fn an_attack_changes_nothing(attack: Attack, reasons: &[&str]) {
 
     pump.wait_for_progress();
     let pumped = pump.stop();
-    let held = process.held();
+    let held = process.held_at_rest();
     let grown = held.bytes.saturating_sub(held_before.bytes);
     eprintln!("{attack:?}: {sent} sent, paired after {paired:?}, {grown} bytes grown, {pumped:?}");
     assert!(paired < PATIENCE, "{paired:?}");
     assert!(grown < 4 << 20, "{grown} bytes more are resident");
     assert_eq!((held.descriptors, held.threads), (held_before.descriptors, held_before.threads));
-    assert_eq!(link(), link_before);
+    // Where pings were lost to it, it may be called degraded for a while.
+    wait::until("the link is what it was, with the same session", || link() == link_before);
 }
 
 /// The site of [`Siege`].

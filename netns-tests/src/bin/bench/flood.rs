@@ -89,13 +89,13 @@ fn underpass(siege: &Siege, attack: Attack, seconds: u32) -> Measurement {
     let process = siege.backend_side.as_ref();
     let inside = |port| SocketAddr::from((INSIDE, port));
     let measured = kept(siege, attack, inside(IPERF3_PORT), PORT, seconds);
-    let before = process.held();
+    let before = process.held_at_rest();
     let pump = Pump::start(&siege.proxy, &siege.backend, inside(7000), 1);
     let flood = siege.attack(attack, PORT);
     let paired = siege.newcomer_pairs();
     flood.stop();
     pump.stop();
-    let held = process.held();
+    let held = process.held_at_rest();
     measured
         .with(Figure::Paired, paired.as_secs_f64() * 1e3)
         .with(Figure::GrownMebibytes, mebibytes(held.bytes) - mebibytes(before.bytes))

@@ -27,9 +27,10 @@ impl Story<'_> {
         self.screen.alarm(&format!(
             "The sniffer read the card number {cards} times and the session cookie {cookies} times."
         ))?;
+        // Or more often: on a machine that stands still for a while, TCP sends again.
         let expected = PAYMENTS as usize;
         self.verdict.claim(
-            cards == expected && cookies == expected,
+            cards >= expected && cookies >= expected,
             "Plain: a sniffer reads all",
             format!("{cards} card numbers in {PAYMENTS} payments"),
         );
