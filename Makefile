@@ -5,6 +5,7 @@
 # make fuzz    each fuzz target for SECONDS (60), or RUNS times; goes on from what it found before and from the corpora that
 #              `make test` replays; TARGETS="datagram config" for a part
 # make asan    the unit tests, the I/O layer's among them, with AddressSanitizer
+# make loom    what workers share, in every order in which two threads may meet
 # make mutants what of src/proto, or FILES, can be wrong without a test that fails
 # make deny    licenses, sources and known weaknesses of what we depend on
 # make build   target/release/underpass
@@ -15,7 +16,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: demo test lint bench peers fuzz asan mutants deny build package package-test deps package-deps bench-deps build-deps
+.PHONY: demo test lint bench peers fuzz asan loom mutants deny build package package-test deps package-deps bench-deps build-deps
 
 CARGO ?= cargo
 # Namespaces are root's: anyone else is asked for a password there, and only there.
@@ -70,6 +71,10 @@ fuzz: build-deps
 		$(CARGO) fuzz run --fuzz-dir tests/fuzz --sanitizer none "$$target" "$$found" "tests/fuzz/corpus/$$target" -- \
 			$(if $(RUNS),-runs=$(RUNS),-max_total_time=$(or $(SECONDS),60))
 	done
+
+# Not `--cfg loom`, which would have other crates use loom too. Three preemptions find nearly all that more would find.
+loom: build-deps
+	LOOM_MAX_PREEMPTIONS=3 RUSTFLAGS="--cfg underpass_loom" $(CARGO) test --locked --target-dir target/loom --lib loom_
 
 # A target of its own, so that build scripts and macros are not instrumented.
 HOST := $(shell rustc --version --verbose | sed -n 's/^host: //p')

@@ -10,8 +10,9 @@ use std::fmt;
 use std::hash::Hasher as _;
 use std::net::IpAddr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use super::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// What is remembered: an exchange, or the packet that fragments belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,13 +45,44 @@ struct Bucket([Slot; SLOTS]);
 
 #[derive(Default)]
 struct Slot {
-    /// The flow's hash.
+    /// The flow's hash, or [`NONE`].
     flow: AtomicU64,
     /// When it was seen; 0 is never.
     seen_at: AtomicU32,
 }
 
 const SLOTS: usize = 4;
+/// No flow's hash.
+const NONE: u64 = 0;
+
+impl Slot {
+    /// Remembers `flow`, in the place of another if need be.
+    fn take(&self, flow: u64, seen_at: u32) {
+        let is_known = self.flow.load(Ordering::Relaxed) == flow;
+        // A line that nobody writes to stays in every processor's cache.
+        if is_known && self.seen_at.load(Ordering::Relaxed) == seen_at {
+            return;
+        }
+        // In this order, so that neither flow is found with the time of the other.
+        if !is_known {
+            self.flow.store(NONE, Ordering::Relaxed);
+        }
+        self.seen_at.store(seen_at, Ordering::Release);
+        if !is_known {
+            self.flow.store(flow, Ordering::Release);
+        }
+    }
+
+    /// When `flow` was seen, if it is here before and after that is read.
+    fn seen_at_of(&self, flow: u64) -> Option<u32> {
+        let is_here = || self.flow.load(Ordering::Acquire) == flow;
+        if !is_here() {
+            return None;
+        }
+        let seen_at = self.seen_at.load(Ordering::Acquire);
+        is_here().then_some(seen_at)
+    }
+}
 
 impl FlowTable {
     /// Has room for `flows`, of the same key in all places that a flow is looked up in.
@@ -77,26 +109,16 @@ impl FlowTable {
                 victim = slot;
             }
         }
-        // A line that nobody writes to stays in every processor's cache.
-        if victim.seen_at.load(Ordering::Relaxed) != seen_at {
-            victim.seen_at.store(seen_at, Ordering::Relaxed);
-        }
-        if victim.flow.load(Ordering::Relaxed) != hash {
-            // In this order, so that who finds the flow finds it seen.
-            victim.flow.store(hash, Ordering::Release);
-        }
+        victim.take(hash, seen_at);
     }
 
     /// Whether `flow` was seen within `lifetime`, to a second, and has not given way to others.
     pub(super) fn contains(&self, now: Instant, flow: &Flow, lifetime: Duration) -> bool {
         let (hash, now) = (self.hash(flow), self.seconds(now));
-        let was_seen = |slot: &Slot| {
-            let age = now.saturating_sub(slot.seen_at.load(Ordering::Relaxed));
-            u64::from(age) <= lifetime.as_secs()
-        };
+        let is_fresh = |seen_at: u32| u64::from(now.saturating_sub(seen_at)) <= lifetime.as_secs();
         let Some(buckets) = self.buckets.get() else { return false };
         let Bucket(slots) = &buckets[self.place(hash)];
-        slots.iter().any(|slot| slot.flow.load(Ordering::Acquire) == hash && was_seen(slot))
+        slots.iter().any(|slot| slot.seen_at_of(hash).is_some_and(is_fresh))
     }
 
     /// Which bucket.
@@ -118,8 +140,7 @@ impl FlowTable {
         bytes[37] = flow.near.is_ipv4().into();
         let mut hasher = self.hasher.clone();
         hasher.write(&bytes);
-        // An empty slot has the hash 0.
-        hasher.finish().max(1)
+        hasher.finish().max(NONE + 1)
     }
 
     fn seconds(&self, now: Instant) -> u32 {
@@ -131,6 +152,55 @@ impl FlowTable {
 impl fmt::Debug for FlowTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FlowTable").field("number_of_buckets", &self.number_of_buckets).finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, underpass_loom))]
+mod interleavings {
+    use std::sync::Arc;
+
+    use loom::thread;
+
+    use super::*;
+
+    const OLD: u64 = 1;
+    const NEW: u64 = 2;
+    const OTHER: u64 = 3;
+
+    /// Remembers `flows` at the time 100, each by a thread of its own, in a slot that remembers [`OLD`] of the time 1.
+    /// Meanwhile each flow is either not found or found with a time at which it was seen.
+    fn remember(flows: &'static [u64]) {
+        loom::model(move || {
+            let slot = Arc::new(Slot::default());
+            slot.take(OLD, 1);
+            let threads: Vec<_> = flows
+                .iter()
+                .map(|flow| {
+                    let slot = Arc::clone(&slot);
+                    thread::spawn(move || slot.take(*flow, 100))
+                })
+                .collect();
+            let is_right = |flow, seen_at| seen_at == 100 && flows.contains(&flow) || seen_at == 1 && flow == OLD;
+            for flow in [OLD, NEW] {
+                assert!(slot.seen_at_of(flow).is_none_or(|seen_at| is_right(flow, seen_at)));
+            }
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn loom_a_flow_that_takes_the_place_of_another_does_not_lend_it_its_time() {
+        remember(&[NEW]);
+    }
+
+    #[test]
+    fn loom_two_flows_that_take_one_place_lend_it_to_no_third() {
+        remember(&[NEW, OTHER]);
+    }
+
+    #[test]
+    fn loom_a_flow_that_is_seen_while_it_gives_way_is_remembered_rightly_or_not_at_all() {
+        remember(&[OLD, NEW]);
     }
 }
 

@@ -105,6 +105,7 @@ pub mod session;
 mod session_slots;
 pub mod staged;
 pub mod stats;
+mod sync;
 pub mod tai64n;
 pub mod timers;
 pub mod traffic;

@@ -4,8 +4,7 @@
 //! whoever seals; a receive lane is a replay window behind its own lock, which only that lane's traffic takes.
 //! A session does not know who its peer is nor where: that is the [`Router`](super::router::Router)'s.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use crate::packet::frame;
@@ -20,6 +19,7 @@ use super::constants::{
 use super::error::DropReason;
 use super::noise::{SessionKeys, Suite};
 use super::replay::ReplayWindow;
+use super::sync::{AtomicU64, Mutex, Ordering};
 use super::traffic::Traffic;
 use super::transmit::Dscp;
 
@@ -246,5 +246,7 @@ fn nonce(lane: u8, counter: u64) -> u64 {
     u64::from(lane) << 48 | counter
 }
 
+#[cfg(all(test, underpass_loom))]
+mod interleavings;
 #[cfg(test)]
 mod tests;

@@ -3,12 +3,12 @@ use std::time::Duration;
 use super::*;
 use crate::packet::message::{Message, TRANSPORT_OVERHEAD};
 
-fn start() -> Instant {
+pub(super) fn start() -> Instant {
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the origin of virtual time")]
     Instant::now()
 }
 
-fn pair(now: Instant, suite: Suite, lanes: u8) -> [Session; 2] {
+pub(super) fn pair(now: Instant, suite: Suite, lanes: u8) -> [Session; 2] {
     [true, false].map(|is_initiator| {
         let (send, receive) = if is_initiator { ([1; 32], [2; 32]) } else { ([2; 32], [1; 32]) };
         let parameters = SessionParameters {
@@ -25,13 +25,13 @@ fn pair(now: Instant, suite: Suite, lanes: u8) -> [Session; 2] {
     })
 }
 
-fn sealed(session: &Session, now: Instant, lane: u8, plaintext: &[u8]) -> Result<Vec<u8>, DropReason> {
+pub(super) fn sealed(session: &Session, now: Instant, lane: u8, plaintext: &[u8]) -> Result<Vec<u8>, DropReason> {
     let mut datagram = vec![0; TRANSPORT_OVERHEAD + plaintext.len()];
     datagram[TRANSPORT_HEADER_LEN..][..plaintext.len()].copy_from_slice(plaintext);
     session.seal(now, lane, &mut datagram).map(|_| datagram)
 }
 
-fn open(session: &Session, now: Instant, datagram: &[u8]) -> Result<Vec<u8>, DropReason> {
+pub(super) fn open(session: &Session, now: Instant, datagram: &[u8]) -> Result<Vec<u8>, DropReason> {
     let mut datagram = datagram.to_vec();
     let Ok(Message::Transport(header)) = Message::parse(&datagram) else { panic!("not transport data") };
     session.open(now, header, &mut datagram).map(|authentic| authentic.plaintext.to_vec())
