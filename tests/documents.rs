@@ -53,6 +53,8 @@ fn stated_constants() -> Vec<(String, String)> {
         ("PING_LOST_AFTER", time(c::PING_LOST_AFTER)),
         ("DEGRADED_ABOVE_LOSS", format!("{} %", c::DEGRADED_ABOVE_LOSS * 100.0)),
         ("DEGRADED_UNTIL_LOSS", format!("{} %", c::DEGRADED_UNTIL_LOSS * 100.0)),
+        ("REPEAT_INTERVAL", time(c::REPEAT_INTERVAL)),
+        ("REPEAT_FOR", time(c::REPEAT_FOR)),
         ("EAGER_RETRY_FOR", time(c::EAGER_RETRY_FOR)),
         ("LIVENESS_DEAD_INTERVAL", time(c::LIVENESS_DEAD_INTERVAL)),
         ("PATH_BASE_LEN", format!("{} bytes", c::PATH_BASE_LEN)),

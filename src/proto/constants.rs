@@ -80,6 +80,11 @@ pub const PREFERRED_PROBE_INTERVAL: Duration = Duration::from_secs(1);
 pub const PREFERRED_PONGS: u32 = 5;
 /// An unanswered attempt for a watched link is repeated at the second of `RETRY_INTERVALS` for this long, then like others.
 pub const EAGER_RETRY_FOR: Duration = Duration::from_secs(60);
+/// While nobody answers the newest initiation for a watched link, the same is sent again this often, and up to a third more. A
+/// peer whose queue a flood keeps full gets one of so many, twice until it has seen a cookie.
+pub const REPEAT_INTERVAL: Duration = Duration::from_millis(100);
+/// From the beginning of an attempt on.
+pub const REPEAT_FOR: Duration = Duration::from_secs(3);
 
 /// While data passes, the path of each lane is tried this often: or once in a round trip, where that is longer.
 pub const LANE_PING_INTERVAL: Duration = Duration::from_millis(400);

@@ -169,6 +169,14 @@ impl Peer {
         }
     }
 
+    /// Nothing more is sent for it, and its ephemeral keys are gone.
+    pub(super) fn end_attempt(&mut self) {
+        self.attempt = None;
+        for timer in [Timer::Retry, Timer::Repeat, Timer::Alternatives] {
+            self.timers.stop(timer);
+        }
+    }
+
     /// Takes a new configuration. The endpoint follows only if the configured one changed, since the peer may have roamed.
     pub(super) fn configure(&mut self, now: Instant, config: PeerConfig) {
         let mut known = std::mem::take(&mut self.remotes);

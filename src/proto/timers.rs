@@ -20,6 +20,8 @@ pub enum Timer {
     LanePaths,
     /// The link is to be looked after.
     Liveness,
+    /// An initiation was not answered yet: send it again.
+    Repeat,
     /// An initiation is to go to the peer's other endpoints too.
     Alternatives,
     /// The path's MTU is to be looked after.
@@ -27,12 +29,13 @@ pub enum Timer {
 }
 
 impl Timer {
-    const COUNT: usize = 8;
+    const COUNT: usize = 9;
     /// All timers, in the order in which they are handled.
     pub const ALL: [Self; Self::COUNT] = [
         Self::Expiry,
         Self::Rekey,
         Self::Retry,
+        Self::Repeat,
         Self::Alternatives,
         Self::Liveness,
         Self::PathMtu,

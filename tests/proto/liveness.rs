@@ -1,11 +1,12 @@
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use underpass::keys::PresharedKey;
-use underpass::packet::message::TRANSPORT_OVERHEAD;
+use underpass::packet::message::{MAC_LEN, TRANSPORT_OVERHEAD};
 use underpass::proto::constants::{
     DEGRADED_ABOVE_LOSS, LIVENESS_INTERVAL, MIN_INITIATION_INTERVAL, PING_AFTER_DATA, PREFERRED_PONGS,
-    PREFERRED_PROBE_INTERVAL, RETRY_JITTER,
+    PREFERRED_PROBE_INTERVAL, REPEAT_FOR, REPEAT_INTERVAL, RETRY_JITTER,
 };
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::error::{DropReason, Miss};
@@ -37,6 +38,43 @@ fn watched_with(change: impl FnOnce(&mut PeerConfig)) -> Pair {
     pair.events.clear();
     pair.sent.clear();
     pair
+}
+
+/// A watched link of which side one's datagrams are lost, but for those that `pass` says of, by their number.
+fn calling(pass: fn(usize) -> bool) -> Pair {
+    let mut pair = Pair::with(|two| two.watched = true, |one| one.endpoints = Vec::new());
+    let mut number = 0;
+    pair.lose = Box::new(move |side, _| {
+        number += usize::from(side == Side::One);
+        side == Side::One && !pass(number)
+    });
+    pair
+}
+
+#[test]
+fn an_initiation_for_a_watched_link_is_repeated_for_three_seconds() {
+    let mut pair = calling(|_| false);
+    pair.advance(seconds(10));
+    let sent = pair.initiations(Side::One);
+    let waits: Vec<Duration> = sent.windows(2).map(|sent| sent[1] - sent[0]).collect();
+    let (hasty, patient): (Vec<_>, Vec<_>) =
+        waits.iter().zip(&sent).partition(|(_, at)| **at < pair.start + REPEAT_FOR);
+    assert!(hasty.iter().all(|(wait, _)| **wait < REPEAT_INTERVAL * 4 / 3), "{hasty:?}");
+    assert!(hasty.len() > 22, "only {} within {REPEAT_FOR:?}", hasty.len());
+    assert!(patient.iter().skip(1).all(|(wait, _)| **wait >= seconds(1)), "{patient:?}");
+    let bodies: BTreeSet<_> = pair.sent.iter().map(|(_, _, payload)| &payload[..payload.len() - 2 * MAC_LEN]).collect();
+    assert!(bodies.len() < 13, "{} are new in everything", bodies.len());
+}
+
+#[test]
+fn a_repeated_initiation_is_answered_and_repeated_no_more() {
+    let mut pair = calling(|number| number >= 2);
+    pair.advance(seconds(2));
+    assert!(pair.is_up(Side::One), "{:?}", pair.status(Side::One));
+    let sent = pair.initiations(Side::One);
+    assert_eq!(sent.len(), 2);
+    assert!(sent[1] - sent[0] < REPEAT_INTERVAL * 4 / 3);
+    assert_eq!(pair.refused, []);
 }
 
 fn link(pair: &mut Pair) -> (LinkState, Option<LinkReason>) {

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::packet::message::{CookieReply, Initiation, Response};
 use crate::proto::constants::{
-    ALTERNATIVE_DELAY, EAGER_RETRY_FOR, MIN_ACCEPTED_INITIATION_INTERVAL, MIN_INITIATION_INTERVAL, RETRY_INTERVALS,
-    RETRY_JITTER,
+    ALTERNATIVE_DELAY, EAGER_RETRY_FOR, MIN_ACCEPTED_INITIATION_INTERVAL, MIN_INITIATION_INTERVAL, REPEAT_FOR,
+    REPEAT_INTERVAL, RETRY_INTERVALS, RETRY_JITTER,
 };
 use crate::proto::endpoint::Endpoint;
 use crate::proto::error::DropReason;
@@ -87,6 +87,29 @@ impl Device {
         peer.past_sent_bytes += message.len() as u64;
         self.transmits.push_back(Transmit::handshake(endpoint, peer.config.dscp, message));
         self.send_to_alternatives_if_due(now, id);
+        self.repeat_later(now, id);
+    }
+
+    /// Sends the newest initiation once more where it went, with a cookie if one has come meanwhile.
+    pub(super) fn repeat_initiation(&mut self, now: Instant, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let (Some(attempt), Some(endpoint)) = (peer.attempt.as_mut(), peer.endpoint) else { return };
+        peer.cookies.write_macs(now, &peer.remotes[peer.active_remote].mac_keys, &mut attempt.message);
+        peer.past_sent_bytes += attempt.message.len() as u64;
+        peer.traffic.on_sent(now, false);
+        self.transmits.push_back(Transmit::handshake(endpoint, peer.config.dscp, attempt.message.clone()));
+        if peer.timers.get(Timer::Alternatives).is_none() {
+            self.send_to_alternatives(now, id);
+        }
+        self.repeat_later(now, id);
+    }
+
+    fn repeat_later(&mut self, now: Instant, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(id).filter(|peer| peer.config.watched) else { return };
+        if peer.attempt.as_ref().is_some_and(|attempt| now < attempt.started_at + REPEAT_FOR) {
+            let jitter = self.randomness.duration_below(REPEAT_INTERVAL / 3);
+            peer.timers.set(Timer::Repeat, now + REPEAT_INTERVAL + jitter);
+        }
     }
 
     fn send_to_alternatives_if_due(&mut self, now: Instant, id: PeerId) {
@@ -112,9 +135,7 @@ impl Device {
     pub(super) fn end_attempt(&mut self, id: PeerId) {
         self.release_pending(id);
         if let Some(peer) = self.peers.get_mut(id) {
-            peer.attempt = None;
-            peer.timers.stop(Timer::Retry);
-            peer.timers.stop(Timer::Alternatives);
+            peer.end_attempt();
         }
     }
 
@@ -221,9 +242,7 @@ impl Device {
         peer.past_received_bytes += response.bytes.len() as u64;
         peer.traffic.on_received(now, false);
         // The index goes on as the session's.
-        peer.attempt = None;
-        peer.timers.stop(Timer::Retry);
-        peer.timers.stop(Timer::Alternatives);
+        peer.end_attempt();
         let parameters = SessionParameters {
             local_index: index,
             remote_index: response.sender_index(),

@@ -29,6 +29,7 @@ impl Device {
     fn on_timer(&mut self, now: Instant, id: PeerId, timer: Timer) {
         match timer {
             Timer::Retry => self.on_retry(now, id),
+            Timer::Repeat => self.repeat_initiation(now, id),
             Timer::PersistentKeepalive => self.on_persistent_keepalive(now, id),
             Timer::Rekey => self.initiate(now, id),
             Timer::Expiry => self.on_expiry(now, id),
