@@ -126,7 +126,7 @@ pub(super) struct Attempt {
     pub(super) initiations: usize,
     /// The latest initiation and its session index; none before the first was sent.
     pub(super) pending: Option<(PendingInitiation, u32)>,
-    /// Its bytes, for the peer's other endpoints.
+    /// Its bytes, to be sent again and to the peer's other endpoints.
     pub(super) message: Vec<u8>,
 }
 

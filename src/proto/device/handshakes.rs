@@ -69,14 +69,12 @@ impl Device {
         peer.timers.set(Timer::Retry, now + interval + jitter);
         peer.last_initiation_at = Some(now);
         attempt.initiations += 1;
-        let Ok((pending, mut message)) = created else {
+        let Ok((pending, message)) = created else {
             self.peers.release_index(index);
             return self.drops.count(DropReason::HandshakeFailed);
         };
-        peer.cookies.write_macs(now, &remote.mac_keys, &mut message);
         attempt.pending = Some((pending, index));
-        peer.traffic.on_sent(now, false);
-        attempt.message.clone_from(&message);
+        attempt.message = message;
         let is_retry = attempt.initiations > 1;
         if peer.config.endpoints.iter().any(|other| other.remote != endpoint.remote) {
             // Nobody answers at this address, or has answered there lately: whoever forwards a datagram of a peer makes it
@@ -84,29 +82,27 @@ impl Device {
             let is_lost = is_retry || peer.liveness.is_dead();
             peer.timers.set(Timer::Alternatives, if is_lost { now } else { now + ALTERNATIVE_DELAY });
         }
-        peer.past_sent_bytes += message.len() as u64;
-        self.transmits.push_back(Transmit::handshake(endpoint, peer.config.dscp, message));
+        self.send_newest_initiation(now, id);
         self.send_to_alternatives_if_due(now, id);
-        self.repeat_later(now, id);
     }
 
-    /// Sends the newest initiation once more where it went, with a cookie if one has come meanwhile.
+    /// Sends the newest initiation once more where it went.
     pub(super) fn repeat_initiation(&mut self, now: Instant, id: PeerId) {
+        self.send_newest_initiation(now, id);
+        if self.peers.get_mut(id).is_some_and(|peer| peer.timers.get(Timer::Alternatives).is_none()) {
+            self.send_to_alternatives(now, id);
+        }
+    }
+
+    /// To the endpoint, with a cookie if one has come; again later if the link is watched.
+    fn send_newest_initiation(&mut self, now: Instant, id: PeerId) {
         let Some(peer) = self.peers.get_mut(id) else { return };
-        let (Some(attempt), Some(endpoint)) = (peer.attempt.as_mut(), peer.endpoint) else { return };
+        let (Some(attempt), Some(endpoint)) = (&mut peer.attempt, peer.endpoint) else { return };
         peer.cookies.write_macs(now, &peer.remotes[peer.active_remote].mac_keys, &mut attempt.message);
         peer.past_sent_bytes += attempt.message.len() as u64;
         peer.traffic.on_sent(now, false);
         self.transmits.push_back(Transmit::handshake(endpoint, peer.config.dscp, attempt.message.clone()));
-        if peer.timers.get(Timer::Alternatives).is_none() {
-            self.send_to_alternatives(now, id);
-        }
-        self.repeat_later(now, id);
-    }
-
-    fn repeat_later(&mut self, now: Instant, id: PeerId) {
-        let Some(peer) = self.peers.get_mut(id).filter(|peer| peer.config.watched) else { return };
-        if peer.attempt.as_ref().is_some_and(|attempt| now < attempt.started_at + REPEAT_FOR) {
+        if peer.config.watched && now < attempt.started_at + REPEAT_FOR {
             let jitter = self.randomness.duration_below(REPEAT_INTERVAL / 3);
             peer.timers.set(Timer::Repeat, now + REPEAT_INTERVAL + jitter);
         }
