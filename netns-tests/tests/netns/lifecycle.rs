@@ -278,7 +278,7 @@ fn traffic_leaves_no_file_open() {
     let ends = Ends::wired("files");
     let (mut proxy, _backend) = ends.start_calling(ENDPOINT);
     probe::flood_ping(&ends.proxy, BACKEND[0]).assert_all_answered();
-    let before = proxy.process().held().descriptors;
+    let before = proxy.process().held_at_rest().descriptors;
     for _ in 0..5 {
         proxy.status();
         probe::flood_ping(&ends.proxy, BACKEND[0]).assert_all_answered();
