@@ -5,7 +5,7 @@
 # make fuzz    each fuzz target for SECONDS (60), or RUNS times; goes on from what it found before and from the corpora that
 #              `make test` replays; TARGETS="datagram config" for a part
 # make asan    the unit tests, the I/O layer's among them, with AddressSanitizer
-# make loom    what workers share, in every order in which two threads may meet
+# make loom    what workers share, in every order in which threads may meet
 # make mutants what of src/proto, or FILES, can be wrong without a test that fails
 # make deny    licenses, sources and known weaknesses of what we depend on
 # make build   target/release/underpass
