@@ -83,6 +83,7 @@ asan: build-deps
 
 # In a copy of the core alone, so that a mutant costs seconds: its tests need neither the daemon nor what stands for the kernel.
 MUTANTS := target/mutants/core
+mutants: export CARGO_PROFILE_DEV_DEBUG := none
 mutants: build-deps
 	command -v cargo-mutants > /dev/null || [ -x target/tools/bin/cargo-mutants ] ||
 		$(CARGO) install --locked --root target/tools cargo-mutants

@@ -31,7 +31,7 @@ const WRITE_SEEDS: &str = "UNDERPASS_WRITE_SEEDS";
 
 #[test]
 fn replays_the_datagram_corpus() {
-    replay("datagram", datagram::run);
+    replay("datagram", |data| datagram::World::new().do_steps(data));
 }
 
 #[test]

@@ -226,7 +226,7 @@ fn frames(plaintext: &[u8]) -> Vec<Frame<'_>> {
         match kind {
             1 if flags <= PARTIAL | CONTINUES => frames.push(Frame::Packet(flags, body)),
             1 => frames.push(Frame::Malformed),
-            2 if body.is_empty() || (matches!(body[0], 1 | 2) && body.len() < 9) => frames.push(Frame::Malformed),
+            2 if body.is_empty() || (matches!(body[0], 1 | 2 | 4) && body.len() < 9) => frames.push(Frame::Malformed),
             _ => {}
         }
         rest = &rest[4 + length..];

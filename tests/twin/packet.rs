@@ -141,9 +141,9 @@ pub(crate) fn direct_transport(packet: &[u8]) -> Option<Transport> {
 
 /// The one's-complement sum of all words.
 pub(crate) fn sum(bytes: &[u8]) -> usize {
-    let words = bytes.chunks_exact(2);
-    let odd = words.remainder().first().map_or(0, |byte| usize::from(*byte) << 8);
-    fold(words.map(|word| field(word, 0)).sum::<usize>() + odd)
+    let (words, rest) = bytes.as_chunks();
+    let odd = rest.first().map_or(0, |byte| usize::from(*byte) << 8);
+    fold(words.iter().map(|word| usize::from(u16::from_be_bytes(*word))).sum::<usize>() + odd)
 }
 
 pub(crate) fn add(one: usize, two: usize) -> usize {

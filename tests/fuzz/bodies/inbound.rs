@@ -186,7 +186,8 @@ impl<'w, 'd> Run<'w, 'd> {
         let (mut read, payload_len) = self.choices.read(self.sequence);
         self.sequence += payload_len;
         let (frames, bytes) = (&mut self.frames, &mut self.bytes);
-        testing::cut(&mut read, &mut vec![0; 65_536], |flags, packet| {
+        let mut packet = vec![0; read.len()];
+        testing::cut(&mut read, &mut packet, |flags, packet| {
             *bytes += packet.len();
             frames.push(Frame { kind: 1, flags, length: None, body: packet.to_vec() });
         })

@@ -40,6 +40,7 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>, Outcome)> {
         ),
         ("whole-and-extended", whole_and_extended(), outcome(5, 5, 0)),
         ("standing-queue", standing_queue(), outcome(14, 4, 0)),
+        ("longer-than-any-mtu", longer_than_any_mtu(), outcome(2, 1, 0)),
         ("every-ecn-field", every_ecn_field(), outcome(16, 8, 0)),
         ("no-segment-size", [read(tcp), vec![FLIP, 0, 4, 0x14, FLIP, 0, 5, 0x05]].concat(), outcome(0, 0, 1)),
         ("wrong-kind", [read(tcp), vec![FLIP, 0, 1, 4]].concat(), outcome(0, 0, 1)),
@@ -56,6 +57,12 @@ fn standing_queue() -> Vec<u8> {
     let marked = [Read::tcp(4500, 1300), Read::udp(4500, 1300)].map(|shape| [read(shape), drain.clone()].concat());
     let lost = [read(Read::tcp(4500, 1300).shaped(WITHOUT_ECN)), read(Read::tcp(3900, 1300)), drain].concat();
     [marked.concat(), lost].concat()
+}
+
+/// It is passed over, and what makes a queue stand is the superpacket behind it.
+fn longer_than_any_mtu() -> Vec<u8> {
+    let long = read(Read { options: 0xaa, ..Read::tcp(65_407, 0) }.shaped(WITHOUT_ECN));
+    [long, read(Read::tcp(3900, 1300).shaped(WITHOUT_ECN)), drain(MTU_9000 | 0x80)].concat()
 }
 
 /// Packets of one field share a datagram.

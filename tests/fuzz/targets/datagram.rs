@@ -3,5 +3,12 @@
 
 #[path = "../bodies/datagram.rs"]
 mod datagram;
+#[path = "../rewound.rs"]
+mod rewound;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| datagram::run(data));
+use datagram::World;
+
+#[global_allocator]
+static WORLD: rewound::Rewound<World> = rewound::Rewound::new();
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| WORLD.run(World::new, |world| world.do_steps(data)));
