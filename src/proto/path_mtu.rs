@@ -380,3 +380,6 @@ impl Purpose {
 fn base(wanted: u16) -> u16 {
     PATH_BASE_LEN.min(wanted)
 }
+
+#[cfg(test)]
+mod tests;

@@ -147,3 +147,6 @@ fn simultaneous(one: &Session, other: &Session) -> bool {
     let apart = one.created_at.max(other.created_at) - one.created_at.min(other.created_at);
     one.is_initiator != other.is_initiator && apart < SIMULTANEOUS_INTERVAL
 }
+
+#[cfg(test)]
+mod tests;
