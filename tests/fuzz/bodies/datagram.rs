@@ -28,7 +28,7 @@ const LATER: u8 = 3;
 /// Modes are read modulo this.
 const MODES: u8 = 4;
 /// Of a run, so that none takes long: time brings handshakes.
-const MAX_STEPS: usize = 64;
+const MAX_STEPS: usize = 32;
 
 pub(crate) struct World {
     now: Instant,

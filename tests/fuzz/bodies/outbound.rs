@@ -40,7 +40,8 @@ const STEPS: u8 = 6;
 const MTUS: [u16; 3] = [1420, 1280, 9000];
 /// Of one drain.
 const MAX_READS: usize = 64;
-/// Bytes of reads in a run, so that none takes long.
+/// Steps of a run and bytes of its reads, so that none takes long.
+const MAX_STEPS: usize = 64;
 const MAX_BYTES: usize = 100_000;
 /// The longest datagram, and what it costs beside its frames.
 const MAX_DATAGRAM: usize = 65_507;
@@ -96,7 +97,10 @@ impl World {
     fn do_steps(&mut self, mut choices: Choices<'_>) -> Outcome {
         let (mut reads, mut bytes, mut sequence) = (Vec::new(), 0, 0);
         let mut outcome = Outcome::default();
-        while !choices.is_empty() && bytes < MAX_BYTES {
+        for _ in 0..MAX_STEPS {
+            if choices.is_empty() || bytes >= MAX_BYTES {
+                break;
+            }
             match choices.byte() % STEPS {
                 READ => {
                     let (read, payload_len) = choices.read(sequence);
