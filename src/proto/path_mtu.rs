@@ -244,7 +244,7 @@ impl PathMtu {
         let confirm_at = self.confirmed_at.map_or(now, |at| at + link.confirm_interval);
         Some(match self.phase {
             Phase::Searching { .. } => now,
-            Phase::Complete { raise_at } if self.is_narrow() => confirm_at.min(raise_at),
+            // More is tried then too, if it is time.
             Phase::Complete { .. } => confirm_at,
             Phase::Error => self.confirmed_at.map_or(now, |at| at + PATH_IDLE_INTERVAL),
         })
@@ -357,7 +357,6 @@ impl Series {
     /// When the next probe is sent, or the last one lost.
     fn due_at(self, patience: Duration) -> Instant {
         let wait = match self.sent {
-            0 => Duration::ZERO,
             1 => patience,
             _ if self.is_in_vain() => LIVENESS_DEAD_INTERVAL,
             _ if self.is_at_its_end() => patience,

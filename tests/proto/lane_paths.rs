@@ -13,7 +13,7 @@ use underpass::proto::endpoint::Endpoint;
 use underpass::proto::event::Event;
 use underpass::proto::transmit::{SourcePort, Transmit};
 
-use crate::pair::{InFlight, Pair, Side, inner_packet, seconds};
+use crate::pair::{InFlight, LATENCY, Pair, Side, inner_packet, seconds};
 
 /// A path that gives no answer is lost after so long at most, from whenever it fell silent, with a round trip to spare.
 const NOTICED_AFTER: Duration = LANE_PING_INTERVAL.saturating_mul(LANE_PINGS_UNANSWERED as u32 + 2);
@@ -206,8 +206,32 @@ fn a_path_that_is_closed_from_the_start_is_probed_ever_more_rarely() {
     let waits: Vec<Duration> = probes.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert!(waits.windows(2).all(|pair| pair[1] + LANE_PING_INTERVAL >= pair[0]), "{waits:?}");
     assert!((5..12).contains(&probes.len()), "{waits:?}");
+    assert!(waits[0] <= LANE_PING_INTERVAL * 2, "{waits:?}");
     let [one, two] = pair.addresses;
     assert_eq!(way(&mut pair, Side::One, 1), (one, two));
+}
+
+#[test]
+fn a_short_silence_costs_no_path() {
+    let mut pair = connected([2, 2]);
+    talk(&mut pair, [&[1], &[1]], seconds(1));
+    let (own, [_, two]) = (port(&pair, Side::One, 1), pair.addresses);
+    pair.advance((PING_AFTER_DATA + LANE_PATH_LIFETIME) / 2);
+    assert_eq!((way(&mut pair, Side::One, 1), way(&mut pair, Side::Two, 1)), ((own, two), (two, own)));
+}
+
+#[test]
+fn each_of_many_lanes_keeps_its_path() {
+    let lanes = [0, 1, 2, 3, 4, 5];
+    let mut pair = connected([6, 6]);
+    let listening = port(&pair, Side::Two, 0);
+    for _ in 0..100 {
+        talk(&mut pair, [&lanes, &lanes], Duration::from_millis(50));
+        for lane in lanes {
+            let own = port(&pair, Side::One, lane);
+            assert_eq!(way(&mut pair, Side::One, lane), (own, listening), "lane {lane}");
+        }
+    }
 }
 
 #[test]
@@ -300,15 +324,39 @@ fn who_forwards_a_lanes_datagrams_gets_what_is_for_that_lane_until_its_next_data
     assert_eq!(way(&mut pair, Side::Two, 1).1, own, "a replay");
 }
 
+/// A datagram of side one with nothing but `control`.
+fn sealed(pair: &mut Pair, lane: u8, control: Control) -> Vec<u8> {
+    let now = pair.now;
+    let mut payload = vec![0; TRANSPORT_HEADER_LEN];
+    control.encode(&mut payload);
+    payload.extend([0; TAG_LEN]);
+    let router = pair.device(Side::One).router();
+    router.route(now, Side::Two.inner().into()).unwrap().seal(now, lane, &mut payload, &mut Vec::new()).unwrap();
+    payload
+}
+
+#[test]
+fn a_ping_that_was_overtaken_and_comes_from_elsewhere_is_answered_where_the_peer_is() {
+    let elsewhere = Endpoint::new("203.0.113.66:66".parse().unwrap());
+    for (lane, lane_paths) in [(0, true), (1, false)] {
+        let mut pair = Pair::with_devices(|_, config| (config.send_lanes, config.lane_paths) = (2, lane_paths));
+        pair.connect(Side::One);
+        let mut ping = sealed(&mut pair, lane, Control::Ping(7));
+        send_on(&mut pair, Side::One, lane);
+        pair.advance(LATENCY);
+        let (now, [one, _]) = (pair.now, pair.addresses);
+        let two = pair.device(Side::Two);
+        two.handle_datagram(now, elsewhere, Ecn::NotEct, &mut ping).unwrap();
+        let remotes: Vec<_> = std::iter::from_fn(|| two.poll_transmit()).map(|pong| pong.endpoint.remote).collect();
+        assert_eq!(remotes, [one], "lane {lane}");
+    }
+}
+
 #[test]
 fn a_probe_from_elsewhere_moves_nothing() {
     let mut pair = connected([2, 2]);
     let now = pair.now;
-    let mut payload = vec![0; TRANSPORT_HEADER_LEN];
-    Control::Probe(7).encode(&mut payload);
-    payload.extend([0; TAG_LEN]);
-    let router = pair.device(Side::One).router();
-    router.route(now, Side::Two.inner().into()).unwrap().seal(now, 1, &mut payload, &mut Vec::new()).unwrap();
+    let payload = sealed(&mut pair, 1, Control::Probe(7));
     let before = way(&mut pair, Side::Two, 1);
     let elsewhere: SocketAddr = "192.0.2.1:51960".parse().unwrap();
     pair.deliver(InFlight {

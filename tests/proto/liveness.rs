@@ -209,6 +209,21 @@ fn packets_for_a_link_that_is_down_are_refused_at_once() {
 }
 
 #[test]
+fn what_waits_for_a_peer_that_turns_out_to_be_away_is_dropped_as_soon_as_more_would_be_refused() {
+    let mut pair = calling(|_| false);
+    pair.send(Side::One, b"waits");
+    let refuses = |pair: &mut Pair| {
+        let now = pair.now;
+        let route = pair.one.router().route(now, Side::Two.inner().into()).map(drop);
+        route == Err(Miss::Drop(DropReason::LinkDown))
+    };
+    let dropped = |pair: &mut Pair| pair.one.status(pair.now).drops.of(DropReason::LinkDown);
+    assert_eq!((refuses(&mut pair), dropped(&mut pair)), (false, 0));
+    until(&mut pair, "dropped", |pair| dropped(pair) > 0 || refuses(pair));
+    assert_eq!((refuses(&mut pair), dropped(&mut pair)), (true, 1));
+}
+
+#[test]
 fn a_drained_link_carries_on_and_is_called_draining_until_undrained() {
     let mut pair = watched();
     let (now, key) = (pair.now, Side::Two.public_key());

@@ -30,7 +30,7 @@ impl Device {
             peer.lane_paths = LanePaths::new(now, &session);
             self.router_is_stale = true;
         }
-        if session.has_lane_paths && session.is_initiator {
+        if matches!(peer.lane_paths, LanePaths::Opened(_)) {
             self.leave_unproven(now, id);
             self.tend_lane_paths(now, id);
         }

@@ -47,6 +47,7 @@ impl Walk {
                 let pair = is_paired.then(|| self.token());
                 self.path.on_probe_sent(self.now, token, pair);
                 self.sent.push((self.now - begin, length, is_paired));
+                assert!(self.sent.len() < 1_000, "it would never end");
                 if let Some(pair) = pair.filter(|_| self.carries > 0) {
                     assert!(self.path.on_pong(self.now, pair));
                 }
@@ -56,7 +57,7 @@ impl Walk {
             }
             match self.path.next_at(self.now, LINK) {
                 Some(next) if next <= end => {
-                    assert!(next > self.now, "it would never end");
+                    assert!(next > self.now, "nor here");
                     self.now = next;
                 }
                 _ => break self.now = end,
@@ -179,7 +180,8 @@ fn so_close_to_all_that_is_wanted_no_step_is_tried() {
     walk.walk(Duration::from_secs(8));
     let found = walk.limit().datagram;
     let sent = walk.walk(PATH_RAISE_INTERVAL + Duration::from_secs(2));
-    assert_eq!(lengths(&sent).into_iter().filter(|length| *length > found).collect::<Vec<_>>(), [WANTED]);
+    let longer: Vec<u16> = sent.iter().map(|(_, length, _)| *length).filter(|length| *length > found).collect();
+    assert_eq!(longer, [WANTED; PATH_PROBES_SEARCHING as usize]);
 }
 
 #[test]
@@ -192,9 +194,14 @@ fn a_path_below_the_base_is_left_at_the_floor_and_tried_now_and_then() {
     assert_eq!(lengths(&sent), [PATH_BASE_LEN]);
     let series = sent.iter().filter(|(_, _, is_paired)| *is_paired).count();
     assert!((2..=3).contains(&series), "{sent:?}");
-    walk.carries = 1272;
-    walk.walk(PATH_IDLE_INTERVAL + Duration::from_secs(5));
-    walk.assert_found();
+    let mut wide = Walk { carries: 1500, ..walk };
+    wide.walk(PATH_IDLE_INTERVAL + Duration::from_secs(1));
+    assert_eq!(wide.limit(), PathLimit { datagram: WANTED, width: Width::Full });
+    let mut narrow = Walk::on_path_of(1100);
+    narrow.walk(Duration::from_secs(6));
+    narrow.carries = 1272;
+    narrow.walk(PATH_IDLE_INTERVAL + Duration::from_secs(5));
+    narrow.assert_found();
 }
 
 #[test]
@@ -222,6 +229,10 @@ fn another_place_is_another_path() {
     assert_eq!(probe, Some(Probe { length: WANTED, is_paired: false }));
     assert_eq!(walk.path.limit(elsewhere), PathLimit { datagram: PATH_BASE_LEN, width: Width::Unknown });
     assert!(walk.path.in_flight.is_empty(), "answers from where it was count for nothing");
+    walk.path.on_probe_sent(walk.now, 1_000, None);
+    assert!(walk.path.on_pong(walk.now, 1_000));
+    assert_eq!(walk.path.limit(elsewhere), PathLimit { datagram: WANTED, width: Width::Full });
+    assert_eq!(walk.limit(), PathLimit { datagram: PATH_BASE_LEN, width: Width::Unknown }, "nor there any more");
 }
 
 #[test]
@@ -235,6 +246,18 @@ fn a_late_answer_to_something_longer_ends_the_search_for_less() {
     assert!(walk.path.series.is_none());
     assert_eq!(walk.limit(), PathLimit { datagram: WANTED, width: Width::Full });
     assert!(!walk.path.on_pong(walk.now, 1_000), "each answers once");
+}
+
+#[test]
+fn a_late_answer_to_what_was_given_up_begins_the_search_anew() {
+    let mut walk = Walk::on_path_of(1272);
+    walk.walk(Duration::from_secs(1));
+    assert!(walk.path.series.is_some_and(|series| series.length == 1294), "{:?}", walk.path.series);
+    walk.path.in_flight.push_back(Sent { token: 1_000, length: 1326, is_pair: false });
+    walk.carries = 1500;
+    assert!(walk.path.on_pong(walk.now, 1_000));
+    walk.walk(Duration::from_secs(1));
+    assert_eq!(walk.limit(), PathLimit { datagram: WANTED, width: Width::Full });
 }
 
 #[test]
