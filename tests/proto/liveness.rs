@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use underpass::keys::PresharedKey;
 use underpass::packet::message::{MAC_LEN, TRANSPORT_OVERHEAD};
 use underpass::proto::constants::{
-    DEGRADED_ABOVE_LOSS, LIVENESS_INTERVAL, MIN_INITIATION_INTERVAL, PING_AFTER_DATA, PREFERRED_PONGS,
-    PREFERRED_PROBE_INTERVAL, REPEAT_FOR, REPEAT_INTERVAL, RETRY_JITTER,
+    DEGRADED_ABOVE_LOSS, LIVENESS_INTERVAL, LIVENESS_PINGS_PER_SECOND, MIN_INITIATION_INTERVAL, PING_AFTER_DATA,
+    PREFERRED_PONGS, PREFERRED_PROBE_INTERVAL, REPEAT_FOR, REPEAT_INTERVAL, RETRY_JITTER,
 };
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::error::{DropReason, Miss};
@@ -171,6 +171,18 @@ fn a_link_that_loses_much_is_degraded_until_it_does_no_more() {
     pair.lose = Box::new(|_, _| false);
     pair.advance(seconds(60));
     assert_eq!(link(&mut pair), (LinkState::Up, None));
+}
+
+#[test]
+fn many_links_are_pinged_more_rarely() {
+    let mut pair = watched();
+    for (strangers, interval) in [(0, LIVENESS_INTERVAL), (999, seconds(1_000) / LIVENESS_PINGS_PER_SECOND)] {
+        pair.add_strangers(strangers);
+        pair.sent.clear();
+        pair.advance(interval * 50);
+        let pings = pair.sent.iter().filter(|(_, side, _)| *side == Side::One).count();
+        assert!((49..=51).contains(&pings), "{pings} among {strangers}");
+    }
 }
 
 #[test]

@@ -349,6 +349,17 @@ impl Pair {
         }
     }
 
+    /// Has side one know so many more peers, of whom nothing is ever heard.
+    pub(crate) fn add_strangers(&mut self, number: u32) {
+        for index in 0..number {
+            let mut key = [7; 32];
+            key[8..12].copy_from_slice(&index.to_le_bytes());
+            let public_key = PrivateKey::from_bytes(key).unwrap().public_key();
+            let stranger = PeerConfig { public_key, endpoints: vec![], allowed_ips: vec![], ..peer_config(Side::Two) };
+            self.one.upsert_peer(self.now, stranger).unwrap();
+        }
+    }
+
     pub(crate) fn status(&mut self, side: Side) -> PeerStatus {
         let now = self.now;
         self.device(side).status(now).peers.remove(0)

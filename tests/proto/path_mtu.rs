@@ -5,7 +5,7 @@ use std::time::Duration;
 use underpass::packet::frame::FRAME_HEADER_LEN;
 use underpass::packet::message::{Message, TRANSPORT_OVERHEAD};
 use underpass::proto::constants::{
-    PATH_BASE_LEN, PATH_FLOOR_LEN, PATH_RAISE_INTERVAL, PATH_SEARCH_STEP, PING_AFTER_DATA,
+    PATH_BASE_LEN, PATH_FLOOR_LEN, PATH_PROBES_PER_SECOND, PATH_RAISE_INTERVAL, PATH_SEARCH_STEP, PING_AFTER_DATA,
 };
 use underpass::proto::event::Event;
 use underpass::proto::staged::StagedPacket;
@@ -383,13 +383,28 @@ fn probes_are_as_long_as_datagrams_with_data_and_no_longer() {
     assert_eq!(longest, Some(usize::from(MTU) + OVERHEAD));
 }
 
+/// Probes of side one in so many seconds in which data passes.
+fn probes_in(pair: &mut Pair, duration: Duration) -> usize {
+    pair.sent.clear();
+    carry(pair, duration);
+    let is_probe = |payload: &[u8]| payload.len() > 1000;
+    pair.sent.iter().filter(|(_, side, payload)| *side == Side::One && is_probe(payload)).count()
+}
+
 #[test]
 fn confirming_costs_a_few_datagrams_a_second() {
     let mut pair = pair_on([usize::MAX; 2]);
     carry(&mut pair, seconds(10));
-    pair.sent.clear();
-    carry(&mut pair, seconds(100));
-    let is_probe = |payload: &[u8]| payload.len() > 1000;
-    let probes = pair.sent.iter().filter(|(_, side, payload)| *side == Side::One && is_probe(payload)).count();
+    let probes = probes_in(&mut pair, seconds(100));
     assert!((300..=410).contains(&probes), "{probes}");
+}
+
+#[test]
+fn many_paths_are_confirmed_more_rarely() {
+    let mut pair = pair_on([usize::MAX; 2]);
+    pair.add_strangers(1_999);
+    carry(&mut pair, seconds(10));
+    let expected = 20 * PATH_PROBES_PER_SECOND as usize / 2_000;
+    let probes = probes_in(&mut pair, seconds(20));
+    assert!((expected - 1..=expected + 1).contains(&probes), "{probes}");
 }
