@@ -94,7 +94,7 @@ mutants: build-deps
 	cp tests/vectors/*.json $(MUTANTS)/tests/vectors
 	sed '/^members = /d; /^\[\[bench\]\]/,/^$$/d; /^underpass = { path = "\."/d' Cargo.toml > $(MUTANTS)/Cargo.toml
 	cd $(MUTANTS)
-	PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) mutants --in-place --no-default-features --minimum-test-timeout 60 \
+	PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) mutants --in-place --no-default-features --minimum-test-timeout 20 \
 		$(foreach file,$(or $(FILES),src/proto/**),--file '$(file)') -- --lib --test proto -- --skip a_thousand_peers
 
 deny:
