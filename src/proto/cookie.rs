@@ -166,6 +166,7 @@ fn mac(key: &[u8], parts: &[&[u8]]) -> Mac {
 mod tests {
     use std::time::Duration;
 
+    use super::super::start;
     use super::*;
     use crate::keys::PrivateKey;
     use crate::packet::message::{INITIATION_LEN, Message};
@@ -182,8 +183,7 @@ mod tests {
     const FROM: &str = "192.0.2.1:1000";
 
     fn setup() -> Setup {
-        #[expect(clippy::disallowed_methods, reason = "any instant will do as the origin of virtual time")]
-        let now = Instant::now();
+        let now = start();
         Setup {
             now,
             receiver: MacKeys::new(&PrivateKey::from_bytes([1; 32]).unwrap().public_key()),

@@ -210,14 +210,10 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::start;
     use super::*;
 
     const LIFETIME: Duration = Duration::from_secs(10);
-
-    fn start() -> Instant {
-        #[expect(clippy::disallowed_methods, reason = "some instant to count from")]
-        Instant::now()
-    }
 
     fn flow(number: u32) -> Flow {
         let [near, far] = ["10.0.0.1", "10.0.0.2"].map(|address| address.parse().unwrap());

@@ -127,12 +127,8 @@ fn network_of(source: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use super::super::start;
     use super::*;
-
-    fn start() -> Instant {
-        #[expect(clippy::disallowed_methods, reason = "any instant will do as the origin of virtual time")]
-        Instant::now()
-    }
 
     fn source(number: u32) -> IpAddr {
         std::net::Ipv4Addr::from(0x0a00_0000 + number).into()

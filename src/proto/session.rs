@@ -249,4 +249,4 @@ fn nonce(lane: u8, counter: u64) -> u64 {
 #[cfg(all(test, underpass_loom))]
 mod interleavings;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -94,12 +94,12 @@ fn store(stamp: &AtomicU64, value: u64) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::start;
     use super::*;
 
     #[test]
     fn each_stamp_is_that_of_the_last_of_its_kind() {
-        #[expect(clippy::disallowed_methods, reason = "any instant will do as the origin of virtual time")]
-        let now = Instant::now();
+        let now = start();
         let at = |seconds| now + Duration::from_secs(seconds);
         let traffic = Traffic::new(now);
         let stamps = || [traffic.last_active(), traffic.last_data(), traffic.last_received()];

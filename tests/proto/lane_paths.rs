@@ -11,7 +11,7 @@ use underpass::proto::constants::{
 };
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::event::Event;
-use underpass::proto::transmit::{SourcePort, Transmit};
+use underpass::proto::transmit::{SourcePort, Transmit, Way};
 
 use crate::pair::{InFlight, LATENCY, Pair, Side, inner_packet, seconds};
 
@@ -44,32 +44,27 @@ fn port(pair: &Pair, side: Side, lane: u8) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port() + u16::from(lane))
 }
 
-/// Sends a packet as a lane's worker does.
-fn send_on(pair: &mut Pair, side: Side, lane: u8) {
+/// A datagram of a side's lane, as the lane's worker seals it.
+fn sealed(pair: &mut Pair, side: Side, lane: u8, frames: &[u8]) -> Vec<u8> {
     let now = pair.now;
-    let packet = inner_packet(side.inner(), side.other().inner(), &[lane]);
-    let router = pair.device(side).router();
-    let route = router.route(now, IpAddr::from(side.other().inner())).unwrap();
-    let mut payload = vec![0; TRANSPORT_HEADER_LEN];
-    payload.extend(packet_header(0, packet.len() as u16));
-    payload.extend(packet);
-    payload.extend([0; TAG_LEN]);
-    let way = route.way(lane);
+    let mut payload = [&[0; TRANSPORT_HEADER_LEN], frames, &[0; TAG_LEN]].concat();
     let mut notices = Vec::new();
-    route.seal(now, lane, &mut payload, &mut notices).unwrap();
-    pair.put_on_the_wire(
-        side,
-        Transmit {
-            endpoint: way.endpoint,
-            port: way.port,
-            traffic_class: way.traffic_class,
-            payload,
-            may_fragment: false,
-        },
-    );
+    let router = pair.device(side).router();
+    router.route(now, side.other().inner().into()).unwrap().seal(now, lane, &mut payload, &mut notices).unwrap();
     for notice in notices {
         pair.device(side).handle_notice(now, notice);
     }
+    payload
+}
+
+/// Sends a packet as a lane's worker does.
+fn send_on(pair: &mut Pair, side: Side, lane: u8) {
+    let packet = inner_packet(side.inner(), side.other().inner(), &[lane]);
+    let now = pair.now;
+    let way = pair.device(side).router().route(now, side.other().inner().into()).unwrap().way(lane);
+    let payload = sealed(pair, side, lane, &[&packet_header(0, packet.len() as u16)[..], &packet].concat());
+    let Way { endpoint, port, traffic_class } = way;
+    pair.put_on_the_wire(side, Transmit { endpoint, port, traffic_class, payload, may_fragment: false });
 }
 
 /// Data on these lanes of each side, for so long.
@@ -325,14 +320,10 @@ fn who_forwards_a_lanes_datagrams_gets_what_is_for_that_lane_until_its_next_data
 }
 
 /// A datagram of side one with nothing but `control`.
-fn sealed(pair: &mut Pair, lane: u8, control: Control) -> Vec<u8> {
-    let now = pair.now;
-    let mut payload = vec![0; TRANSPORT_HEADER_LEN];
-    control.encode(&mut payload);
-    payload.extend([0; TAG_LEN]);
-    let router = pair.device(Side::One).router();
-    router.route(now, Side::Two.inner().into()).unwrap().seal(now, lane, &mut payload, &mut Vec::new()).unwrap();
-    payload
+fn sealed_control(pair: &mut Pair, lane: u8, control: Control) -> Vec<u8> {
+    let mut frame = Vec::new();
+    control.encode(&mut frame);
+    sealed(pair, Side::One, lane, &frame)
 }
 
 #[test]
@@ -341,7 +332,7 @@ fn a_ping_that_was_overtaken_and_comes_from_elsewhere_is_answered_where_the_peer
     for (lane, lane_paths) in [(0, true), (1, false)] {
         let mut pair = Pair::with_devices(|_, config| (config.send_lanes, config.lane_paths) = (2, lane_paths));
         pair.connect(Side::One);
-        let mut ping = sealed(&mut pair, lane, Control::Ping(7));
+        let mut ping = sealed_control(&mut pair, lane, Control::Ping(7));
         send_on(&mut pair, Side::One, lane);
         pair.advance(LATENCY);
         let (now, [one, _]) = (pair.now, pair.addresses);
@@ -356,7 +347,7 @@ fn a_ping_that_was_overtaken_and_comes_from_elsewhere_is_answered_where_the_peer
 fn a_probe_from_elsewhere_moves_nothing() {
     let mut pair = connected([2, 2]);
     let now = pair.now;
-    let payload = sealed(&mut pair, 1, Control::Probe(7));
+    let payload = sealed_control(&mut pair, 1, Control::Probe(7));
     let before = way(&mut pair, Side::Two, 1);
     let elsewhere: SocketAddr = "192.0.2.1:51960".parse().unwrap();
     pair.deliver(InFlight {

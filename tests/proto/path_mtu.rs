@@ -383,7 +383,7 @@ fn probes_are_as_long_as_datagrams_with_data_and_no_longer() {
     assert_eq!(longest, Some(usize::from(MTU) + OVERHEAD));
 }
 
-/// Probes of side one in so many seconds in which data passes.
+/// How many probes side one sends for so long, while data passes.
 fn probes_in(pair: &mut Pair, duration: Duration) -> usize {
     pair.sent.clear();
     carry(pair, duration);

@@ -22,12 +22,12 @@ impl Device {
     /// Called after the current session may have changed.
     pub(super) fn renew_lane_paths(&mut self, now: Instant, id: PeerId) {
         let Some(peer) = self.peers.get_mut(id) else { return };
-        let Some(session) = peer.sessions.current().cloned() else {
+        let Some(session) = peer.sessions.current() else {
             peer.lane_paths = LanePaths::Shared;
             return peer.timers.stop(Timer::LanePaths);
         };
-        if !peer.lane_paths.fits(&session) {
-            peer.lane_paths = LanePaths::new(now, &session);
+        if !peer.lane_paths.fits(session) {
+            peer.lane_paths = LanePaths::new(now, session);
             self.router_is_stale = true;
         }
         if matches!(peer.lane_paths, LanePaths::Opened(_)) {

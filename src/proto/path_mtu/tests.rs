@@ -1,4 +1,5 @@
 use super::super::constants::{PATH_CONFIRM_INTERVAL, PATH_PROBES_CONFIRMING};
+use super::super::start;
 use super::*;
 
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -7,25 +8,18 @@ const LINK: Link = Link { patience: PATIENCE, confirm_interval: PATH_CONFIRM_INT
 const WANTED: u16 = 1420 + OVERHEAD;
 const REMOTE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 
-fn start() -> Instant {
-    #[expect(clippy::disallowed_methods, reason = "any instant will do as the origin of virtual time")]
-    Instant::now()
-}
-
 /// What is known of a path, and a path that answers at once.
 struct Walk {
     now: Instant,
     path: PathMtu,
     /// Length of the longest datagrams that pass; 0 for none at all.
     carries: u16,
-    /// Probes sent, but for the small ones: when, since the walk began; how long; whether with a pair.
-    sent: Vec<(Duration, u16, bool)>,
     token: u64,
 }
 
 impl Walk {
     fn on_path_of(carries: u16) -> Self {
-        Self { now: start(), path: PathMtu::new(Some(1420)), carries, sent: Vec::new(), token: 0 }
+        Self { now: start(), path: PathMtu::new(Some(1420)), carries, token: 0 }
     }
 
     fn tend(&mut self) -> Option<Probe> {
@@ -37,17 +31,18 @@ impl Walk {
         self.token
     }
 
-    /// Does what is due for `duration`. Returns the probes that were sent meanwhile.
+    /// Does what is due for `duration`. Returns the probes sent meanwhile, but for the small ones: when, since the walk began;
+    /// how long; whether with a small one.
     fn walk(&mut self, duration: Duration) -> Vec<(Duration, u16, bool)> {
         let (begin, end) = (self.now, self.now + duration);
-        self.sent.clear();
+        let mut sent = Vec::new();
         loop {
             while let Some(Probe { length, is_paired }) = self.tend() {
                 let token = self.token();
                 let pair = is_paired.then(|| self.token());
                 self.path.on_probe_sent(self.now, token, pair);
-                self.sent.push((self.now - begin, length, is_paired));
-                assert!(self.sent.len() < 1_000, "it would never end");
+                sent.push((self.now - begin, length, is_paired));
+                assert!(sent.len() < 1_000, "it would never end");
                 if let Some(pair) = pair.filter(|_| self.carries > 0) {
                     assert!(self.path.on_pong(self.now, pair));
                 }
@@ -60,10 +55,11 @@ impl Walk {
                     assert!(next > self.now, "nor here");
                     self.now = next;
                 }
-                _ => break self.now = end,
+                _ => break,
             }
         }
-        self.sent.clone()
+        self.now = end;
+        sent
     }
 
     fn limit(&self) -> PathLimit {
@@ -141,24 +137,30 @@ fn a_path_that_shrinks_is_noticed_while_it_is_confirmed() {
     walk.assert_found();
 }
 
+/// A path that was narrow and carries `grown` since it was last tried. Returns what had been found, and the lengths tried since.
+fn on_grown_path(grown: u16) -> (Walk, u16, Vec<u16>) {
+    let mut walk = Walk::on_path_of(1272);
+    walk.walk(Duration::from_secs(5));
+    let found = walk.limit().datagram;
+    walk.carries = grown;
+    let sent = walk.walk(PATH_RAISE_INTERVAL + Duration::from_secs(3));
+    let (at, first, _) = *sent.iter().find(|(_, length, _)| *length > found).unwrap();
+    assert_eq!(first, WANTED);
+    assert!(at <= PATH_RAISE_INTERVAL, "{at:?}");
+    (walk, found, lengths(&sent))
+}
+
 #[test]
 fn a_path_that_grows_is_noticed_when_more_is_tried() {
-    for (grown, expected) in [(1500, PathLimit { datagram: WANTED, width: Width::Full }), (1400, PathLimit::NONE)] {
-        let mut walk = Walk::on_path_of(1272);
-        walk.walk(Duration::from_secs(5));
-        let found = walk.limit().datagram;
-        walk.carries = grown;
-        let sent = walk.walk(PATH_RAISE_INTERVAL + Duration::from_secs(3));
-        let (at, first, _) = *sent.iter().find(|(_, length, _)| *length > found).unwrap();
-        assert_eq!(first, WANTED);
-        assert!(at <= PATH_RAISE_INTERVAL, "{at:?}");
-        if grown > WANTED {
-            assert_eq!(walk.limit(), expected);
-            continue;
-        }
-        assert!(sent.iter().any(|(_, length, _)| *length == found + PATH_SEARCH_STEP), "all failed, a step did not");
-        walk.assert_found();
-    }
+    let (walk, ..) = on_grown_path(1500);
+    assert_eq!(walk.limit(), PathLimit { datagram: WANTED, width: Width::Full });
+}
+
+#[test]
+fn a_path_that_grows_a_little_is_noticed_by_a_step() {
+    let (walk, found, tried) = on_grown_path(1400);
+    assert!(tried.contains(&(found + PATH_SEARCH_STEP)), "{tried:?}");
+    walk.assert_found();
 }
 
 #[test]
@@ -194,14 +196,20 @@ fn a_path_below_the_base_is_left_at_the_floor_and_tried_now_and_then() {
     assert_eq!(lengths(&sent), [PATH_BASE_LEN]);
     let series = sent.iter().filter(|(_, _, is_paired)| *is_paired).count();
     assert!((2..=3).contains(&series), "{sent:?}");
-    let mut wide = Walk { carries: 1500, ..walk };
-    wide.walk(PATH_IDLE_INTERVAL + Duration::from_secs(1));
+}
+
+#[test]
+fn a_path_that_comes_to_carry_the_base_is_searched_anew() {
+    let on_recovered_path = |carries, search| {
+        let mut walk = Walk::on_path_of(1100);
+        walk.walk(Duration::from_secs(6));
+        walk.carries = carries;
+        walk.walk(PATH_IDLE_INTERVAL + search);
+        walk
+    };
+    on_recovered_path(1272, Duration::from_secs(5)).assert_found();
+    let wide = on_recovered_path(1500, Duration::from_secs(1));
     assert_eq!(wide.limit(), PathLimit { datagram: WANTED, width: Width::Full });
-    let mut narrow = Walk::on_path_of(1100);
-    narrow.walk(Duration::from_secs(6));
-    narrow.carries = 1272;
-    narrow.walk(PATH_IDLE_INTERVAL + Duration::from_secs(5));
-    narrow.assert_found();
 }
 
 #[test]
@@ -265,11 +273,11 @@ fn a_late_answer_to_something_shorter_changes_nothing() {
     let mut walk = Walk::on_path_of(1500);
     walk.path.in_flight.push_back(Sent { token: 1_000, length: 1263, is_pair: false });
     walk.walk(PATH_CONFIRM_INTERVAL / 2);
-    let before = format!("{:?}", walk.path.confirmed_at);
+    let before = walk.path.confirmed_at;
     walk.now += Duration::from_millis(1);
     assert!(walk.path.on_pong(walk.now, 1_000));
     assert_eq!(walk.limit().datagram, WANTED);
-    assert_eq!(format!("{:?}", walk.path.confirmed_at), before);
+    assert_eq!(walk.path.confirmed_at, before);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use loom::thread;
 
-use super::tests::{open, pair, sealed, start};
+use super::super::start;
+use super::tests::{open, pair, sealed};
 use super::*;
 use crate::packet::message::Message;
 

@@ -1,14 +1,11 @@
 use std::time::Duration;
 
+use super::super::start;
 use super::*;
 use crate::packet::message::{Message, TRANSPORT_OVERHEAD};
 
-pub(super) fn start() -> Instant {
-    #[expect(clippy::disallowed_methods, reason = "any instant will do as the origin of virtual time")]
-    Instant::now()
-}
-
-pub(super) fn pair(now: Instant, suite: Suite, lanes: u8) -> [Session; 2] {
+/// The initiator's and the responder's end of one session.
+pub(in crate::proto) fn pair(now: Instant, suite: Suite, lanes: u8) -> [Session; 2] {
     [true, false].map(|is_initiator| {
         let (send, receive) = if is_initiator { ([1; 32], [2; 32]) } else { ([2; 32], [1; 32]) };
         let parameters = SessionParameters {

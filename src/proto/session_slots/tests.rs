@@ -1,40 +1,27 @@
 use std::time::Duration;
 
 use super::super::constants::REJECT_AFTER_TIME;
-use super::super::noise::{SessionKeys, Suite};
-use super::super::session::SessionParameters;
-use super::super::traffic::Traffic;
+use super::super::noise::Suite;
+use super::super::session::tests::pair;
+use super::super::start;
 use super::*;
 
 const MOMENT: Duration = Duration::from_millis(1);
 const NONE: [u32; 0] = [];
 
-fn start() -> Instant {
-    #[expect(clippy::disallowed_methods, reason = "any instant will do as the origin of virtual time")]
-    Instant::now()
-}
-
-fn session(local_index: u32, is_initiator: bool, created_at: Instant) -> Arc<Session> {
-    let parameters = SessionParameters {
-        local_index,
-        remote_index: 0,
-        is_initiator,
-        suite: Suite::Aes256Gcm,
-        send_lanes: 1,
-        receive_lanes: 1,
-        lane_paths: false,
-        peer_reads_ecn: false,
-    };
-    let keys = SessionKeys { send: [1; 32], receive: [2; 32] };
-    Arc::new(Session::new(created_at, &keys, &parameters, Arc::new(Traffic::new(created_at))))
-}
-
 fn ours(local_index: u32, created_at: Instant) -> Arc<Session> {
-    session(local_index, true, created_at)
+    let [initiated, _] = pair(created_at, Suite::Aes256Gcm, 1);
+    numbered(local_index, initiated)
 }
 
 fn theirs(local_index: u32, created_at: Instant) -> Arc<Session> {
-    session(local_index, false, created_at)
+    let [_, responded] = pair(created_at, Suite::Aes256Gcm, 1);
+    numbered(local_index, responded)
+}
+
+fn numbered(local_index: u32, mut session: Session) -> Arc<Session> {
+    session.local_index = local_index;
+    Arc::new(session)
 }
 
 fn indices(sessions: &[Arc<Session>]) -> Vec<u32> {
