@@ -1,5 +1,5 @@
 //! Memory that is put back as it was before each run, for a target whose world takes far longer to build than a run takes
-//! in it: handshakes cost a thousand times what a refused datagram does. Unlike a world that is only kept, it carries
+//! in it: handshakes cost hundreds of times what a refused datagram does. Unlike a world that is only kept, it carries
 //! nothing from one run to the next, so that a finding needs its own data alone.
 
 use std::alloc::{GlobalAlloc, Layout, System};
