@@ -166,7 +166,7 @@ fn mac(key: &[u8], parts: &[&[u8]]) -> Mac {
 mod tests {
     use std::time::Duration;
 
-    use super::super::start;
+    use super::super::tests::start;
     use super::*;
     use crate::keys::PrivateKey;
     use crate::packet::message::{INITIATION_LEN, Message};

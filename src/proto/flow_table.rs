@@ -210,7 +210,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::start;
+    use super::super::tests::start;
     use super::*;
 
     const LIFETIME: Duration = Duration::from_secs(10);

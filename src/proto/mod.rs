@@ -112,9 +112,5 @@ pub mod traffic;
 pub mod transmit;
 mod wiped;
 
-/// The origin of virtual time in the tests beside the code.
 #[cfg(test)]
-fn start() -> std::time::Instant {
-    #[expect(clippy::disallowed_methods, reason = "any instant will do")]
-    std::time::Instant::now()
-}
+mod tests;

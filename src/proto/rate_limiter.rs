@@ -127,7 +127,7 @@ fn network_of(source: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use super::super::start;
+    use super::super::tests::start;
     use super::*;
 
     fn source(number: u32) -> IpAddr {

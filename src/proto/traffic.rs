@@ -94,7 +94,7 @@ fn store(stamp: &AtomicU64, value: u64) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::start;
+    use super::super::tests::start;
     use super::*;
 
     #[test]

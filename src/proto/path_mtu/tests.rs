@@ -1,5 +1,5 @@
 use super::super::constants::{PATH_CONFIRM_INTERVAL, PATH_PROBES_CONFIRMING};
-use super::super::start;
+use super::super::tests::start;
 use super::*;
 
 const PATIENCE: Duration = Duration::from_millis(200);

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::super::tests::start;
 use super::*;
 use crate::packet::ip::{PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 
@@ -23,8 +24,7 @@ struct Judge {
 
 impl Judge {
     fn exposing(services: &[Service]) -> Self {
-        #[expect(clippy::disallowed_methods, reason = "some instant to count from")]
-        let now = Instant::now();
+        let now = start();
         Self { policy: Policy::exposing(services.iter().copied()), flows: Flows::new(now, &[7; 32]), now }
     }
 

@@ -1,6 +1,6 @@
 use loom::thread;
 
-use super::super::start;
+use super::super::tests::start;
 use super::tests::{open, pair, sealed};
 use super::*;
 use crate::packet::message::Message;

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::super::start;
+use super::super::tests::start;
 use super::*;
 use crate::packet::message::{Message, TRANSPORT_OVERHEAD};
 

@@ -3,7 +3,7 @@ use std::time::Duration;
 use super::super::constants::REJECT_AFTER_TIME;
 use super::super::noise::Suite;
 use super::super::session::tests::pair;
-use super::super::start;
+use super::super::tests::start;
 use super::*;
 
 const MOMENT: Duration = Duration::from_millis(1);
