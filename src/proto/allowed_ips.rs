@@ -47,6 +47,9 @@ impl AllowedIps {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use proptest::prelude::*;
 
     use super::*;
@@ -91,33 +94,44 @@ mod tests {
         assert_eq!(allowed.prefixes_of(PeerId::from_index(2)), [net("fd00::/64")]);
     }
 
+    // Addresses of few bits, so that prefixes overlap a lot.
+    prop_compose! {
+        fn prefix()(v6: bool, bits: u32, length in 0u8..=32) -> IpNet {
+            IpNet::new(address(v6, bits), length).unwrap().trunc()
+        }
+    }
+
+    fn address(v6: bool, bits: u32) -> IpAddr {
+        let bits = bits & 0x0f0f_0003;
+        if v6 { Ipv6Addr::from(u128::from(bits) << 96).into() } else { Ipv4Addr::from(bits).into() }
+    }
+
     proptest! {
-        // Addresses of few bits, so that prefixes overlap a lot.
         #[test]
         fn agrees_with_brute_force(
-            prefixes in prop::collection::vec((any::<u32>(), 0u8..=32, 0u32..8), 0..60),
-            removed in prop::option::of(0u32..8),
-            addresses in prop::collection::vec(any::<u32>(), 1..40),
+            prefixes in prop::collection::vec((prefix(), (0u32..8).prop_map(PeerId::from_index)), 0..60),
+            removed in prop::option::of((0u32..8).prop_map(PeerId::from_index)),
+            addresses in prop::collection::vec((any::<bool>(), any::<u32>()), 1..40),
         ) {
-            const FEW_BITS: u32 = 0x0f0f_0003;
             let mut allowed = AllowedIps::default();
-            let mut slow: Vec<(Ipv4Net, PeerId)> = Vec::new();
-            for (address, length, peer) in prefixes {
-                let prefix = Ipv4Net::new((address & FEW_BITS).into(), length).unwrap().trunc();
-                let peer = PeerId::from_index(peer);
-                slow.retain(|(other, _)| *other != prefix);
-                slow.push((prefix, peer));
-                allowed.insert(IpNet::V4(prefix), peer);
+            let mut slow = BTreeMap::new();
+            for (prefix, peer) in prefixes {
+                slow.insert(prefix, peer);
+                allowed.insert(prefix, peer);
             }
-            if let Some(removed) = removed.map(PeerId::from_index) {
-                slow.retain(|(_, peer)| *peer != removed);
+            if let Some(removed) = removed {
+                slow.retain(|_, peer| *peer != removed);
                 allowed.remove_peer(removed);
             }
-            for address in addresses {
-                let address = std::net::Ipv4Addr::from(address & FEW_BITS);
+            for (v6, bits) in addresses {
+                let address = address(v6, bits);
                 let expected = slow.iter().filter(|(prefix, _)| prefix.contains(&address))
                     .max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, peer)| *peer);
-                prop_assert_eq!(allowed.lookup(address.into()), expected);
+                prop_assert_eq!(allowed.lookup(address), expected);
+            }
+            for peer in (0..8).map(PeerId::from_index) {
+                let expected: Vec<_> = slow.iter().filter(|(_, owner)| **owner == peer).map(|(prefix, _)| *prefix).collect();
+                prop_assert_eq!(allowed.prefixes_of(peer), expected);
             }
         }
     }

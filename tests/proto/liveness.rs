@@ -15,7 +15,7 @@ use underpass::proto::peer::PeerConfig;
 use underpass::proto::router::Notice;
 use underpass::proto::stats::{LinkReason, LinkState};
 
-use crate::pair::{InFlight, LATENCY, PING_DATAGRAM_LEN, Pair, Side, peer_config, seconds};
+use crate::pair::{InFlight, LATENCY, PING_DATAGRAM_LEN, Pair, Side, UNIX_TIME, peer_config, seconds};
 
 /// What a load balancer may wait for at most.
 const SOON: Duration = Duration::from_millis(750);
@@ -148,6 +148,24 @@ fn a_peer_that_restarted_is_met_again_within_a_second_whichever_side_notices() {
         let took = until(&mut pair, "a new session", |pair| pair.is_up(Side::Two));
         assert!(took < seconds(1), "{took:?}");
     }
+}
+
+#[test]
+fn a_peer_that_calls_is_up_with_its_first_data() {
+    let mut pair = watched();
+    pair.lose = Box::new(|_, _| true);
+    let end = pair.now + seconds(5);
+    while pair.now < end {
+        pair.send(Side::Two, b"is anybody there?");
+        pair.advance(Duration::from_millis(50));
+    }
+    assert_eq!(pair.status(Side::Two).reason, Some(LinkReason::Unanswered));
+    pair.lose = Box::new(|_, _| false);
+    pair.wire.clear();
+    pair.restart(Side::One, UNIX_TIME + seconds(100));
+    pair.send(Side::One, b"back");
+    pair.advance(LATENCY * 3);
+    assert!(pair.is_up(Side::Two), "{:?}", pair.status(Side::Two));
 }
 
 #[test]

@@ -20,3 +20,4 @@ mod policy;
 mod rekey;
 mod roaming;
 mod staged;
+mod status;

@@ -26,6 +26,9 @@ pub(crate) const PING_DATAGRAM_LEN: usize = TRANSPORT_OVERHEAD + FRAME_HEADER_LE
 /// One-way delay of the wire.
 pub(crate) const LATENCY: Duration = Duration::from_millis(10);
 
+/// What the clock says at the start.
+pub(crate) const UNIX_TIME: Duration = Duration::from_secs(1_700_000_000);
+
 /// Which of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -184,7 +187,7 @@ impl Pair {
         let device = |side: Side| {
             let mut config = device_config(side);
             change(side, &mut config);
-            Device::new(now, Duration::from_secs(1_700_000_000), config, [side as u8 + 50; 32])
+            Device::new(now, UNIX_TIME, config, [side as u8 + 50; 32])
         };
         Self {
             start: now,

@@ -282,6 +282,21 @@ fn handshakes_and_packets_that_are_too_long_may_be_fragmented() {
     assert_eq!(pair.payloads(Side::Two), [vec![7; 1300]]);
 }
 
+#[test]
+fn a_packet_that_the_path_takes_is_never_fragmented() {
+    let mut pair = pair_on([OF_1280; 2]);
+    until_found(&mut pair, OF_1280);
+    pair.settle();
+    let longest = usize::from(path_mtu(&mut pair, Side::One)) + OVERHEAD;
+    pair.longest = [longest - 1; 2];
+    for (length, arrives) in [(longest - 1, true), (longest, false), (longest + 1, true)] {
+        pair.delivered.clear();
+        pair.send(Side::One, &vec![7; length - OVERHEAD - 28]);
+        pair.settle();
+        assert_eq!(pair.payloads(Side::Two).len(), usize::from(arrives), "{length}");
+    }
+}
+
 /// The one's-complement sum of all words.
 fn sum(bytes: &[u8]) -> u64 {
     bytes.chunks_exact(2).map(|word| u64::from(word[0]) << 8 | u64::from(word[1])).sum::<u64>() % 0xffff

@@ -34,6 +34,24 @@ fn a_sending_initiator_rekeys_by_age_without_losing_a_packet() {
 }
 
 #[test]
+fn a_successor_is_asked_for_at_a_random_time_within_the_jitter() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    let mut waits = Vec::new();
+    for _ in 0..8 {
+        pair.advance(REKEY_AFTER_TIME + seconds(1));
+        pair.sent.clear();
+        let due = pair.now;
+        pair.send(Side::One, b"x");
+        pair.advance(REKEY_JITTER + seconds(1));
+        waits.push(pair.initiations(Side::One)[0] - due);
+    }
+    assert!(waits.iter().all(|wait| *wait <= REKEY_JITTER), "{waits:?}");
+    let (shortest, longest) = (waits.iter().min().unwrap(), waits.iter().max().unwrap());
+    assert!(*longest - *shortest > REKEY_JITTER / 2, "{waits:?}");
+}
+
+#[test]
 fn the_responder_does_not_rekey_by_age() {
     let mut pair = Pair::new();
     pair.connect(Side::One);

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use underpass::proto::constants::{MAX_STAGED_PACKETS, REJECT_AFTER_TIME};
+use underpass::proto::endpoint::Endpoint;
 use underpass::proto::error::DropReason;
 
 use crate::pair::{LATENCY, Pair, Side, inner_packet, peer_config, seconds};
@@ -75,4 +76,34 @@ fn a_name_that_resolves_late_starts_the_handshake() {
     pair.one.set_endpoints(now, &Side::Two.public_key(), vec![endpoint]);
     pair.settle();
     assert!(pair.is_up(Side::One) && pair.is_up(Side::Two));
+}
+
+#[test]
+fn a_name_that_resolves_anew_calls_nobody_who_is_not_wanted_and_no_sooner_than_the_next_try() {
+    let elsewhere = Endpoint::new("192.0.2.9:51900".parse().unwrap());
+    let initiations_after = |had_one: bool, wanted: bool, calls: bool| {
+        let mut pair = Pair::with(
+            |two| {
+                two.persistent_keepalive = wanted.then(|| seconds(25));
+                two.endpoints.truncate(usize::from(had_one));
+            },
+            |_| (),
+        );
+        pair.lose = Box::new(|_, _| true);
+        if calls {
+            pair.send(Side::One, b"x");
+        }
+        pair.advance(Duration::from_millis(100));
+        let before = pair.initiations(Side::One).len();
+        let now = pair.now;
+        pair.one.set_endpoints(now, &Side::Two.public_key(), vec![elsewhere]);
+        pair.collect();
+        let at_once = pair.initiations(Side::One).len() - before;
+        pair.advance(seconds(5));
+        (at_once, pair.initiations(Side::One).len() > before)
+    };
+    assert_eq!(initiations_after(false, true, false), (1, true), "wanted, and nowhere so far");
+    assert_eq!(initiations_after(false, false, false), (0, false), "not wanted");
+    assert_eq!(initiations_after(true, false, false), (0, false), "not wanted, but known");
+    assert_eq!(initiations_after(true, true, true), (0, true), "called already");
 }
