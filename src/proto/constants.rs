@@ -63,7 +63,7 @@ pub const LIVENESS_MAX_PATIENCE: Duration = Duration::from_millis(500);
 pub const LIVENESS_DEAD_INTERVAL: Duration = Duration::from_secs(1);
 /// So many pongs bring a dead peer back to life: a link that answers now and then is not up.
 pub const LIVENESS_PONGS_TO_REVIVE: u32 = 3;
-/// A ping that was not answered for this long, or two patiences, is lost.
+/// A ping that was not answered for this long, two of the longest patiences, is lost.
 pub const PING_LOST_AFTER: Duration = Duration::from_secs(1);
 /// A link that loses this share of its pings is degraded,
 pub const DEGRADED_ABOVE_LOSS: f64 = 0.25;

@@ -87,14 +87,11 @@ impl LanePaths {
 
     /// Whether what is known holds in `session` too: a rekey by the same side changes no path.
     pub(super) fn fits(&self, session: &Session) -> bool {
-        match self {
-            Self::Shared => !session.has_lane_paths,
-            Self::Opened(paths) => {
-                session.has_lane_paths && session.is_initiator && paths.len() + 1 == session.initiator_lanes()
-            }
-            Self::Followed(paths) => {
-                session.has_lane_paths && !session.is_initiator && paths.len() == session.initiator_lanes()
-            }
+        match (self, session.has_lane_paths, session.is_initiator) {
+            (Self::Shared, false, _) => true,
+            (Self::Opened(paths), true, true) => paths.len() + 1 == session.initiator_lanes(),
+            (Self::Followed(paths), true, false) => paths.len() == session.initiator_lanes(),
+            _ => false,
         }
     }
 
@@ -257,5 +254,113 @@ impl LaneRoutes {
             Self::Opened(_) => &Self::Shared,
             routes => routes,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::noise::{SessionKeys, Suite};
+    use super::super::session::SessionParameters;
+    use super::super::tests::start;
+    use super::super::traffic::Traffic;
+    use super::*;
+
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    struct Kind {
+        lane_paths: bool,
+        is_initiator: bool,
+        /// Of the initiator.
+        lanes: u8,
+    }
+
+    fn session(now: Instant, kind: Kind) -> Session {
+        let parameters = SessionParameters {
+            local_index: 1,
+            remote_index: 2,
+            is_initiator: kind.is_initiator,
+            suite: Suite::Aes256Gcm,
+            send_lanes: if kind.is_initiator { kind.lanes } else { 5 },
+            receive_lanes: if kind.is_initiator { 5 } else { kind.lanes },
+            lane_paths: kind.lane_paths,
+            peer_reads_ecn: false,
+        };
+        Session::new(now, &SessionKeys { send: [1; 32], receive: [2; 32] }, &parameters, Arc::new(Traffic::new(now)))
+    }
+
+    fn endpoint(port: u16) -> Endpoint {
+        Endpoint::new(([192, 0, 2, 1], port).into())
+    }
+
+    fn followed(now: Instant) -> LanePaths {
+        LanePaths::new(now, &session(now, Kind { lane_paths: true, is_initiator: false, lanes: 3 }))
+    }
+
+    #[test]
+    fn paths_hold_in_sessions_by_the_same_initiator_with_as_many_lanes() {
+        let now = start();
+        let kinds: Vec<Kind> = [false, true]
+            .into_iter()
+            .flat_map(|lane_paths| [false, true].map(|is_initiator| (lane_paths, is_initiator)))
+            .flat_map(|(lane_paths, is_initiator)| [2, 3].map(|lanes| Kind { lane_paths, is_initiator, lanes }))
+            .collect();
+        for one in &kinds {
+            for other in &kinds {
+                let fits = one == other || !one.lane_paths && !other.lane_paths;
+                let paths = LanePaths::new(now, &session(now, *one));
+                assert_eq!(paths.fits(&session(now, *other)), fits, "{one:?} {other:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_path_is_pinged_once_in_an_interval_however_many_threads_tell_that_data_passes() {
+        let (now, token) = (start(), 7);
+        let mut paths = LanePaths::new(now, &session(now, Kind { lane_paths: true, is_initiator: true, lanes: 2 }));
+        let tend = |paths: &mut LanePaths, now| {
+            let (_, path) = paths.opened().next().unwrap();
+            let action = path.tend(now, endpoint(1), Silence::None)?;
+            path.expect_pong(now, token, endpoint(1));
+            Some(action)
+        };
+        assert_eq!(tend(&mut paths, now), Some(LaneAction::Probe));
+        assert_eq!(paths.on_pong(token, endpoint(1)), Some(1));
+        let due = now + LANE_PING_INTERVAL;
+        assert_eq!(tend(&mut paths, due - Duration::from_millis(1)), None);
+        assert_eq!([due, due].map(|now| tend(&mut paths, now)), [Some(LaneAction::Ping), None]);
+    }
+
+    #[test]
+    fn lane_0_is_where_the_peer_is() {
+        let now = start();
+        let mut paths = followed(now);
+        assert!(!paths.on_heard(now, 0, endpoint(2), Some(endpoint(1))));
+        assert!(paths.on_heard(now, 1, endpoint(2), Some(endpoint(1))));
+        assert!(!paths.on_heard(now, 1, endpoint(2), Some(endpoint(1))), "no news");
+        assert!(paths.on_heard(now, 1, endpoint(1), Some(endpoint(1))), "not split any more");
+        assert!(!paths.is_split());
+    }
+
+    #[test]
+    fn a_silent_path_is_forgotten_once() {
+        let now = start();
+        let [first, second] = [now, now + Duration::from_secs(1)].map(|heard_at| heard_at + LANE_PATH_LIFETIME);
+        let mut paths = followed(now);
+        paths.on_heard(now, 1, endpoint(2), Some(endpoint(1)));
+        paths.on_heard(now + Duration::from_secs(1), 2, endpoint(3), Some(endpoint(1)));
+        assert!(!paths.forget_silent(first - Duration::from_millis(1)));
+        assert_eq!(paths.next_silence(), Some(first));
+        assert!(paths.forget_silent(first));
+        assert!(!paths.forget_silent(first));
+        assert_eq!(paths.next_silence(), Some(second));
+        assert!(paths.is_split() && paths.forget_silent(second) && !paths.is_split());
+    }
+    #[test]
+    fn what_is_stale_leaves_the_paths_that_the_peer_opened() {
+        let followed = LaneRoutes::Followed([None, Some(endpoint(2))].into());
+        assert_eq!(followed.without_opened().followed(1), Some(endpoint(2)));
+        let opened = LaneRoutes::Opened([false, true].into());
+        assert!(matches!(opened.without_opened(), LaneRoutes::Shared));
     }
 }

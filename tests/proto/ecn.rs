@@ -1,11 +1,22 @@
 //! What the IP headers of datagrams say, and what becomes of what they say.
 
-use underpass::packet::message::Message;
+use std::sync::Arc;
+
+use underpass::packet::message::{Message, TRANSPORT_OVERHEAD};
 use underpass::packet::traffic_class::{Ecn, TrafficClass, set_ecn};
+use underpass::proto::cookie::MacKeys;
 use underpass::proto::error::DropReason;
+use underpass::proto::handshake::{
+    InitiationFields, consume_initiation, consume_response, create_initiation, create_response,
+};
+use underpass::proto::noise::{FEATURE_ECN, FEATURE_LANE_PATHS, Parameters, Suite};
+use underpass::proto::randomness::Randomness;
+use underpass::proto::session::{Session, SessionParameters};
+use underpass::proto::tai64n::Tai64N;
+use underpass::proto::traffic::Traffic;
 use underpass::proto::transmit::Dscp;
 
-use crate::pair::{InFlight, LATENCY, Pair, Side, inner_packet};
+use crate::pair::{InFlight, LATENCY, Pair, Side, UNIX_TIME, inner_packet, start};
 
 const ALL: [Ecn; 4] = [Ecn::NotEct, Ecn::Ect0, Ecn::Ect1, Ecn::Ce];
 const EF: u8 = 46;
@@ -63,6 +74,85 @@ fn a_packet_that_has_waited_for_a_session_keeps_its_field() {
     assert_eq!(capable, [(true, Ecn::Ect0)]);
 }
 
+/// What side one marks for a peer that has answered and told of these features.
+fn marks_for_a_responder(features: u8) -> Ecn {
+    let mut pair = Pair::new();
+    pair.send(Side::One, b"hello");
+    let datagram = pair.wire.pop_front().unwrap();
+    let Ok(Message::Initiation(initiation)) = Message::parse(&datagram.payload) else { panic!("no initiation") };
+    let mut randomness = Randomness::new([7; 32]);
+    let received = consume_initiation(Suite::Aes256Gcm, initiation, &Side::Two.private_key(), &mut randomness).unwrap();
+    let (indices, parameters) = ((7, initiation.sender_index()), Parameters { lanes: 1, features });
+    let (_, mut payload) =
+        create_response(received, Suite::Aes256Gcm, indices, None, parameters, &mut randomness).unwrap();
+    MacKeys::new(&Side::One.public_key()).write(&mut payload, None);
+    pair.deliver(InFlight { to: Side::One, from: Side::Two.address(), payload, ..datagram });
+    marks(&mut pair, Side::One)
+}
+
+/// What side two marks for a peer that has called and told of these features.
+fn marks_for_an_initiator(features: u8) -> Ecn {
+    let mut pair = Pair::new();
+    let mut randomness = Randomness::new([7; 32]);
+    let fields = InitiationFields {
+        suite: Suite::Aes256Gcm,
+        sender_index: 7,
+        timestamp: Tai64N::from_unix(UNIX_TIME),
+        parameters: Parameters { lanes: 1, features },
+    };
+    let (private, public) = (Side::One.private_key(), Side::Two.public_key());
+    let (mut pending, mut payload) = create_initiation(&fields, &private, &public, &mut randomness).unwrap();
+    MacKeys::new(&public).write(&mut payload, None);
+    let calling = |payload| InFlight {
+        arrives_at: start(),
+        to: Side::Two,
+        from: Side::One.address(),
+        to_second: false,
+        traffic_class: TrafficClass::default(),
+        payload,
+    };
+    pair.deliver(calling(payload));
+    let answer = pair.wire.pop_front().unwrap().payload;
+    let Ok(Message::Response(response)) = Message::parse(&answer) else { panic!("no response") };
+    let (keys, _) = consume_response(&mut pending, response, None).unwrap();
+    let parameters = SessionParameters {
+        local_index: 7,
+        remote_index: response.sender_index(),
+        is_initiator: true,
+        suite: Suite::Aes256Gcm,
+        send_lanes: 1,
+        receive_lanes: 1,
+        lane_paths: false,
+        peer_reads_ecn: true,
+    };
+    let mut keepalive = vec![0; TRANSPORT_OVERHEAD];
+    let session = Session::new(pair.now, &keys, &parameters, Arc::new(Traffic::new(pair.now)));
+    session.seal(pair.now, 0, &mut keepalive).unwrap();
+    pair.deliver(calling(keepalive));
+    marks(&mut pair, Side::Two)
+}
+
+/// What `side` says of a packet that may be marked, by the fast path.
+fn marks(pair: &mut Pair, side: Side) -> Ecn {
+    let now = pair.now;
+    let router = pair.device(side).router();
+    let route = router.route(now, side.other().inner().into()).unwrap();
+    route.traffic_class(TrafficClass::default().with_ecn(Ecn::Ect0)).ecn()
+}
+
+#[test]
+fn a_peer_that_does_not_pass_marks_on_gets_what_cannot_be_marked_whoever_called() {
+    const UNKNOWN: u8 = 0xf0;
+    for (features, ecn) in [
+        (0, Ecn::NotEct),
+        (FEATURE_LANE_PATHS | UNKNOWN, Ecn::NotEct),
+        (FEATURE_ECN, Ecn::Ect0),
+        (FEATURE_ECN | FEATURE_LANE_PATHS | UNKNOWN, Ecn::Ect0),
+    ] {
+        assert_eq!((marks_for_a_responder(features), marks_for_an_initiator(features)), (ecn, ecn), "{features:#x}");
+    }
+}
+
 fn is_data(datagram: &[u8]) -> bool {
     matches!(Message::parse(datagram), Ok(Message::Transport(_)))
 }
@@ -97,6 +187,9 @@ fn the_class_of_service_is_what_was_configured_for_everything_that_leaves() {
         assert!(ping.is_none_or(|dscp| dscp == of_others));
         let data = datagram_of(&mut pair, packet(Ecn::Ect0));
         assert_eq!((data.traffic_class.dscp(), data.traffic_class.ecn()), (of_data, Ecn::Ect0));
+        let (now, router) = (pair.now, pair.one.router());
+        let by_the_fast_path = router.route(now, Side::Two.inner().into()).unwrap();
+        assert_eq!(by_the_fast_path.traffic_class(TrafficClass::of(&packet(Ecn::Ect0))), data.traffic_class);
         pair.deliver(data);
         assert_eq!(pair.delivered.pop().unwrap().2, packet(Ecn::Ect0), "the packet keeps its own");
     }

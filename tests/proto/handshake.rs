@@ -1,7 +1,9 @@
+use std::time::Duration;
+
 use underpass::keys::{PresharedKey, PrivateKey};
 use underpass::packet::message::{INITIATION_LEN, MAC_LEN, Message};
 use underpass::packet::traffic_class::TrafficClass;
-use underpass::proto::constants::{GIVE_UP_AFTER, RETRY_INTERVALS, RETRY_JITTER};
+use underpass::proto::constants::{GIVE_UP_AFTER, MIN_INITIATION_INTERVAL, RETRY_INTERVALS, RETRY_JITTER};
 use underpass::proto::cookie::MacKeys;
 use underpass::proto::device::Device;
 use underpass::proto::error::DropReason;
@@ -22,6 +24,20 @@ fn a_packet_starts_a_handshake_and_follows_it() {
     assert_eq!(pair.payloads(Side::One), [b"back"]);
     assert_eq!(pair.status(Side::One).round_trip, Some(LATENCY * 2));
     assert_eq!(pair.refused, []);
+}
+
+#[test]
+fn an_attempt_begins_no_sooner_than_a_second_after_the_last_initiation_of_the_one_before() {
+    let mut pair = Pair::new();
+    pair.send(Side::One, b"first");
+    pair.settle();
+    let now = pair.now;
+    pair.two.shutdown(now);
+    pair.settle();
+    pair.send(Side::One, b"again");
+    pair.advance(seconds(2));
+    let sent: Vec<_> = pair.initiations(Side::One).iter().map(|at| *at - pair.start).collect();
+    assert_eq!(sent, [Duration::ZERO, MIN_INITIATION_INTERVAL]);
 }
 
 #[test]

@@ -83,7 +83,6 @@ impl Device {
             peer.timers.set(Timer::Alternatives, if is_lost { now } else { now + ALTERNATIVE_DELAY });
         }
         self.send_newest_initiation(now, id);
-        self.send_to_alternatives_if_due(now, id);
     }
 
     /// Sends the newest initiation once more where it went.
@@ -105,13 +104,6 @@ impl Device {
         if peer.config.watched && now < attempt.started_at + REPEAT_FOR {
             let jitter = self.randomness.duration_below(REPEAT_INTERVAL / 3);
             peer.timers.set(Timer::Repeat, now + REPEAT_INTERVAL + jitter);
-        }
-    }
-
-    fn send_to_alternatives_if_due(&mut self, now: Instant, id: PeerId) {
-        let is_due = self.peers.get_mut(id).is_some_and(|peer| peer.timers.take_due(Timer::Alternatives, now));
-        if is_due {
-            self.send_to_alternatives(now, id);
         }
     }
 
