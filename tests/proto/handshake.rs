@@ -3,12 +3,15 @@ use std::time::Duration;
 use underpass::keys::{PresharedKey, PrivateKey};
 use underpass::packet::message::{INITIATION_LEN, MAC_LEN, Message};
 use underpass::packet::traffic_class::TrafficClass;
-use underpass::proto::constants::{GIVE_UP_AFTER, MIN_INITIATION_INTERVAL, RETRY_INTERVALS, RETRY_JITTER};
+use underpass::proto::constants::{
+    GIVE_UP_AFTER, MIN_INITIATION_INTERVAL, REJECT_AFTER_TIME, RETRY_INTERVALS, RETRY_JITTER,
+};
 use underpass::proto::cookie::MacKeys;
 use underpass::proto::device::Device;
 use underpass::proto::error::DropReason;
 use underpass::proto::event::Event;
 use underpass::proto::noise::Suite;
+use underpass::proto::stats::{LinkReason, LinkState};
 
 use crate::pair::{InFlight, LATENCY, PING_DATAGRAM_LEN, Pair, Side, device_config, peer_config, seconds, start};
 
@@ -38,6 +41,44 @@ fn an_attempt_begins_no_sooner_than_a_second_after_the_last_initiation_of_the_on
     pair.advance(seconds(2));
     let sent: Vec<_> = pair.initiations(Side::One).iter().map(|at| *at - pair.start).collect();
     assert_eq!(sent, [Duration::ZERO, MIN_INITIATION_INTERVAL]);
+}
+
+#[test]
+fn a_retry_leaves_the_choice_of_the_local_address_to_the_kernel_and_the_first_initiation_does_not() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    let local = Some(Side::One.address().ip());
+    assert_eq!(pair.status(Side::One).endpoint.unwrap().local, local);
+    let now = pair.now;
+    pair.two.shutdown(now);
+    pair.settle();
+    pair.lose = Box::new(|_, _| true);
+    pair.send(Side::One, b"has to wait for a second to pass");
+    for (initiations, expected) in [(0, local), (1, local), (2, None)] {
+        while pair.initiations(Side::One).len() < initiations {
+            assert!(pair.now < now + seconds(5), "{initiations}");
+            pair.advance(Duration::from_millis(1));
+        }
+        assert_eq!(pair.status(Side::One).endpoint.unwrap().local, expected, "{initiations}");
+    }
+}
+
+#[test]
+fn a_link_without_a_session_is_down_while_one_is_made_and_idle_otherwise() {
+    const MAKING: (LinkState, Option<LinkReason>) = (LinkState::Down, Some(LinkReason::NoHandshake));
+    const IDLE: (LinkState, Option<LinkReason>) = (LinkState::Idle, Some(LinkReason::NoTraffic));
+    let mut pair = Pair::new();
+    let links = |pair: &mut Pair| {
+        [Side::One, Side::Two].map(|side| pair.status(side)).map(|status| (status.state, status.reason))
+    };
+    assert_eq!(links(&mut pair), [IDLE, IDLE]);
+    pair.send(Side::One, b"x");
+    assert_eq!(links(&mut pair), [MAKING, IDLE]);
+    pair.lose = Box::new(|side, _| side == Side::Two);
+    pair.advance(LATENCY);
+    assert_eq!(links(&mut pair), [MAKING, MAKING], "the responder waits for a confirmation");
+    pair.advance(GIVE_UP_AFTER + REJECT_AFTER_TIME + seconds(10));
+    assert_eq!(links(&mut pair), [IDLE, IDLE]);
 }
 
 #[test]
@@ -252,15 +293,14 @@ fn both_sides_initiating_at_once_converge_on_one_session() {
         header.receiver_index
     };
     let (to_two, to_one) = (index_used_by(Side::One), index_used_by(Side::Two));
-    let initiators: Vec<bool> = [(Side::One, to_one), (Side::Two, to_two)]
-        .map(|(side, index)| {
-            format!("{:?}", pair.device(side).router()).contains(&format!(
-                "local_index: {index}, remote_index: {}, is_initiator: true",
-                if side == Side::One { to_two } else { to_one }
-            ))
-        })
-        .into();
-    assert_eq!(initiators.iter().filter(|is_initiator| **is_initiator).count(), 1, "one session, made by one side");
+    let is_initiator = [(Side::One, to_one, to_two), (Side::Two, to_two, to_one)].map(|(side, local, remote)| {
+        let router = pair.device(side).router();
+        let (_, session) = router.sessions().find(|(_, session)| session.local_index == local).unwrap();
+        assert_eq!(session.remote_index, remote, "one session");
+        session.is_initiator
+    });
+    let one_is_greater = Side::One.public_key() > Side::Two.public_key();
+    assert_eq!(is_initiator, [one_is_greater, !one_is_greater], "that of the greater key");
 }
 
 #[test]

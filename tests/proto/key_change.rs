@@ -1,5 +1,5 @@
 use underpass::keys::{PresharedKey, PrivateKey, PublicKey};
-use underpass::proto::constants::{RETRY_INTERVALS, RETRY_JITTER};
+use underpass::proto::constants::{REJECT_AFTER_TIME, RETRY_INTERVALS, RETRY_JITTER};
 use underpass::proto::event::Event;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::stats::LinkState;
@@ -73,17 +73,25 @@ fn a_key_pair_is_replaced_step_by_step_without_losing_the_link() {
 }
 
 #[test]
-fn a_peer_that_has_only_its_next_key_is_found_by_the_second_initiation() {
+fn a_peer_that_has_only_its_next_key_is_found_by_the_second_initiation_and_from_then_on_by_the_first() {
     let mut pair = Pair::new();
     let new_private = PrivateKey::from_bytes([42; 32]).unwrap();
-    let mut both = peer_config(Side::One);
-    both.next_public_key = Some(new_private.public_key());
+    let both = PeerConfig { next_public_key: Some(new_private.public_key()), ..peer_config(Side::One) };
     let now = pair.now;
-    pair.two.upsert_peer(now, both);
+    pair.two.upsert_peer(now, both.clone());
     pair.one.set_private_key(now, new_private, None);
     pair.send(Side::Two, b"x");
     pair.advance(seconds(2));
     assert_eq!(pair.payloads(Side::One), [b"x"]);
+    assert_eq!(pair.initiations(Side::Two).len(), 2);
+
+    pair.advance(REJECT_AFTER_TIME);
+    let now = pair.now;
+    pair.two.upsert_peer(now, both);
+    pair.send(Side::Two, b"y");
+    pair.settle();
+    assert_eq!(pair.payloads(Side::One), [b"x", b"y"]);
+    assert_eq!(pair.initiations(Side::Two).len(), 3, "it is remembered over a new configuration");
 }
 
 #[test]

@@ -117,6 +117,31 @@ fn a_narrow_path_is_found_and_told_once() {
 }
 
 #[test]
+fn the_fast_path_knows_of_every_change_at_once_and_of_nothing_else() {
+    let mut pair = pair_on([usize::MAX; 2]);
+    let mut changes = Vec::new();
+    for (longest, duration) in [(usize::MAX, seconds(1)), (OF_1280, seconds(5)), (usize::MAX, seconds(35))] {
+        pair.longest = [longest; 2];
+        let end = pair.now + duration;
+        while pair.now < end {
+            if (pair.now - pair.start).as_millis() % 50 == 0 {
+                pair.send(Side::One, b"data");
+            }
+            pair.advance(Duration::from_millis(1));
+            let (now, known) = (pair.now, path_mtu(&mut pair, Side::One));
+            if let Some(router) = pair.one.poll_router() {
+                changes.push(router.route(now, Side::Two.inner().into()).unwrap().path().packet());
+            }
+            assert_eq!(*changes.last().unwrap(), known);
+        }
+    }
+    let snapshots = changes.len();
+    changes.dedup();
+    assert!(changes.len() > 4 && changes.first() == changes.last(), "{changes:?}");
+    assert!(snapshots < changes.len() * 2, "{snapshots} snapshots of {} changes", changes.len());
+}
+
+#[test]
 fn each_direction_has_a_path_of_its_own() {
     let mut pair = pair_on([OF_1280, usize::MAX]);
     carry(&mut pair, seconds(5));

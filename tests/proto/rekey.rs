@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use underpass::packet::message::Message;
 use underpass::proto::constants::{
     REKEY_AFTER_TIME, REKEY_AFTER_TIME_RECEIVING, REKEY_JITTER, RETRY_INTERVALS, RETRY_JITTER,
 };
@@ -49,6 +50,16 @@ fn a_successor_is_asked_for_at_a_random_time_within_the_jitter() {
     assert!(waits.iter().all(|wait| *wait <= REKEY_JITTER), "{waits:?}");
     let (shortest, longest) = (waits.iter().min().unwrap(), waits.iter().max().unwrap());
     assert!(*longest - *shortest > REKEY_JITTER / 2, "{waits:?}");
+}
+
+#[test]
+fn packets_go_on_in_the_old_session_while_its_successor_is_asked_for() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    pair.lose = Box::new(|_, datagram| !matches!(Message::parse(datagram), Ok(Message::Transport(_))));
+    stream(&mut pair, Side::One, REKEY_AFTER_TIME + REKEY_JITTER + seconds(20));
+    assert!(pair.initiations(Side::One).len() > 5);
+    assert!(pair.one.status(pair.now).drops.iter().all(|(_, number)| number == 0));
 }
 
 #[test]
