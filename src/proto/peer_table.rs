@@ -111,3 +111,64 @@ impl PeerTable {
         self.peers.iter().map(Option::as_ref)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::peer::PeerConfig;
+    use super::super::policy::Policy;
+    use super::super::tests::start;
+    use super::super::transmit::Dscp;
+    use super::*;
+    use crate::keys::PrivateKey;
+
+    fn key(byte: u8) -> PublicKey {
+        PrivateKey::from_bytes([byte; 32]).unwrap().public_key()
+    }
+
+    fn peer(public_key: PublicKey) -> Peer {
+        let config = PeerConfig {
+            public_key,
+            next_public_key: None,
+            preshared_key: None,
+            endpoints: Vec::new(),
+            watched: false,
+            allowed_ips: Vec::new(),
+            persistent_keepalive: None,
+            suite: None,
+            dscp: Dscp::default(),
+            policy: Policy::exposing([]).into(),
+        };
+        Peer::new(start(), config, None)
+    }
+
+    #[test]
+    fn the_number_of_a_removed_peer_is_given_out_again() {
+        let mut peers = PeerTable::default();
+        let ids = [1, 2, 3].map(|byte| peers.insert(peer(key(byte))));
+        peers.remove(ids[1]);
+        peers.remove(ids[1]);
+        assert_eq!(peers.len(), 2);
+        assert!(peers.get(ids[1]).is_none() && peers.get_mut(ids[1]).is_none());
+        assert_eq!(peers.iter().map(|(id, _)| id).collect::<Vec<_>>(), [ids[0], ids[2]]);
+        assert_eq!(peers.insert(peer(key(4))), ids[1]);
+        assert_eq!((peers.len(), peers.slots().len()), (3, 3));
+        assert_eq!(peers.get(ids[1]).unwrap().name(), key(4));
+    }
+
+    #[test]
+    fn keys_and_indices_lead_to_their_peers_until_they_are_released() {
+        let mut peers = PeerTable::default();
+        let mut randomness = Randomness::new([1; 32]);
+        let ids = [1, 2].map(|byte| peers.insert(peer(key(byte))));
+        for (id, byte) in ids.into_iter().zip([1, 2]) {
+            peers.add_key(key(byte), id);
+        }
+        let indices = ids.map(|id| peers.allocate_index(id, &mut randomness));
+        assert_eq!([1, 2].map(|byte| peers.by_key(&key(byte))), ids.map(Some));
+        assert_eq!((indices.map(|index| peers.by_index(index)), peers.indices()), (ids.map(Some), 2));
+        peers.release_key(&key(1));
+        peers.release_index(indices[0]);
+        assert_eq!([1, 2].map(|byte| peers.by_key(&key(byte))), [None, Some(ids[1])]);
+        assert_eq!((indices.map(|index| peers.by_index(index)), peers.indices()), ([None, Some(ids[1])], 1));
+    }
+}

@@ -83,6 +83,13 @@ mod tests {
     }
 
     #[test]
+    fn what_was_drawn_is_not_what_is_drawn_from_next() {
+        let mut randomness = Randomness::new([1; 32]);
+        let drawn = randomness.array::<96>();
+        assert!(drawn.chunks(32).all(|block| block != randomness.key));
+    }
+
+    #[test]
     fn durations_stay_below_their_bound() {
         let mut randomness = Randomness::new([2; 32]);
         for _ in 0..1000 {

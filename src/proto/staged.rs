@@ -86,6 +86,19 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_is_counted() {
+        let mut staged = StagedQueue::default();
+        let counts = |staged: &StagedQueue| (staged.packets(), staged.bytes(), staged.is_empty());
+        assert_eq!(counts(&staged), (0, 0, true));
+        staged.push(packet(5));
+        staged.push(packet(7));
+        assert_eq!(counts(&staged), (2, 12, false));
+        staged.pop();
+        assert_eq!(counts(&staged), (1, 7, false));
+        assert_eq!((staged.clear(), counts(&staged)), (1, (0, 0, true)));
+    }
+
+    #[test]
     fn a_packet_beyond_the_whole_bound_is_dropped_itself() {
         let mut staged = StagedQueue::default();
         assert_eq!(staged.push(packet(MAX_STAGED_BYTES + 1)), 1);

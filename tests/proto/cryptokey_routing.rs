@@ -1,4 +1,5 @@
 use underpass::keys::PrivateKey;
+use underpass::proto::constants::REJECT_AFTER_TIME;
 use underpass::proto::error::DropReason;
 
 use crate::pair::{Pair, Side, inner_packet, peer_config};
@@ -61,4 +62,10 @@ fn a_removed_peer_is_forgotten_with_its_sessions() {
     assert!(pair.payloads(Side::Two).is_empty());
     assert_eq!(pair.refused, [(Side::Two, DropReason::UnknownSession)]);
     assert!(pair.two.poll_timeout().is_none());
+    assert_eq!(pair.two.footprint().session_indices, 0);
+    pair.advance(REJECT_AFTER_TIME);
+    pair.refused.clear();
+    pair.send(Side::One, b"a new session");
+    pair.settle();
+    assert_eq!(pair.refused, [(Side::Two, DropReason::UnknownPeer)]);
 }

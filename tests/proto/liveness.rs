@@ -455,6 +455,19 @@ fn what_was_under_way_by_another_endpoint_does_not_change_the_one_in_use_back() 
 }
 
 #[test]
+fn a_peer_that_has_roamed_is_not_sought_where_it_was_configured() {
+    let mut pair = with_two_endpoints();
+    let elsewhere = "198.51.100.7:51900".parse().unwrap();
+    pair.addresses[Side::Two as usize] = elsewhere;
+    // It would answer at the preferred endpoint too.
+    pair.second = Some(Side::Two.address());
+    send_from(&mut pair, elsewhere);
+    assert_eq!(endpoint(&mut pair), elsewhere);
+    pair.advance(seconds(60));
+    assert_eq!((endpoint(&mut pair), link(&mut pair)), (elsewhere, (LinkState::Up, None)));
+}
+
+#[test]
 fn an_initiation_goes_to_other_endpoints_after_a_delay_and_to_all_at_once_when_it_was_not_answered() {
     let mut pair = Pair::with(|two| two.endpoints.push(Endpoint::new(SECOND.parse().unwrap())), |_| ());
     pair.lose = Box::new(|_, _| true);

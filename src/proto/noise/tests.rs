@@ -177,6 +177,15 @@ fn published(vector: &serde_json::Value, role: &str) -> HandshakeState {
 }
 
 #[test]
+fn a_peer_has_lanes_and_not_too_many() {
+    for lanes in 0..=u8::MAX {
+        let decoded = Parameters::decode(&[lanes, 1, 0, 0, 0, 0, 0, 0]);
+        let expected = (1..=MAX_LANES).contains(&lanes).then_some(Parameters { lanes, features: 1 });
+        assert_eq!(decoded.ok(), expected);
+    }
+}
+
+#[test]
 fn both_names_give_the_published_messages() {
     let file: serde_json::Value = serde_json::from_str(include_str!("../../../tests/vectors/noise.json")).unwrap();
     for suite in Suite::ALL {
