@@ -1,9 +1,11 @@
 use std::time::Duration;
 
-use underpass::packet::message::Message;
+use underpass::packet::message::{Message, TRANSPORT_OVERHEAD};
+use underpass::packet::traffic_class::Ecn;
 use underpass::proto::constants::{
     REKEY_AFTER_TIME, REKEY_AFTER_TIME_RECEIVING, REKEY_JITTER, RETRY_INTERVALS, RETRY_JITTER,
 };
+use underpass::proto::endpoint::Endpoint;
 
 use crate::pair::{Pair, Side, seconds};
 
@@ -124,4 +126,38 @@ fn the_old_session_receives_what_was_under_way() {
     pair.settle();
     assert_eq!(pair.payloads(Side::One), [b"late"]);
     assert_eq!(pair.payloads(Side::Two), [b"rekey"]);
+}
+
+#[test]
+fn a_snapshot_seals_with_the_successor_once_that_is_confirmed_whatever_came_in_the_old_session() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    pair.send(Side::One, b"late");
+    let mut late = pair.wire.pop_front().unwrap().payload;
+    pair.advance(REKEY_AFTER_TIME);
+    pair.send(Side::One, b"rekey");
+    let end = pair.now + REKEY_JITTER + seconds(1);
+    let is_response = |payload: &[u8]| matches!(Message::parse(payload), Ok(Message::Response(_)));
+    while !pair.wire.iter().any(|datagram| is_response(&datagram.payload)) {
+        assert!(pair.now < end);
+        pair.advance(Duration::from_millis(1));
+    }
+    let router = pair.two.router();
+    let response = pair.wire.drain(..).find(|datagram| is_response(&datagram.payload)).unwrap();
+    let Ok(Message::Response(parsed)) = Message::parse(&response.payload) else { unreachable!() };
+    let index = parsed.receiver_index();
+    pair.deliver(response.clone());
+    let mut first = pair.wire.pop_front().unwrap().payload;
+
+    let now = pair.now;
+    let sealed_for = |datagram: &mut [u8]| {
+        let mut notices = Vec::new();
+        router.open(now, Endpoint::new(Side::One.address()), Ecn::NotEct, datagram, &mut notices).unwrap();
+        let mut payload = [0; TRANSPORT_OVERHEAD];
+        router.route(now, Side::One.inner().into()).unwrap().seal(now, 0, &mut payload, &mut notices).unwrap();
+        let Ok(Message::Transport(header)) = Message::parse(&payload) else { unreachable!() };
+        header.receiver_index
+    };
+    assert_ne!(sealed_for(&mut late), index);
+    assert_eq!(sealed_for(&mut first), index);
 }
