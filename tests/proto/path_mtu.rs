@@ -124,7 +124,7 @@ fn the_fast_path_knows_of_every_change_at_once_and_of_nothing_else() {
         pair.longest = [longest; 2];
         let end = pair.now + duration;
         while pair.now < end {
-            if (pair.now - pair.start).as_millis() % 50 == 0 {
+            if (pair.now - pair.start).as_millis().is_multiple_of(50) {
                 pair.send(Side::One, b"data");
             }
             pair.advance(Duration::from_millis(1));
