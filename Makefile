@@ -65,7 +65,7 @@ fuzz: export RUSTC_BOOTSTRAP := 1
 fuzz: export RUSTC_WRAPPER := $(CURDIR)/tests/fuzz/rustc
 fuzz: build-deps
 	command -v cargo-fuzz > /dev/null || $(CARGO) install --locked cargo-fuzz
-	for target in $(or $(TARGETS),datagram config inbound outbound policy); do
+	for target in $(or $(TARGETS),datagram config inbound outbound policy segment_size); do
 		found="tests/fuzz/target/found/$$target"
 		mkdir -p "$$found"
 		$(CARGO) fuzz run --fuzz-dir tests/fuzz --sanitizer none "$$target" "$$found" "tests/fuzz/corpus/$$target" -- \

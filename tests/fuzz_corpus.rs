@@ -20,6 +20,8 @@ mod policy;
 mod policy_twin;
 #[path = "fuzz/seeds/mod.rs"]
 mod seeds;
+#[path = "fuzz/bodies/segment_size.rs"]
+mod segment_size;
 #[path = "twin/mod.rs"]
 mod twin;
 
@@ -55,6 +57,11 @@ fn replays_the_policy_corpus() {
 }
 
 #[test]
+fn replays_the_segment_size_corpus() {
+    replay("segment_size", segment_size::run);
+}
+
+#[test]
 fn seeds_come_to_what_they_are_named_for() {
     let [mut came_to, mut expected] = [Vec::new(), Vec::new()];
     for (name, seed, outcome) in seeds::inbound::seeds() {
@@ -69,6 +76,10 @@ fn seeds_come_to_what_they_are_named_for() {
         came_to.push(format!("policy {name}: {:?}", policy::run(&seed)));
         expected.push(format!("policy {name}: {outcome:?}"));
     }
+    for (name, seed, outcome) in seeds::segment_size::seeds() {
+        came_to.push(format!("segment_size {name}: {:?}", segment_size::run(&seed)));
+        expected.push(format!("segment_size {name}: {outcome:?}"));
+    }
     assert_eq!(came_to, expected);
 }
 
@@ -79,7 +90,8 @@ fn every_seed_lies_in_its_corpus() {
     let inbound = seeds::inbound::seeds().into_iter().map(|(name, seed, _)| (of("inbound", name), seed));
     let outbound = seeds::outbound::seeds().into_iter().map(|(name, seed, _)| (of("outbound", name), seed));
     let policies = seeds::policy::seeds().into_iter().map(|(name, seed, _)| (of("policy", name), seed));
-    let seeds = datagrams.chain(inbound).chain(outbound).chain(policies).chain(config_seeds());
+    let sizes = seeds::segment_size::seeds().into_iter().map(|(name, seed, _)| (of("segment_size", name), seed));
+    let seeds = datagrams.chain(inbound).chain(outbound).chain(policies).chain(sizes).chain(config_seeds());
     for (path, seed) in seeds {
         if std::env::var_os(WRITE_SEEDS).is_some() {
             fs::create_dir_all(path.parent().unwrap()).unwrap();

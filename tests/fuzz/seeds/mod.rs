@@ -5,3 +5,4 @@ pub(crate) mod inbound;
 pub(crate) mod outbound;
 pub(crate) mod policy;
 mod read;
+pub(crate) mod segment_size;
