@@ -259,34 +259,23 @@ impl LaneRoutes {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use super::super::noise::{SessionKeys, Suite};
-    use super::super::session::SessionParameters;
+    use super::super::noise::Suite;
+    use super::super::session::tests::pair;
     use super::super::tests::start;
-    use super::super::traffic::Traffic;
     use super::*;
 
     #[derive(Debug, Clone, Copy, PartialEq)]
     struct Kind {
         lane_paths: bool,
         is_initiator: bool,
-        /// Of the initiator.
         lanes: u8,
     }
 
     fn session(now: Instant, kind: Kind) -> Session {
-        let parameters = SessionParameters {
-            local_index: 1,
-            remote_index: 2,
-            is_initiator: kind.is_initiator,
-            suite: Suite::Aes256Gcm,
-            send_lanes: if kind.is_initiator { kind.lanes } else { 5 },
-            receive_lanes: if kind.is_initiator { 5 } else { kind.lanes },
-            lane_paths: kind.lane_paths,
-            peer_reads_ecn: false,
-        };
-        Session::new(now, &SessionKeys { send: [1; 32], receive: [2; 32] }, &parameters, Arc::new(Traffic::new(now)))
+        let [initiated, responded] = pair(now, Suite::Aes256Gcm, kind.lanes);
+        let mut session = if kind.is_initiator { initiated } else { responded };
+        session.has_lane_paths = kind.lane_paths;
+        session
     }
 
     fn endpoint(port: u16) -> Endpoint {

@@ -3,6 +3,8 @@
 
 #[path = "../bodies/segment_size.rs"]
 mod segment_size;
+#[path = "../../twin/mod.rs"]
+mod twin;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     segment_size::run(data);
