@@ -148,7 +148,7 @@ impl Link {
         let (state, reason) = (status.text("state"), status.text("reason"));
         let words = match state.as_str() {
             "up" | "idle" | "degraded" => "up ready 100%".to_owned(),
-            "draining" => "up drain 100%".to_owned(),
+            "draining" => "up drain".to_owned(),
             _ => format!("down #{reason}"),
         };
         assert_eq!(self.agent, words, "{status:?}");

@@ -142,12 +142,13 @@ fn printable(line: &[u8]) -> String {
 }
 
 /// The whole state, in HAProxy's words. `ready` and `drain` are given with every `up`, so that a drain is undone by the first
-/// answer after it; with `down` they are left as they are, since nothing is sent there anyway.
+/// answer after it; with `down` they are left as they are, since nothing is sent there anyway. No weight beside `drain`:
+/// HAProxy logs each one ("remains in forced drain mode"), and `ready` brings its own.
 fn state_line(peer: &PeerReport, degraded_weight: u8) -> String {
     match peer.state {
         LinkState::Up | LinkState::Idle | LinkState::Unknown => "up ready 100%".to_owned(),
         LinkState::Degraded => format!("up ready {degraded_weight}%"),
-        LinkState::Draining => "up drain 100%".to_owned(),
+        LinkState::Draining => "up drain".to_owned(),
         LinkState::Down => format!("down #{}", peer.reason.as_deref().unwrap_or("down")),
     }
 }
@@ -182,7 +183,7 @@ mod tests {
         assert_eq!(line(LinkState::Up, None), "up ready 100%");
         assert_eq!(line(LinkState::Idle, Some("no-traffic")), "up ready 100%");
         assert_eq!(line(LinkState::Degraded, Some("loss")), "up ready 40%");
-        assert_eq!(line(LinkState::Draining, Some("drained")), "up drain 100%");
+        assert_eq!(line(LinkState::Draining, Some("drained")), "up drain");
         assert_eq!(line(LinkState::Down, Some("unanswered")), "down #unanswered");
     }
 

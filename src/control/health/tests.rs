@@ -75,7 +75,7 @@ async fn an_agent_is_told_the_whole_state_of_the_backend_that_it_names() {
     for (name, line) in [
         ("up", "up ready 100%\n"),
         ("degraded", "up ready 25%\n"),
-        ("draining", "up drain 100%\n"),
+        ("draining", "up drain\n"),
         ("down", "down #unanswered\n"),
         ("idle", "up ready 100%\n"),
         ("other", "fail #unknown backend \"other\"\n"),
