@@ -106,6 +106,11 @@ impl KeyFiles for Disk {
 }
 
 /// Opens without waiting for the writer of a pipe and without becoming a terminal's session leader.
+/// When the file at `path` was written, in seconds since 1970.
+pub fn written(path: &Path) -> Option<u64> {
+    u64::try_from(path.metadata().ok()?.mtime()).ok()
+}
+
 fn open(path: &Path) -> Result<File, KeyFileError> {
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).map_err(|error| match error.kind() {

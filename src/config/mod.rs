@@ -28,7 +28,7 @@ use ipnet::IpNet;
 
 pub use diff::{Diff, PeerDiff};
 pub use error::{ConfigError, Position, Problem};
-pub use key_file::{Disk, KeyFileError, KeyFiles};
+pub use key_file::{Disk, KeyFileError, KeyFiles, written};
 
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 use crate::proto::policy::Service;

@@ -99,7 +99,17 @@ impl Scrape {
         let labels = [("version", interface.version.as_str())];
         info(encoder, "underpass_build", "The daemon's version.", &labels)?;
         let labels = [("interface", interface.name.as_str()), ("role", interface.role.as_str())];
-        info(encoder, "underpass_interface", "The TUN device and the side of the links.", &labels)
+        info(encoder, "underpass_interface", "The TUN device and the side of the links.", &labels)?;
+        let help = "When the file of the private key in use was written.";
+        optional_gauge(
+            encoder,
+            "underpass_private_key_written_timestamp_seconds",
+            help,
+            interface.private_key_written,
+        )?;
+        let help = "Whether something keeps the machine's clock right, where the system says so.";
+        let is_kept = interface.clock_synchronized.map(u64::from);
+        optional_gauge(encoder, "underpass_clock_synchronized", help, is_kept)
     }
 
     fn encode_states(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -201,6 +211,12 @@ fn info(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, labels: &im
     encoder.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(labels)
 }
 
+/// A number of the daemon's, if it has one.
+fn optional_gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: Option<u64>) -> fmt::Result {
+    let Some(value) = value else { return Ok(()) };
+    encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
+}
+
 /// What Prometheus' own clients tell of a process, under their names. What `/proc` does not give is left out.
 fn encode_process(encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let Ok(process) = procfs::process::Process::myself() else { return Ok(()) };
@@ -268,6 +284,8 @@ mod tests {
         has(r#"underpass_link_last_handshake_timestamp_seconds{peer="app1"} 1800000000"#);
         has(r#"underpass_drops_total{reason="malformed"} 3"#);
         has(r#"underpass_build_info{version="0.1.0"} 1"#);
+        has("underpass_private_key_written_timestamp_seconds 1700000000");
+        has("underpass_clock_synchronized 0");
     }
 
     #[test]

@@ -26,7 +26,7 @@ use super::resolver::{Families, NamedPeer, Resolver};
 use super::running::Running;
 use super::systemd::{self, Readiness};
 use super::{daemon, translate};
-use crate::config::{Config, ConfigError, Diff, Interface};
+use crate::config::{Config, ConfigError, Diff, Interface, written};
 use crate::dataplane::{BindError, OtherSockets, PeerChange};
 use crate::keys::PublicKey;
 use crate::proto::endpoint::Endpoint;
@@ -120,7 +120,9 @@ impl Running<'_> {
         self.identity.send_modify(|identity| {
             let (addresses, listen) = (new.interface.addresses.clone(), self.dataplane.borrow().local_addresses());
             let peers = PeerNames::new(&new);
-            *identity = Arc::new(Identity { addresses, listen, peers, ..Identity::clone(identity) });
+            let private_key_written = written(&new.interface.private_key_file);
+            *identity =
+                Arc::new(Identity { addresses, listen, peers, private_key_written, ..Identity::clone(identity) });
         });
         let mut left = netlink.remove(&settings, &changes).await;
         left.extend(netlink.close(&settings).await.err());

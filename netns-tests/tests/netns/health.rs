@@ -11,7 +11,7 @@ use netns_tests::http_load::HttpLoad;
 use netns_tests::nginx::{NginxApp, NginxFront};
 use netns_tests::outage::Outage;
 use netns_tests::underpass::{self, AGENT_CHECK, Config, Daemon, KeyPair, Peer, quote};
-use netns_tests::{Host, Process, wait};
+use netns_tests::{Host, Lab, Process, wait};
 use serde_json::Value;
 
 use crate::carrier::{Carrier, Site};
@@ -182,6 +182,25 @@ fn haproxy_as_shipped_knows_soon_of_a_backend_that_is_cut_off_stopped_or_started
     assert!(answers.errors.is_empty(), "{:?}", answers.errors);
 }
 
+/// HAProxy with the shipped configuration, in front of the site of [`Site`]; the first backend is drained and undrained.
+#[test]
+fn haproxy_as_shipped_logs_a_drain_once_and_not_at_every_check() {
+    let stage = Stage::new("health-drain-log");
+    let mut haproxy = stage.start_haproxy();
+    let lines = |haproxy: &mut HaProxy| haproxy.process().log().lines().filter(|line| line.contains("app1")).count();
+    let mut logged = lines(&mut haproxy);
+    for (command, status) in [("drain", "DRAIN"), ("undrain", "UP"), ("drain", "DRAIN")] {
+        assert_eq!(stage.site.proxy_daemon().ask(&[command, "app1"]).code(), 0);
+        wait::until("HAProxy follows", || haproxy.server("app1")["status"].starts_with(status));
+        // Twenty checks or so.
+        wait::pass(Duration::from_secs(1));
+        let before = std::mem::replace(&mut logged, lines(&mut haproxy));
+        let added = logged - before;
+        println!("{command}: {added} lines");
+        assert!((1..=2).contains(&added), "{command}: {added} lines\n{}", haproxy.process().log());
+    }
+}
+
 /// nginx with the shipped configuration, in front of the site of [`Site`].
 #[test]
 fn nginx_as_shipped_tries_another_backend_when_one_has_stopped() {
@@ -226,6 +245,82 @@ fn promtool_finds_nothing_wrong_with_metrics_and_alerts() {
         .args(["check", "rules", "--lint-fatal"])
         .arg(shipped("prometheus-alerts.yml"))
         .run();
+}
+
+/// Series as Prometheus would have scraped them, and the alerts that fire on them.
+const ALERT_TESTS: &str = r#"
+rule_files: [ RULES ]
+evaluation_interval: 30s
+tests:
+  - interval: 30s
+    input_series:
+      - { series: 'up{job="underpass", instance="lb1"}', values: '1x4 0x20' }
+      - { series: 'up{job="underpass", instance="lb2"}', values: '1x30' }
+      - { series: 'process_start_time_seconds{job="underpass", instance="lb2"}', values: '100x9 400x3 500x3 600x9' }
+      - { series: 'underpass_clock_synchronized{job="underpass", instance="lb2"}', values: '0x300' }
+      - { series: 'underpass_private_key_written_timestamp_seconds{job="underpass", instance="lb2"}', values: '-31535900x300' }
+      - { series: 'underpass_drops_total{job="underpass", instance="lb2", reason="replayed_initiation"}', values: '0+2x300' }
+    alert_rule_test:
+      - { eval_time: 1m, alertname: UnderpassDaemonGone }
+      - eval_time: 5m
+        alertname: UnderpassDaemonGone
+        exp_alerts: [ { exp_labels: { severity: page, job: underpass, instance: lb1 } } ]
+      - { eval_time: 3m, alertname: UnderpassRestarts }
+      - eval_time: 11m
+        alertname: UnderpassRestarts
+        exp_alerts: [ { exp_labels: { severity: ticket, job: underpass, instance: lb2 } } ]
+      - { eval_time: 30m, alertname: UnderpassClockNotKept }
+      - eval_time: 90m
+        alertname: UnderpassClockNotKept
+        exp_alerts: [ { exp_labels: { severity: ticket, job: underpass, instance: lb2 } } ]
+      - { eval_time: 1m, alertname: UnderpassPrivateKeyOld }
+      - eval_time: 5m
+        alertname: UnderpassPrivateKeyOld
+        exp_alerts: [ { exp_labels: { severity: ticket, job: underpass, instance: lb2 } } ]
+      - { eval_time: 1m, alertname: UnderpassHandshakesFromThePast }
+      - eval_time: 20m
+        alertname: UnderpassHandshakesFromThePast
+        exp_alerts: [ { exp_labels: { severity: ticket, job: underpass, instance: lb2 } } ]
+      - { eval_time: 20m, alertname: UnderpassHandshakesRefused }
+  - interval: 30s
+    input_series: []
+    alert_rule_test:
+      - eval_time: 2m
+        alertname: UnderpassDaemonGone
+        exp_alerts: [ { exp_labels: { severity: page, job: underpass } } ]
+"#;
+
+/// One machine. promtool compares labels; of the texts, that there are some.
+#[test]
+fn alerts_fire_for_a_daemon_that_is_gone_for_clocks_and_for_old_keys_and_not_before() {
+    let lab = Lab::new("health-alerts");
+    let host = lab.host("monitor");
+    let rules: String = alerts().lines().filter(|line| !is_annotation(line)).map(|line| format!("{line}\n")).collect();
+    let rules = host.write_file("rules.yml", rules);
+    let tests = host.write_file("tests.yml", ALERT_TESTS.replace("RULES", &rules.display().to_string()));
+    let output = host.command("promtool").args(["test", "rules"]).arg(tests).output();
+    assert_eq!(output.code(), 0, "{}{}", output.stdout, output.stderr);
+}
+
+fn is_annotation(line: &str) -> bool {
+    ["annotations:", "summary:", "description:"].iter().any(|key| line.trim_start().starts_with(key))
+}
+
+/// The site of [`Site`].
+#[test]
+fn metrics_tell_the_age_of_the_key_and_whether_the_clock_is_kept() {
+    let stage = Stage::new("health-key-age");
+    let host = &stage.site.proxy;
+    let value = |name: &str| metrics(host).lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
+    let written = || value("underpass_private_key_written_timestamp_seconds").unwrap();
+    let age = wait::unix_time().as_secs_f64() - written();
+    assert!((0.0..600.0).contains(&age), "{age}");
+    assert!(matches!(value("underpass_clock_synchronized"), Some(0.0 | 1.0)), "{}", metrics(host));
+    let key = host.directory().join("underpass0.key");
+    host.command("touch").args(["--date", "@1600000000"]).arg(&key).run();
+    assert!(written() > 1_600_000_000.0, "the key in use is the one that was read");
+    assert_eq!(stage.site.proxy_daemon().ask(&["reload"]).code(), 0);
+    assert_eq!(written(), 1_600_000_000.0);
 }
 
 /// The site of [`Site`]: names in the dashboard and in the alerts are names of metrics.
