@@ -1,5 +1,6 @@
 //! What may stand on the command line. The doc comments are the text of `--help` and of the manual pages.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -167,8 +168,9 @@ pub struct VerifyArguments {
     /// The configuration file that the daemon runs by
     #[arg(short, long, value_name = "FILE")]
     pub config: PathBuf,
-    /// A TCP port of the app, of one peer or of all: 8080, or app1:8080. May be repeated
-    #[arg(short, long = "port", value_name = "[PEER:]PORT", value_parser = port)]
+    /// A TCP port of the app, of one peer or of all: 8080, app1:8080; or with an address behind a gateway:
+    /// 10.30.0.5:8080. May be repeated
+    #[arg(short, long = "port", value_name = "[PEER:|ADDRESS:]PORT", value_parser = port)]
     pub ports: Vec<Port>,
     /// How long a connection may take
     #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=60))]
@@ -179,12 +181,17 @@ pub struct VerifyArguments {
 }
 
 fn port(text: &str) -> Result<Port, String> {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(Port { peer: None, address: Some(address.ip()), number: address.port() });
+    }
     let (peer, number) = text.rsplit_once(':').map_or((None, text), |(peer, number)| (Some(peer.to_owned()), number));
     match number.parse() {
-        Ok(number) if number > 0 => Ok(Port { peer, number }),
-        _ => {
-            Err("a port is a number from 1 to 65535, after a peer's name and a colon if it is that peer's only".into())
-        }
+        Ok(number) if number > 0 => Ok(Port { peer, address: None, number }),
+        _ => Err(
+            "a port is a number from 1 to 65535, after a peer's name or an address and a colon if it is that one's \
+                  only"
+                .into(),
+        ),
     }
 }
 
@@ -259,6 +266,18 @@ mod tests {
     #[test]
     fn the_declarations_agree_with_each_other() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_port_may_have_a_peer_or_an_address() {
+        let parsed =
+            |text: &str| port(text).map(|port| (port.peer, port.address.map(|ip| ip.to_string()), port.number));
+        let text = |text: &str| Some(text.to_owned());
+        assert_eq!(parsed("8080"), Ok((None, None, 8080)));
+        assert_eq!(parsed("app1:8080"), Ok((text("app1"), None, 8080)));
+        assert_eq!(parsed("10.30.0.5:8080"), Ok((None, text("10.30.0.5"), 8080)));
+        assert_eq!(parsed("[fd30::5]:8080"), Ok((None, text("fd30::5"), 8080)));
+        assert!(parsed("app1:").is_err() && parsed("0").is_err());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::arguments::{DaemonArguments, StatusArguments};
 use super::columns::{GAP, fitting};
 use super::quantity::{ago, bytes, percent, round_trip, span};
 use super::{Exit, Failure};
-use crate::control::api::{ErrorCode, InterfaceReport, LinkState, PeerReport, StatusReport};
+use crate::control::api::{EndpointSource, ErrorCode, InterfaceReport, LinkState, PeerReport, StatusReport};
 use crate::control::client::{self, ClientError};
 
 /// Asks the daemon and writes its answer to `out`.
@@ -69,8 +69,23 @@ fn render(status: &StatusReport, width: Option<usize>) -> String {
     } else {
         write_table(&mut text, &rows, &shown, widths);
     }
+    write_roamed(&mut text, status);
     write_drops(&mut text, status);
     text
+}
+
+/// What the configuration has wrong of links that work nevertheless, until the next boot.
+fn write_roamed(text: &mut String, status: &StatusReport) {
+    let has_roamed = |peer: &&PeerReport| peer.endpoint_source == Some(EndpointSource::Roamed);
+    for (index, peer) in status.peers.iter().filter(has_roamed).enumerate() {
+        let gap = if index == 0 { "\n" } else { "" };
+        let endpoint = peer.endpoint.map_or_else(String::new, |endpoint| endpoint.to_string());
+        let _ = writeln!(
+            text,
+            "{gap}{}: {endpoint} is no configured endpoint; the peer has connected from there",
+            peer.name
+        );
+    }
 }
 
 fn header(interface: &InterfaceReport) -> String {
@@ -219,6 +234,18 @@ refused: 3 malformed
 ";
         assert_eq!(plain(None), expected);
         assert_eq!(plain(Some(104)), expected);
+    }
+
+    #[test]
+    fn an_endpoint_that_is_not_configured_is_told_where_others_are() {
+        let mut status = status();
+        let text = |status: &StatusReport| render(status, None);
+        for source in [EndpointSource::Configured, EndpointSource::Learned, EndpointSource::Remembered] {
+            status.peers[0].endpoint_source = Some(source);
+            assert!(!text(&status).contains("no configured endpoint"), "{source:?}");
+        }
+        status.peers[0].endpoint_source = Some(EndpointSource::Roamed);
+        assert!(text(&status).contains("\napp1: 192.0.2.10:51900 is no configured endpoint"), "{}", text(&status));
     }
 
     #[test]

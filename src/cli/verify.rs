@@ -1,6 +1,7 @@
 //! `underpass verify`: checks an installation that runs, and says what to do.
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ enum Unverified {
     Failed { failed: usize, all: usize },
     #[error("--port {peer}:{number}: {config} has no peer of that name", config = .config.display())]
     UnknownPeer { peer: String, number: u16, config: PathBuf },
+    #[error("--port {address}: no peer in {config} has that address", config = .config.display())]
+    UnknownAddress { address: SocketAddr, config: PathBuf },
 }
 
 /// Runs the checks and writes to `out` how they went.
@@ -54,15 +57,14 @@ pub fn run(arguments: &VerifyArguments, out: &mut dyn Write) -> Result<(), Failu
 }
 
 fn check_names(arguments: &VerifyArguments, config: &Config) -> Result<(), Failure> {
-    let is_known = |name: &str| config.peers.iter().any(|peer| peer.name == name);
-    for Port { peer, number } in &arguments.ports {
-        if let Some(peer) = peer.as_ref().filter(|name| !is_known(name)) {
-            let config = arguments.config.clone();
-            let error = Unverified::UnknownPeer { peer: peer.clone(), number: *number, config };
-            return Err(Failure::new(Exit::Usage, error));
-        }
-    }
-    Ok(())
+    let Some(unknown) = arguments.ports.iter().find(|port| !port.is_known(config)) else { return Ok(()) };
+    let Port { peer, address, number } = unknown;
+    let config = arguments.config.clone();
+    let error = match (peer, address) {
+        (None, Some(address)) => Unverified::UnknownAddress { address: SocketAddr::new(*address, *number), config },
+        _ => Unverified::UnknownPeer { peer: peer.clone().unwrap_or_default(), number: *number, config },
+    };
+    Err(Failure::new(Exit::Usage, error))
 }
 
 /// The whole answer as JSON.

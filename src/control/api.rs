@@ -212,6 +212,12 @@ pub struct InterfaceReport {
     pub pid: u32,
     /// The daemon's version.
     pub version: String,
+    /// When the file of the private key in use was written, in seconds since 1970.
+    #[serde(default)]
+    pub private_key_written: Option<u64>,
+    /// Set while something keeps the machine's clock right. Null where the system does not say.
+    #[serde(default)]
+    pub clock_synchronized: Option<bool>,
 }
 
 /// One peer and its link.
@@ -229,6 +235,9 @@ pub struct PeerReport {
     pub state_since: f64,
     /// Where datagrams to it go, once known.
     pub endpoint: Option<SocketAddr>,
+    /// How it came to be known. Null without an endpoint, or of a daemon that does not tell.
+    #[serde(default)]
+    pub endpoint_source: Option<EndpointSource>,
     /// Prefixes it may use.
     pub allowed_ips: Vec<IpNet>,
     /// When the newest session was agreed, in seconds since 1970.
@@ -253,6 +262,23 @@ pub struct PeerReport {
     pub pings: u64,
     /// Those of them that were lost.
     pub pings_lost: u64,
+}
+
+/// How a peer's endpoint came to be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndpointSource {
+    /// The configuration names it.
+    Configured,
+    /// The peer's own datagrams came from there, and the configuration names others.
+    Roamed,
+    /// The peer's own datagrams came from there, and the configuration names none.
+    Learned,
+    /// The peer was there before the daemon's start, and the configuration names none.
+    Remembered,
+    /// A way of a newer daemon.
+    #[serde(other)]
+    Unknown,
 }
 
 /// What a link is doing.
@@ -359,6 +385,7 @@ pub(crate) mod tests {
             reason: (state != LinkState::Up).then(|| "no-traffic".into()),
             state_since: 1_800_000_000.5,
             endpoint: None,
+            endpoint_source: None,
             allowed_ips: vec!["10.77.0.11/32".parse().unwrap()],
             latest_handshake: None,
             received_bytes: 0,
@@ -386,6 +413,8 @@ pub(crate) mod tests {
                 uptime_seconds: 3600,
                 pid: 7,
                 version: "0.1.0".into(),
+                private_key_written: Some(1_700_000_000),
+                clock_synchronized: Some(false),
             },
             sandbox: SandboxReport::default(),
             peers: vec![

@@ -35,7 +35,7 @@ use super::signals::Signals;
 use super::socket::{ControlSocket, SocketError};
 use super::systemd::{self, Readiness};
 use super::{translate, watchdog};
-use crate::config::Config;
+use crate::config::{Config, Peer, written};
 use crate::dataplane::inheritance::Inherited;
 use crate::dataplane::{Dataplane, Failure, Handle, StartError, clock};
 use crate::keys::PublicKey;
@@ -110,6 +110,7 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
         mtu: config.interface.mtu,
         offload: dataplane.offload(),
         started_at,
+        private_key_written: written(&config.interface.private_key_file),
         sandbox,
         peers: PeerNames::new(&config),
     };
@@ -163,8 +164,28 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
 fn remember_peers(config: &Config, handle: &Handle) -> RememberedPeers {
     let is_known = |key: &PublicKey| config.peers.iter().any(|peer| peer.public_key == *key);
     let remembered = RememberedPeers::load(&config.interface.control_socket, is_known);
-    remembered.endpoints().for_each(|(peer, endpoint)| handle.connect(peer, endpoint));
+    for (key, endpoint) in remembered.endpoints() {
+        if let Some(peer) = config.peers.iter().find(|peer| peer.public_key == key) {
+            tell_remembered(peer, endpoint);
+        }
+        handle.connect(key, endpoint);
+    }
     remembered
+}
+
+/// What works now and will not after the next boot, or did before. Of a name nobody knows yet which addresses it has.
+fn tell_remembered(peer: &Peer, endpoint: SocketAddr) {
+    let (name, is_named) = (&peer.name, peer.endpoints.len() > translate::addresses(peer).count());
+    if peer.endpoints.is_empty() {
+        tracing::info!(peer = name, %endpoint, "no endpoint is configured: the one before the restart is used until the next boot");
+    } else if !is_named && translate::addresses(peer).all(|configured| configured != endpoint) {
+        let configured: Vec<String> = peer.endpoints.iter().map(ToString::to_string).collect();
+        let configured = configured.join(" ");
+        tracing::warn!(
+            peer = name, %endpoint, configured,
+            "before the restart the peer was at another endpoint than those that the configuration has"
+        );
+    }
 }
 
 async fn configure_interface(config: &Config, dataplane: &Dataplane, is_kept: bool) -> Result<(), DaemonError> {

@@ -24,10 +24,12 @@ use crate::packet::message::TRANSPORT_OVERHEAD;
 mod changes;
 mod closed;
 mod existing;
+mod route_get;
 
 pub use changes::{Failed, InterfaceChanges};
 pub use closed::closed_routes;
 use closed::is_refusal;
+pub use route_get::Lookup;
 
 /// What the kernel must know of the tunnel interface before packets flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -269,13 +271,7 @@ impl Netlink {
 
     /// The interface that datagrams to `destination` with this firewall mark would leave by.
     pub async fn egress(&self, destination: IpAddr, fwmark: Option<u32>) -> Option<u32> {
-        let mut message = match destination {
-            IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build(),
-            IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build(),
-        };
-        message.attributes.extend(fwmark.map(RouteAttribute::Mark));
-        let route = self.handle.route().get(message).execute().try_next().await.ok()??;
-        output_interface(&route)
+        output_interface(&self.route_get(destination, fwmark).await.ok()??)
     }
 
     /// The kernel itself allows an address twice; packets then go astray without a word.

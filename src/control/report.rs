@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::api::{InterfaceReport, LinkState, PeerReport, SCHEMA_VERSION, StatusReport};
+use super::api::{EndpointSource, InterfaceReport, LinkState, PeerReport, SCHEMA_VERSION, StatusReport};
 use super::sandbox::Sandbox;
 use crate::config::{Config, Role};
+use crate::dataplane::clock;
 use crate::keys::PublicKey;
 use crate::proto::stats::{self, DeviceStatus, PeerStatus};
 
@@ -29,6 +30,8 @@ pub struct Identity {
     pub offload: bool,
     /// When the daemon started.
     pub started_at: Instant,
+    /// When the file of the private key was written, in seconds since 1970.
+    pub private_key_written: Option<u64>,
     /// What the daemon has given up.
     pub sandbox: Sandbox,
     /// In the configuration's order.
@@ -97,6 +100,8 @@ impl Identity {
             uptime_seconds: now.saturating_duration_since(self.started_at).as_secs(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            private_key_written: self.private_key_written,
+            clock_synchronized: clock::is_synchronized(),
         }
     }
 }
@@ -109,6 +114,7 @@ fn peer_report(name: &str, status: &PeerStatus) -> PeerReport {
         reason: status.reason.map(|reason| reason.as_str().to_owned()),
         state_since: status.state_since.as_secs_f64(),
         endpoint: status.endpoint.map(|endpoint| endpoint.remote),
+        endpoint_source: status.endpoint_source.map(endpoint_source),
         allowed_ips: status.allowed_ips.clone(),
         latest_handshake: status.latest_handshake.map(|time| time.as_secs()),
         received_bytes: status.received_bytes,
@@ -126,6 +132,15 @@ fn peer_report(name: &str, status: &PeerStatus) -> PeerReport {
 
 fn microseconds(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn endpoint_source(source: stats::EndpointSource) -> EndpointSource {
+    match source {
+        stats::EndpointSource::Configured => EndpointSource::Configured,
+        stats::EndpointSource::Roamed => EndpointSource::Roamed,
+        stats::EndpointSource::Learned => EndpointSource::Learned,
+        stats::EndpointSource::Remembered => EndpointSource::Remembered,
+    }
 }
 
 fn link_state(state: stats::LinkState) -> LinkState {
@@ -165,6 +180,7 @@ pub(super) mod tests {
             state_since: Duration::from_millis(1_800_000_000_900),
             awaits_answer: false,
             endpoint: Some(Endpoint::new("192.0.2.1:51900".parse().unwrap())),
+            endpoint_source: Some(stats::EndpointSource::Configured),
             allowed_ips: vec!["10.77.0.11/32".parse().unwrap()],
             latest_handshake: Some(Duration::from_millis(1_800_000_000_900)),
             received_bytes: 1,
@@ -188,7 +204,8 @@ pub(super) mod tests {
             listen: Vec::new(),
             mtu: 1420,
             offload: false,
-            started_at: crate::dataplane::clock::now(),
+            started_at: clock::now(),
+            private_key_written: Some(1_700_000_000),
             sandbox: Sandbox::default(),
             peers,
         }
@@ -217,6 +234,7 @@ pub(super) mod tests {
         let peer = &report.peers[0];
         assert_eq!((peer.latest_handshake, peer.rtt_microseconds), (Some(1_800_000_000), Some(412)));
         assert_eq!((report.unix_time, report.interface.uptime_seconds), (1_800_000_001, 61));
+        assert_eq!(report.interface.private_key_written, Some(1_700_000_000));
         assert_eq!(report.drops["malformed"], 3);
         assert_eq!(report.drops.len(), DropReason::COUNT);
     }

@@ -248,6 +248,7 @@ impl Device {
     pub fn connect(&mut self, now: Instant, key: &PublicKey, endpoint: Endpoint) {
         let Some(id) = self.peers.by_key(key) else { return };
         let peer = self.peers.get_mut(id).expect("found by its key");
+        peer.remembered = Some(endpoint.remote);
         if peer.usable_session(now).is_some() {
             return;
         }
@@ -386,6 +387,7 @@ impl Device {
             state_since: self.unix_time(if (state, reason) == peer.told_link { peer.link_since } else { now }),
             awaits_answer: peer.attempt.is_some(),
             endpoint: peer.endpoint,
+            endpoint_source: peer.endpoint_source(),
             allowed_ips: peer.config.allowed_ips.clone(),
             latest_handshake: peer.latest_session.map(|(at, _)| self.unix_time(at)),
             received_bytes: peer.received_bytes(),

@@ -20,7 +20,7 @@ use super::policy::Policy;
 use super::session::Session;
 use super::session_slots::SessionSlots;
 use super::staged::StagedQueue;
-use super::stats::{LinkReason, LinkState};
+use super::stats::{EndpointSource, LinkReason, LinkState};
 use super::tai64n::Tai64N;
 use super::timers::{Timer, TimerTable};
 use super::traffic::Traffic;
@@ -59,6 +59,8 @@ pub(super) struct Peer {
     /// The one of `remotes` that initiations are made for: the last that proved itself.
     pub(super) active_remote: usize,
     pub(super) endpoint: Option<Endpoint>,
+    /// Where it was before this device began.
+    pub(super) remembered: Option<SocketAddr>,
     /// Where it was when we were told that it is elsewhere, and when that was.
     pub(super) left: Option<LeftPlace>,
     /// Set while we want a session and nobody has answered yet.
@@ -142,6 +144,7 @@ impl Peer {
             remotes: Vec::new(),
             active_remote: 0,
             endpoint: config.endpoints.first().copied(),
+            remembered: None,
             left: None,
             attempt: None,
             last_initiation_at: None,
@@ -211,6 +214,17 @@ impl Peer {
         if let Some(endpoint) = &mut self.endpoint {
             endpoint.local = None;
         }
+    }
+
+    /// How its endpoint came to be known.
+    pub(super) fn endpoint_source(&self) -> Option<EndpointSource> {
+        let remote = self.endpoint?.remote;
+        Some(match () {
+            () if self.config.endpoints.iter().any(|known| known.remote == remote) => EndpointSource::Configured,
+            () if !self.config.endpoints.is_empty() => EndpointSource::Roamed,
+            () if self.remembered == Some(remote) => EndpointSource::Remembered,
+            () => EndpointSource::Learned,
+        })
     }
 
     /// The key that events and status name.

@@ -78,6 +78,19 @@ pub enum LinkReason {
     NoTraffic,
 }
 
+/// How a peer's endpoint came to be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EndpointSource {
+    /// The configuration names it.
+    Configured,
+    /// The peer's own datagrams came from there, and the configuration names others.
+    Roamed,
+    /// The peer's own datagrams came from there, and the configuration names none.
+    Learned,
+    /// The peer was there before this device began, and the configuration names none.
+    Remembered,
+}
+
 /// One peer, as [`Device::status`](super::device::Device::status) tells it.
 #[derive(Debug, Clone)]
 pub struct PeerStatus {
@@ -93,6 +106,8 @@ pub struct PeerStatus {
     pub awaits_answer: bool,
     /// Where datagrams go.
     pub endpoint: Option<Endpoint>,
+    /// How it came to be known.
+    pub endpoint_source: Option<EndpointSource>,
     /// Prefixes it may use.
     pub allowed_ips: Vec<IpNet>,
     /// When the newest session was agreed, as time since the Unix epoch.

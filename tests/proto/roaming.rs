@@ -7,6 +7,7 @@ use underpass::packet::traffic_class::TrafficClass;
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::event::Event;
 use underpass::proto::peer::PeerConfig;
+use underpass::proto::stats::EndpointSource;
 
 use crate::pair::{InFlight, LATENCY, Pair, Side, peer_config, seconds};
 
@@ -63,9 +64,22 @@ fn a_restarted_side_without_an_endpoint_calls_where_the_peer_was_and_is_up_in_a_
     pair.two.connect(now, &Side::One.public_key(), Endpoint::new(Side::One.address()));
     pair.advance(2 * LATENCY);
     assert!(pair.is_up(Side::Two));
+    assert_eq!(pair.status(Side::Two).endpoint_source, Some(EndpointSource::Remembered));
     pair.send(Side::Two, b"back");
     pair.settle();
     assert_eq!(pair.payloads(Side::One), [b"back"]);
+}
+
+#[test]
+fn an_endpoint_is_told_by_how_it_came_to_be_known() {
+    let source = |configured: Vec<Endpoint>| {
+        let mut pair = Pair::with(|_| (), move |one| one.endpoints = configured);
+        pair.connect(Side::One);
+        pair.status(Side::Two).endpoint_source
+    };
+    assert_eq!(source(vec![Endpoint::new(Side::One.address())]), Some(EndpointSource::Configured));
+    assert_eq!(source(vec![Endpoint::new("203.0.113.66:66".parse().unwrap())]), Some(EndpointSource::Roamed));
+    assert_eq!(source(vec![]), Some(EndpointSource::Learned));
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod demo;
 mod ecn;
 mod exposed;
 mod fail_closed;
+mod faults;
 mod floods;
 mod health;
 mod laboratory;

@@ -1,0 +1,95 @@
+//! Whether `underpass verify` names the true cause first, of many, and none where nothing is wrong.
+
+mod case;
+mod sound;
+mod table;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use netns_tests::Lab;
+use serde_json::Value;
+
+use self::case::{Bench, Case, Side};
+use self::table::{ROWS, Row};
+
+/// Laboratories in which rows are tried beside each other: most of the time somebody waits for somebody's silence.
+const BENCHES: usize = 3;
+
+/// What was said first.
+struct Verdict {
+    name: &'static str,
+    expected: &'static str,
+    check: String,
+    what: String,
+    is_right: bool,
+}
+
+/// What failed first; if nothing has, what is to be looked at first. The laboratory's clock is the machine's.
+fn first_cause(findings: &[Value]) -> (String, String) {
+    let of = |outcome: &str| {
+        let is = |finding: &&Value| finding["outcome"] == outcome && finding["check"] != "clock";
+        findings.iter().find(is)
+    };
+    let first = of("failed").or_else(|| of("warning"));
+    let text = |field: &str| first.and_then(|finding| finding[field].as_str()).unwrap_or("-").to_owned();
+    (text("check"), text("what"))
+}
+
+/// Breaks an installation as the row says, asks, and puts it right.
+fn try_row(bench: &Bench, row: &'static Row) -> Verdict {
+    let mut case = Case::sound(bench);
+    (row.before)(&mut case);
+    case.start();
+    if let Some(after) = row.after {
+        case.wait_for(Side::Proxy, "up");
+        after(&mut case);
+    }
+    if !row.settles.is_empty() {
+        case.wait_for(row.side, row.settles);
+    }
+    let (check, what) = first_cause(&case.verify(row.side));
+    case.end();
+    let is_right = check == row.cause.0 && what.contains(row.cause.1);
+    Verdict { name: row.name, expected: row.cause.0, check, what, is_right }
+}
+
+/// Runs `work` for each of `items` on some benches side by side.
+fn on_benches<T: Sync, R: Send>(
+    name: &str,
+    items: &'static [T],
+    work: impl Fn(&Bench, &'static T) -> R + Sync,
+) -> Vec<R> {
+    let lab = Lab::new(name);
+    let labs: Vec<Lab> = (0..BENCHES).map(|number| lab.beside(&format!("{name}-{number}"))).collect();
+    let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        for lab in labs {
+            scope.spawn(|| {
+                let bench = Bench::new(lab);
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let result = work(&bench, item);
+                    results.lock().expect("no thread panics while it adds a result").push(result);
+                }
+            });
+        }
+    });
+    results.into_inner().expect("no thread panics while it adds a result")
+}
+
+/// Benches of [`Bench`].
+#[test]
+fn verify_names_the_true_cause_first_of_nearly_every_fault() {
+    let verdicts = on_benches("faults", ROWS, try_row);
+    for Verdict { name, expected, check, what, is_right } in &verdicts {
+        println!(
+            "{} {name}: {check}: {what}{}",
+            if *is_right { "  " } else { "✗ " },
+            if *is_right { String::new() } else { format!(" [not {expected}]") }
+        );
+    }
+    let right = verdicts.iter().filter(|verdict| verdict.is_right).count();
+    println!("{right} of {} true causes are named first", verdicts.len());
+    assert!(verdicts.len() >= 40 && right + 2 >= verdicts.len(), "{right} of {}", verdicts.len());
+}

@@ -1,0 +1,85 @@
+//! Where the kernel would send a packet: routes and rules as they are, asked and not read.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures_util::TryStreamExt as _;
+use nix::errno::Errno;
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+
+use super::{Netlink, errno, output_interface};
+
+/// The kernel's answer for one destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    /// Packets leave by the interface with this index.
+    Interface(u32),
+    /// The destination is an address of this machine.
+    Local,
+    /// A route refuses packets: of type `unreachable`, as this daemon's own are, `prohibit` or `blackhole`.
+    Refused,
+    /// No route leads there.
+    Nowhere,
+    /// The kernel gave no answer.
+    Unknown,
+}
+
+impl Netlink {
+    /// Asks where packets to `destination` with this firewall mark would go.
+    pub async fn lookup(&self, destination: IpAddr, fwmark: Option<u32>) -> Lookup {
+        match self.route_get(destination, fwmark).await {
+            Ok(Some(route)) => of_route(&route),
+            Ok(None) => Lookup::Unknown,
+            Err(error) => of_error(errno(&error)),
+        }
+    }
+
+    pub(super) async fn route_get(
+        &self,
+        destination: IpAddr,
+        fwmark: Option<u32>,
+    ) -> Result<Option<RouteMessage>, rtnetlink::Error> {
+        let mut message = match destination {
+            IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build(),
+            IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build(),
+        };
+        message.attributes.extend(fwmark.map(RouteAttribute::Mark));
+        self.handle.route().get(message).execute().try_next().await
+    }
+}
+
+fn of_route(route: &RouteMessage) -> Lookup {
+    match (route.header.kind, output_interface(route)) {
+        (RouteType::Local, _) => Lookup::Local,
+        (RouteType::Unreachable | RouteType::Prohibit | RouteType::BlackHole, _) => Lookup::Refused,
+        (_, Some(index)) => Lookup::Interface(index),
+        (_, None) => Lookup::Unknown,
+    }
+}
+
+/// The kernel tells the type of a route that refuses by an error: `fib_props` and `ip6_prop`.
+fn of_error(errno: Option<Errno>) -> Lookup {
+    match errno {
+        Some(Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL) => Lookup::Refused,
+        Some(Errno::ENETUNREACH) => Lookup::Nowhere,
+        _ => Lookup::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_of_this_machine_is_told_from_others() {
+        let netlink = Netlink::open().unwrap();
+        assert_eq!(netlink.lookup(Ipv4Addr::LOCALHOST.into(), None).await, Lookup::Local);
+    }
+
+    #[test]
+    fn an_error_says_whether_a_route_refuses_or_none_leads_there() {
+        assert_eq!(of_error(Some(Errno::EHOSTUNREACH)), Lookup::Refused);
+        assert_eq!(of_error(Some(Errno::ENETUNREACH)), Lookup::Nowhere);
+        assert_eq!(of_error(Some(Errno::EPERM)), Lookup::Unknown);
+    }
+}
