@@ -13,6 +13,7 @@ use underpass::proto::endpoint::Endpoint;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::policy::{Policy, PortRange, Service};
+use underpass::proto::randomness::Entropy;
 use underpass::proto::randomness::Randomness;
 use underpass::proto::router::Router;
 use underpass::proto::transmit::Dscp;
@@ -128,7 +129,7 @@ pub(crate) fn device(now: Instant, number: usize, suite: Suite) -> Device {
         lane_paths: false,
         mtu: None,
     };
-    Device::new(now, Duration::from_secs(1_700_000_000), config, [7; 32])
+    Device::new(now, Duration::from_secs(1_700_000_000), config, Entropy::seeded([7; 32]))
 }
 
 /// How device `number` is configured elsewhere.

@@ -21,6 +21,7 @@ use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
+use underpass::proto::randomness::Entropy;
 use underpass::proto::transmit::Dscp;
 
 use crate::background::Background;
@@ -259,7 +260,7 @@ impl Insider {
             lane_paths: false,
             mtu: None,
         };
-        let mut device = Device::new(now, wait::unix_time(), config, seed);
+        let mut device = Device::new(now, wait::unix_time(), config, Entropy::seeded(seed));
         let endpoint = Endpoint::new((OUTSIDE, PORT).into());
         device.upsert_peer(
             now,

@@ -111,9 +111,11 @@ impl LinkLog {
 
     fn change(&mut self, event: &Event) -> Option<(PublicKey, Change)> {
         let peer = match event {
-            Event::Packet { .. } | Event::RoundTrip { .. } | Event::SessionEnded { .. } | Event::Goodbye { .. } => {
-                return None;
-            }
+            Event::Packet { .. }
+            | Event::RoundTrip { .. }
+            | Event::InitiationRefused { .. }
+            | Event::SessionEnded { .. }
+            | Event::Goodbye { .. } => return None,
             Event::LinkChanged { peer, .. }
             | Event::SessionEstablished { peer, .. }
             | Event::HandshakeUnanswered { peer }

@@ -336,6 +336,7 @@ mod tests {
     use crate::proto::device::{Device, DeviceConfig};
     use crate::proto::noise::Suite;
     use crate::proto::policy::{Policy, Service};
+    use crate::proto::randomness::Entropy;
     use crate::proto::transmit::Dscp;
 
     fn key(number: u8) -> PublicKey {
@@ -369,7 +370,7 @@ mod tests {
             mtu: None,
         };
         let now = clock::now();
-        let mut device = Device::new(now, Duration::from_secs(1), config, [0; 32]);
+        let mut device = Device::new(now, Duration::from_secs(1), config, Entropy::seeded([0; 32]));
         let changes = peer_changes(&[], old.to_vec()).into_iter().chain(peer_changes(old, new.to_vec()));
         let mut numbers = HashMap::new();
         for change in changes {

@@ -26,6 +26,7 @@ use crate::proto::device::{Device, DeviceConfig};
 use crate::proto::endpoint::Endpoint;
 use crate::proto::event::Event;
 use crate::proto::peer::PeerConfig;
+use crate::proto::randomness::Entropy;
 use crate::proto::stats::DeviceStatus;
 
 use self::counters::Counters;
@@ -291,10 +292,8 @@ impl Dataplane {
     }
 
     fn device(&self) -> Result<Device, StartError> {
-        let mut seed = [0; 32];
-        SystemRandom::new().fill(&mut seed).map_err(|_| StartError::NoRandomness)?;
         let now = clock::now();
-        let mut device = Device::new(now, clock::unix_time(), self.config.device.clone(), seed);
+        let mut device = Device::new(now, clock::unix_time(), self.config.device.clone(), kernel_entropy()?);
         for peer in &self.config.peers {
             if device.upsert_peer(now, peer.clone()).is_none() {
                 tracing::warn!(peer = %peer.public_key.short(), "a peer with our own public key is not added");
@@ -374,6 +373,17 @@ impl Handle {
 pub struct OtherSockets(Vec<Sockets>);
 
 type OnFailure = Arc<dyn Fn(Failure) + Send + Sync>;
+
+/// The kernel's random numbers, after a first try.
+fn kernel_entropy() -> Result<Entropy, StartError> {
+    let random = SystemRandom::new();
+    random.fill(&mut [0; 32]).map_err(|_| StartError::NoRandomness)?;
+    Ok(Entropy::new(move || {
+        let mut fresh = [0; 32];
+        random.fill(&mut fresh).expect("getrandom(2) never fails for so few bytes once it has given any");
+        fresh
+    }))
+}
 
 fn spawn(
     name: &str,

@@ -13,6 +13,7 @@ use crate::proto::endpoint::Endpoint;
 use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
 use crate::proto::policy::{Policy, Service};
+use crate::proto::randomness::Entropy;
 use crate::proto::transmit::Dscp;
 
 use super::virtio::{Segmentation, VirtioHeader};
@@ -178,7 +179,7 @@ pub fn device(now: Instant, number: u8) -> Device {
         lane_paths: false,
         mtu: None,
     };
-    Device::new(now, Duration::from_secs(1_700_000_000), config, [number; 32])
+    Device::new(now, Duration::from_secs(1_700_000_000), config, Entropy::seeded([number; 32]))
 }
 
 /// The peer whose key is made from `number`.

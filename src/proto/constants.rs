@@ -40,6 +40,8 @@ pub const MIN_INITIATION_INTERVAL: Duration = Duration::from_secs(1);
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(90);
 /// A responder takes at most one initiation of a peer in this interval.
 pub const MIN_ACCEPTED_INITIATION_INTERVAL: Duration = Duration::from_millis(20);
+/// The owner is told of refused initiations of one peer, and of all strangers together, at most this often.
+pub const REFUSAL_TOLD_INTERVAL: Duration = Duration::from_secs(1);
 /// Two sessions of opposite roles made within this interval came from simultaneous initiations.
 pub const SIMULTANEOUS_INTERVAL: Duration = Duration::from_secs(10);
 

@@ -32,7 +32,7 @@ use super::path_mtu::PathLimit;
 use super::peer::{Peer, PeerConfig};
 use super::peer_table::{PeerId, PeerTable};
 use super::policy::Flows;
-use super::randomness::Randomness;
+use super::randomness::{Entropy, Randomness};
 use super::rate_limiter::RateLimiter;
 use super::router::{Notice, PeerRoute, ReceivingSession, Router};
 use super::session::Session;
@@ -75,7 +75,10 @@ pub struct Device {
     timers: TimerQueue,
     rate_limiter: RateLimiter,
     cookie_checker: CookieChecker,
+    entropy: Entropy,
     randomness: Randomness,
+    /// When the owner was last told of an initiation that was refused and is no peer's.
+    refusal_told_at: Option<Instant>,
     /// An instant, and what the wall clock said then, as time since the Unix epoch.
     origin: (Instant, Duration),
     /// Time of the newest initiation, since a clock that stands still must not make them refusable.
@@ -104,9 +107,10 @@ impl LocalKey {
 }
 
 impl Device {
-    /// Starts without peers. `unix_time` is what the wall clock says at `now`; `seed` comes from the operating system.
-    pub fn new(now: Instant, unix_time: Duration, config: DeviceConfig, seed: [u8; 32]) -> Self {
-        let mut randomness = Randomness::new(seed);
+    /// Starts without peers. `unix_time` is what the wall clock says at `now`; `entropy` is asked once here, and once before
+    /// each handshake.
+    pub fn new(now: Instant, unix_time: Duration, config: DeviceConfig, mut entropy: Entropy) -> Self {
+        let mut randomness = Randomness::new(*entropy.draw());
         let flows = Arc::new(Flows::new(now, &randomness.array()));
         let nobody =
             Router { allowed_ips: Arc::default(), flows: flows.clone(), peers: [].into(), sessions: [].into() };
@@ -122,7 +126,9 @@ impl Device {
             timers: TimerQueue::default(),
             rate_limiter: RateLimiter::new(now),
             cookie_checker: CookieChecker::default(),
+            entropy,
             randomness,
+            refusal_told_at: None,
             origin: (now, unix_time),
             last_timestamp: Duration::ZERO,
             transmits: VecDeque::new(),

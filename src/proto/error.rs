@@ -42,8 +42,10 @@ drop_reasons! {
     HandshakeFailed = "handshake_failed",
     /// A handshake message from a static key that is not configured.
     UnknownPeer = "unknown_peer",
-    /// An initiation whose timestamp is not newer than the last one from that key: a replay.
+    /// An initiation with the timestamp of the last one from that key: the same again.
     ReplayedInitiation = "replayed_initiation",
+    /// An initiation with an older timestamp than the last one from that key: a replay, or a clock that was set back.
+    StaleInitiation = "stale_initiation",
     /// Initiations of one peer too close together.
     InitiationTooSoon = "initiation_too_soon",
     /// A response or cookie reply to no handshake message of ours.

@@ -1,10 +1,12 @@
 //! What a device has to tell its owner: packets for the TUN, and changes worth a log line.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::keys::PublicKey;
 
 use super::endpoint::Endpoint;
+use super::error::DropReason;
 use super::noise::Suite;
 use super::stats::{LinkReason, LinkState};
 
@@ -59,6 +61,16 @@ pub enum Event {
     HandshakeGivenUp {
         /// Who did not answer.
         peer: PublicKey,
+    },
+    /// Somebody initiated and was refused without a word. Told at most once a second for each peer, and for all others
+    /// together; not of initiations that were only too many.
+    InitiationRefused {
+        /// The static key that it came from, which need not be a peer's; none if it did not get that far.
+        peer: Option<PublicKey>,
+        /// Where it seems to have come from: an address that anyone can write.
+        from: SocketAddr,
+        /// What was wrong.
+        reason: DropReason,
     },
     /// The peer said that it is going away.
     Goodbye {

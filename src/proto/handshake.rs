@@ -60,13 +60,12 @@ pub fn consume_initiation(
 /// Writes the response to `received`, but for its MACs. `indices` are ours and the initiator's.
 pub fn create_response(
     received: ReceivedInitiation,
-    suite: Suite,
     indices: (u32, u32),
     preshared_key: Option<&PresharedKey>,
     parameters: Parameters,
     randomness: &mut Randomness,
 ) -> Result<(SessionKeys, Vec<u8>), HandshakeFailed> {
-    let header = response_header(suite.to_byte(), indices.0, indices.1);
+    let header = response_header(received.suite().to_byte(), indices.0, indices.1);
     let (keys, ciphertext, noise) = received.create_response(preshared_key, &header, parameters, randomness)?;
     let mut message = vec![0; RESPONSE_LEN];
     message[..RESPONSE_HEADER_LEN].copy_from_slice(&header);

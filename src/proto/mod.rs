@@ -28,6 +28,7 @@
 //! use underpass::proto::noise::Suite;
 //! use underpass::proto::peer::PeerConfig;
 //! use underpass::proto::policy::Policy;
+//! use underpass::proto::randomness::Entropy;
 //! use underpass::proto::transmit::Dscp;
 //!
 //! let now = Instant::now();
@@ -42,7 +43,7 @@
 //!         lane_paths: false,
 //!         mtu: None,
 //!     };
-//!     Device::new(now, Duration::from_secs(1_700_000_000), config, seed)
+//!     Device::new(now, Duration::from_secs(1_700_000_000), config, Entropy::seeded(seed))
 //! };
 //! let peer = |private_key: &PrivateKey, endpoint| PeerConfig {
 //!     public_key: private_key.public_key(),

@@ -16,7 +16,7 @@ use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 use crate::keys::{KEY_LEN, PresharedKey, PrivateKey, PublicKey};
 use crate::packet::message::{
-    ENCAPSULATION_KEY_LEN, INITIATION_HEADER_LEN, INITIATION_NOISE, INITIATION_PAYLOAD_LEN, KEM_CIPHERTEXT_LEN,
+    DH_LEN, ENCAPSULATION_KEY_LEN, INITIATION_HEADER_LEN, INITIATION_NOISE, INITIATION_PAYLOAD_LEN, KEM_CIPHERTEXT_LEN,
     PARAMETERS_LEN, RESPONSE_HEADER_LEN, RESPONSE_NOISE, TIMESTAMP_LEN,
 };
 
@@ -151,8 +151,32 @@ pub struct SessionKeys {
 /// The initiator between its initiation and the response.
 pub struct PendingInitiation {
     noise: Wiped<HandshakeState>,
+    opening: Opening,
     decapsulation_key: DecapsulationKey<MlKem768>,
+}
+
+/// Everything that message 1 is written from. The same again gives the same message and the same state behind it.
+struct Opening {
     suite: Suite,
+    local: PrivateKey,
+    remote: PublicKey,
+    header: [u8; INITIATION_HEADER_LEN],
+    ephemeral: Zeroizing<[u8; DH_LEN]>,
+    payload: [u8; INITIATION_PAYLOAD_LEN],
+}
+
+impl Opening {
+    fn write(&self) -> Result<(Wiped<HandshakeState>, [u8; INITIATION_NOISE_LEN]), HandshakeFailed> {
+        let prologue = prologue(&self.header);
+        let mut noise = builder(self.suite, &self.local, &prologue, self.ephemeral.clone())?
+            .remote_public_key(self.remote.as_bytes())
+            .and_then(Builder::build_initiator)
+            .map(Wiped::new)
+            .map_err(|_| HandshakeFailed)?;
+        let mut message = [0; INITIATION_NOISE_LEN];
+        noise.write_message(&self.payload, &mut message).map_err(|_| HandshakeFailed)?;
+        Ok((noise, message))
+    }
 }
 
 impl PendingInitiation {
@@ -168,31 +192,25 @@ impl PendingInitiation {
         parameters: Parameters,
         randomness: &mut Randomness,
     ) -> Result<(Self, [u8; INITIATION_NOISE_LEN]), HandshakeFailed> {
-        let prologue = prologue(header);
-        let mut noise = builder(suite, local, &prologue, randomness)?
-            .remote_public_key(remote.as_bytes())
-            .and_then(Builder::build_initiator)
-            .map(Wiped::new)
-            .map_err(|_| HandshakeFailed)?;
+        let ephemeral = randomness.array();
         let decapsulation_key = DecapsulationKey::<MlKem768>::from_seed(Array(*randomness.array::<64>()));
-
         let mut payload = [0; INITIATION_PAYLOAD_LEN];
         payload[..TIMESTAMP_LEN].copy_from_slice(timestamp.as_bytes());
         payload[TIMESTAMP_LEN..][..PARAMETERS_LEN].copy_from_slice(&parameters.encode());
         payload[TIMESTAMP_LEN + PARAMETERS_LEN..].copy_from_slice(&decapsulation_key.encapsulation_key().to_bytes());
 
-        let mut message = [0; INITIATION_NOISE_LEN];
-        noise.write_message(&payload, &mut message).map_err(|_| HandshakeFailed)?;
-        Ok((Self { noise, decapsulation_key, suite }, message))
+        let opening = Opening { suite, local: local.clone(), remote: *remote, header: *header, ephemeral, payload };
+        let (noise, message) = opening.write()?;
+        Ok((Self { noise, opening, decapsulation_key }, message))
     }
 
     /// The suite that was proposed.
     pub fn suite(&self) -> Suite {
-        self.suite
+        self.opening.suite
     }
 
     /// Reads the response: its clear header, ML-KEM ciphertext and Noise message. A failure leaves this as it was, so
-    /// that a forged response does not end the handshake.
+    /// that neither a forged response nor one with forbidden parameters ends the handshake.
     pub fn consume_response(
         &mut self,
         preshared_key: Option<&PresharedKey>,
@@ -201,12 +219,17 @@ impl PendingInitiation {
         message: &[u8; RESPONSE_NOISE_LEN],
     ) -> Result<(SessionKeys, Parameters), HandshakeFailed> {
         let shared = Zeroizing::new(self.decapsulation_key.decapsulate(&Array(*kem_ciphertext)).into());
-        let psk = psk(self.suite, preshared_key, &shared, header, kem_ciphertext);
+        let psk = psk(self.suite(), preshared_key, &shared, header, kem_ciphertext);
         self.noise.set_psk(PSK_POSITION, psk.as_slice()).map_err(|_| HandshakeFailed)?;
         let mut payload = [0; PARAMETERS_LEN];
         self.noise.read_message(message, &mut payload).map_err(|_| HandshakeFailed)?;
+        let Ok(parameters) = Parameters::decode(&payload) else {
+            // Noise is done with its handshake once a message decrypts: only from the beginning does it come here again.
+            (self.noise, _) = self.opening.write()?;
+            return Err(HandshakeFailed);
+        };
         let (send, receive) = self.noise.dangerously_get_raw_split();
-        Ok((SessionKeys { send, receive }, Parameters::decode(&payload)?))
+        Ok((SessionKeys { send, receive }, parameters))
     }
 }
 
@@ -214,7 +237,8 @@ impl PendingInitiation {
 pub struct ReceivedInitiation {
     noise: Wiped<HandshakeState>,
     suite: Suite,
-    encapsulation_key: EncapsulationKey<MlKem768>,
+    /// Not decoded, which costs as much as an X25519 result, before the caller knows the initiator.
+    encapsulation_key: Box<[u8; ENCAPSULATION_KEY_LEN]>,
     /// The initiator's static key, which it has proven to hold; whether it is a peer's is for the caller to say.
     pub remote: PublicKey,
     /// When the initiator says it wrote this.
@@ -233,7 +257,7 @@ impl ReceivedInitiation {
         randomness: &mut Randomness,
     ) -> Result<Self, HandshakeFailed> {
         let prologue = prologue(header);
-        let mut noise = builder(suite, local, &prologue, randomness)?
+        let mut noise = builder(suite, local, &prologue, randomness.array())?
             .build_responder()
             .map(Wiped::new)
             .map_err(|_| HandshakeFailed)?;
@@ -243,11 +267,10 @@ impl ReceivedInitiation {
         let remote = noise.get_remote_static().and_then(|key| key.try_into().ok()).ok_or(HandshakeFailed)?;
         let (timestamp, rest) = payload.split_first_chunk().expect("the payload starts with a timestamp");
         let (parameters, key) = rest.split_first_chunk().expect("parameters follow the timestamp");
-        let key: &[u8; ENCAPSULATION_KEY_LEN] = key.try_into().expect("the encapsulation key fills the payload");
+        let key: [u8; ENCAPSULATION_KEY_LEN] = key.try_into().expect("the encapsulation key fills the payload");
         Ok(Self {
             suite,
-            // Checks the modulus (FIPS 203 §7.2).
-            encapsulation_key: EncapsulationKey::new(&Array(*key)).map_err(|_| HandshakeFailed)?,
+            encapsulation_key: Box::new(key),
             remote: PublicKey::from_bytes(remote).map_err(|_| HandshakeFailed)?,
             timestamp: Tai64N::from_bytes(*timestamp),
             parameters: Parameters::decode(parameters)?,
@@ -255,8 +278,13 @@ impl ReceivedInitiation {
         })
     }
 
-    /// Writes the ML-KEM ciphertext and Noise message 2. `header` is the response's clear header, which the psk binds.
-    /// Draws 32 bytes for the encapsulation.
+    /// The suite that was proposed.
+    pub fn suite(&self) -> Suite {
+        self.suite
+    }
+
+    /// Checks the encapsulation key and writes the ML-KEM ciphertext and Noise message 2. `header` is the response's clear
+    /// header, which the psk binds. Draws 32 bytes for the encapsulation.
     pub fn create_response(
         mut self,
         preshared_key: Option<&PresharedKey>,
@@ -264,7 +292,10 @@ impl ReceivedInitiation {
         parameters: Parameters,
         randomness: &mut Randomness,
     ) -> Result<(SessionKeys, [u8; KEM_CIPHERTEXT_LEN], [u8; RESPONSE_NOISE_LEN]), HandshakeFailed> {
-        let (ciphertext, shared) = self.encapsulation_key.encapsulate_deterministic(&Array(*randomness.array()));
+        // Checks the modulus (FIPS 203 §7.2).
+        let encapsulation_key =
+            EncapsulationKey::<MlKem768>::new(&Array(*self.encapsulation_key)).map_err(|_| HandshakeFailed)?;
+        let (ciphertext, shared) = encapsulation_key.encapsulate_deterministic(&Array(*randomness.array()));
         let (ciphertext, shared): ([u8; KEM_CIPHERTEXT_LEN], _) = (ciphertext.into(), Zeroizing::new(shared.into()));
         let psk = psk(self.suite, preshared_key, &shared, header, &ciphertext);
         self.noise.set_psk(PSK_POSITION, psk.as_slice()).map_err(|_| HandshakeFailed)?;
@@ -296,10 +327,10 @@ fn builder<'a>(
     suite: Suite,
     local: &'a PrivateKey,
     prologue: &'a [u8],
-    randomness: &mut Randomness,
+    ephemeral: Zeroizing<[u8; DH_LEN]>,
 ) -> Result<Builder<'a>, HandshakeFailed> {
     let params = suite.noise_name().parse().expect("both suites are Noise names that snow knows");
-    Builder::with_resolver(params, Box::new(Resolver { ephemeral: randomness.array() }))
+    Builder::with_resolver(params, Box::new(Resolver { ephemeral }))
         .local_private_key(local.as_bytes())
         .and_then(|builder| builder.prologue(prologue))
         .map_err(|_| HandshakeFailed)

@@ -67,6 +67,8 @@ pub(super) struct Peer {
     pub(super) attempt: Option<Attempt>,
     pub(super) last_initiation_at: Option<Instant>,
     pub(super) last_accepted_at: Option<Instant>,
+    /// When the owner was last told of an initiation of its that was refused.
+    pub(super) refusal_told_at: Option<Instant>,
     pub(super) sessions: SessionSlots,
     /// Of the current session.
     pub(super) lane_paths: LanePaths,
@@ -149,6 +151,7 @@ impl Peer {
             attempt: None,
             last_initiation_at: None,
             last_accepted_at: None,
+            refusal_told_at: None,
             sessions: SessionSlots::default(),
             lane_paths: LanePaths::Shared,
             cookies: CookieJar::default(),

@@ -1,13 +1,41 @@
-//! The device's only source of random bytes: a ratchet over a seed that comes in once.
+//! The device's only source of random bytes: a ratchet, into which fresh entropy goes before each handshake.
 //!
 //! Each draw replaces the key before its bytes are used (fast key erasure), so that reading the process's memory
-//! reveals no ephemeral key of the past. Equal seeds give equal bytes: tests and the simulation are deterministic.
+//! reveals no ephemeral key of the past. The fresh entropy keeps a copy of the memory from revealing those of the future.
+//! Equal entropy gives equal bytes: tests and the simulation are deterministic.
 
 use std::time::Duration;
 
 use blake2::Blake2sMac256;
 use blake2::digest::{FixedOutput as _, KeyInit as _, Update as _};
 use zeroize::{Zeroize as _, ZeroizeOnDrop, Zeroizing};
+
+/// Fresh random bytes, as the operating system gives them.
+pub struct Entropy(Box<dyn FnMut() -> [u8; 32] + Send + Sync>);
+
+impl Entropy {
+    /// Has `source` asked for 32 bytes at a time.
+    pub fn new(source: impl FnMut() -> [u8; 32] + Send + Sync + 'static) -> Self {
+        Self(Box::new(source))
+    }
+
+    /// Not fresh at all: bytes that follow from `seed`, for tests and simulations.
+    pub fn seeded(seed: [u8; 32]) -> Self {
+        let mut randomness = Randomness::new(seed);
+        Self::new(move || *randomness.array())
+    }
+
+    /// The next 32 bytes.
+    pub(super) fn draw(&mut self) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new((self.0)())
+    }
+}
+
+impl std::fmt::Debug for Entropy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Entropy(redacted)")
+    }
+}
 
 /// A deterministic generator with forward secrecy.
 #[derive(ZeroizeOnDrop)]
@@ -16,9 +44,16 @@ pub struct Randomness {
 }
 
 impl Randomness {
-    /// Starts from 32 bytes of the operating system's randomness.
+    /// Starts from 32 bytes of entropy.
     pub fn new(seed: [u8; 32]) -> Self {
         Self { key: seed }
+    }
+
+    /// Mixes fresh entropy into the key: whoever knew the key before knows it no longer, and whoever knows `fresh` learns
+    /// nothing.
+    pub fn refresh(&mut self, fresh: &[u8; 32]) {
+        // No block has an input of this length.
+        self.key = self.keyed_hash(fresh);
     }
 
     /// Draws `N` bytes, in memory that is zeroed.
@@ -50,8 +85,12 @@ impl Randomness {
     }
 
     fn block(&self, number: u64) -> [u8; 32] {
+        self.keyed_hash(&number.to_le_bytes())
+    }
+
+    fn keyed_hash(&self, input: &[u8]) -> [u8; 32] {
         let mut mac = Blake2sMac256::new_from_slice(&self.key).expect("BLAKE2s takes keys of 32 bytes");
-        mac.update(&number.to_le_bytes());
+        mac.update(input);
         mac.finalize_fixed().into()
     }
 }
@@ -87,6 +126,19 @@ mod tests {
         let mut randomness = Randomness::new([1; 32]);
         let drawn = randomness.array::<96>();
         assert!(drawn.chunks(32).all(|block| block != randomness.key));
+    }
+
+    #[test]
+    fn fresh_entropy_and_the_key_before_it_both_count() {
+        let drawn = |seed: u8, fresh: u8| {
+            let mut randomness = Randomness::new([seed; 32]);
+            randomness.refresh(&[fresh; 32]);
+            *randomness.array::<32>()
+        };
+        assert_eq!(drawn(1, 1), drawn(1, 1));
+        assert_ne!(drawn(1, 1), drawn(1, 2));
+        assert_ne!(drawn(1, 1), drawn(2, 1));
+        assert_ne!(drawn(1, 1), *Randomness::new([1; 32]).array::<32>());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use underpass::packet::traffic_class::TrafficClass;
 use underpass::proto::constants::{HANDSHAKES_PER_SECOND_AND_SOURCE, HANDSHAKES_PER_SECOND_UNDER_LOAD};
 use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::error::DropReason;
+use underpass::proto::randomness::Entropy;
 use underpass::proto::staged::StagedPacket;
 
 use crate::pair::{InFlight, Pair, Side, device_config, inner_packet, peer_config, seconds};
@@ -12,7 +13,7 @@ use crate::pair::{InFlight, Pair, Side, device_config, inner_packet, peer_config
 fn flood(pair: &mut Pair, number: u32, source: impl Fn(u32) -> [u8; 4]) {
     // Mac1 is right and the rest is a stranger's: the flooder knows the public key, and no more.
     let stranger = DeviceConfig { private_key: PrivateKey::from_bytes([66; 32]).unwrap(), ..device_config(Side::One) };
-    let mut attacker = Device::new(pair.now, seconds(1), stranger, [66; 32]);
+    let mut attacker = Device::new(pair.now, seconds(1), stranger, Entropy::seeded([66; 32]));
     attacker.upsert_peer(pair.now, peer_config(Side::Two));
     let bytes = inner_packet(Side::One.inner(), Side::Two.inner(), b"x");
     attacker.handle_packet(pair.now, StagedPacket { bytes, checksum_partial: false }).unwrap();

@@ -83,8 +83,7 @@ fn marks_for_a_responder(features: u8) -> Ecn {
     let mut randomness = Randomness::new([7; 32]);
     let received = consume_initiation(Suite::Aes256Gcm, initiation, &Side::Two.private_key(), &mut randomness).unwrap();
     let (indices, parameters) = ((7, initiation.sender_index()), Parameters { lanes: 1, features });
-    let (_, mut payload) =
-        create_response(received, Suite::Aes256Gcm, indices, None, parameters, &mut randomness).unwrap();
+    let (_, mut payload) = create_response(received, indices, None, parameters, &mut randomness).unwrap();
     MacKeys::new(&Side::One.public_key()).write(&mut payload, None);
     pair.deliver(InFlight { to: Side::One, from: Side::Two.address(), payload, ..datagram });
     marks(&mut pair, Side::One)

@@ -4,13 +4,16 @@ use underpass::keys::{PresharedKey, PrivateKey};
 use underpass::packet::message::{INITIATION_LEN, MAC_LEN, Message};
 use underpass::packet::traffic_class::TrafficClass;
 use underpass::proto::constants::{
-    GIVE_UP_AFTER, MIN_INITIATION_INTERVAL, REJECT_AFTER_TIME, RETRY_INTERVALS, RETRY_JITTER,
+    GIVE_UP_AFTER, MAX_LANES, MIN_INITIATION_INTERVAL, REFUSAL_TOLD_INTERVAL, REJECT_AFTER_TIME, RETRY_INTERVALS,
+    RETRY_JITTER,
 };
 use underpass::proto::cookie::MacKeys;
 use underpass::proto::device::Device;
 use underpass::proto::error::DropReason;
 use underpass::proto::event::Event;
-use underpass::proto::noise::Suite;
+use underpass::proto::handshake::{consume_initiation, create_response};
+use underpass::proto::noise::{Parameters, Suite};
+use underpass::proto::randomness::{Entropy, Randomness};
 use underpass::proto::stats::{LinkReason, LinkState};
 
 use crate::pair::{InFlight, LATENCY, PING_DATAGRAM_LEN, Pair, Side, device_config, peer_config, seconds, start};
@@ -172,6 +175,62 @@ fn a_replayed_initiation_is_refused() {
     pair.deliver(initiation);
     assert_eq!(pair.refused, [(Side::Two, DropReason::ReplayedInitiation)]);
     assert!(pair.sent.iter().all(|(_, _, payload)| payload.len() == PING_DATAGRAM_LEN), "{:?}", pair.sent);
+}
+
+#[test]
+fn a_response_with_forbidden_lanes_leaves_the_initiation_answerable() {
+    for lanes in [0, MAX_LANES + 1] {
+        let mut pair = Pair::new();
+        pair.send(Side::One, b"x");
+        let initiation = pair.wire[0].clone();
+        let response = InFlight { to: Side::One, from: Side::Two.address(), ..initiation.clone() };
+        let payload = response_with(&initiation.payload, Parameters { lanes, features: 0 });
+        pair.deliver(InFlight { payload, ..response });
+        assert_eq!(pair.refused, [(Side::One, DropReason::HandshakeFailed)]);
+        assert!(!pair.is_up(Side::One));
+        pair.settle();
+        assert_eq!((pair.initiations(Side::One).len(), pair.payloads(Side::Two)), (1, vec![b"x".to_vec()]), "{lanes}");
+    }
+}
+
+/// What side two would answer to an initiation of side one with these parameters.
+fn response_with(initiation: &[u8], parameters: Parameters) -> Vec<u8> {
+    let Ok(Message::Initiation(initiation)) = Message::parse(initiation) else { panic!("no initiation") };
+    let mut randomness = Randomness::new([7; 32]);
+    let received = consume_initiation(Suite::Aes256Gcm, initiation, &Side::Two.private_key(), &mut randomness).unwrap();
+    let indices = (7, initiation.sender_index());
+    let (_, mut response) = create_response(received, indices, None, parameters, &mut randomness).unwrap();
+    MacKeys::new(&Side::One.public_key()).write(&mut response, None);
+    response
+}
+
+#[test]
+fn whom_it_refuses_is_told_with_the_key_and_the_reason_once_a_second() {
+    let mut pair = Pair::without_peers(start());
+    pair.one.upsert_peer(pair.now, peer_config(Side::Two));
+    pair.send(Side::One, b"let me in");
+    pair.settle();
+    let refusal = |peer, reason| (Side::Two, Event::InitiationRefused { peer, from: Side::One.address(), reason });
+    let unknown = || refusal(Some(Side::One.public_key()), DropReason::UnknownPeer);
+    pair.events.retain(|(_, event)| matches!(event, Event::InitiationRefused { .. }));
+    assert_eq!(pair.events, [unknown()]);
+
+    let mut changed = pair.sent[0].2.clone();
+    changed[100] ^= 1;
+    let initiation = InFlight {
+        arrives_at: pair.now,
+        to: Side::Two,
+        from: Side::One.address(),
+        to_second: false,
+        traffic_class: TrafficClass::default(),
+        payload: changed,
+    };
+    pair.deliver(initiation.clone());
+    assert_eq!((pair.refused.len(), pair.events.len()), (2, 1), "not within the second");
+    pair.now += REFUSAL_TOLD_INTERVAL;
+    pair.deliver(initiation.clone());
+    pair.deliver(initiation);
+    assert_eq!(pair.events, [unknown(), refusal(None, DropReason::InvalidMac1)]);
 }
 
 #[test]
@@ -373,7 +432,7 @@ fn sessions_of_a_peer_that_restarts_again_and_again_stay_few() {
 #[test]
 fn a_peer_with_our_own_key_is_not_added() {
     let now = start();
-    let mut device = Device::new(now, seconds(1), device_config(Side::One), [0; 32]);
+    let mut device = Device::new(now, seconds(1), device_config(Side::One), Entropy::seeded([0; 32]));
     assert!(device.upsert_peer(now, peer_config(Side::One)).is_none());
     let mut changing = peer_config(Side::Two);
     changing.next_public_key = Some(Side::One.public_key());

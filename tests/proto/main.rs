@@ -7,6 +7,7 @@ mod cookie;
 mod cryptokey_routing;
 mod ecn;
 mod expiry;
+mod fork;
 mod goodbye;
 mod handshake;
 mod keepalive;

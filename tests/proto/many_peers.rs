@@ -11,6 +11,7 @@ use underpass::proto::endpoint::Endpoint;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::policy::{Policy, Service};
+use underpass::proto::randomness::Entropy;
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::stats::LinkState;
 use underpass::proto::transmit::Dscp;
@@ -99,7 +100,7 @@ impl Site {
             };
             let mut seed = [5; 32];
             seed[..8].copy_from_slice(&number.to_le_bytes());
-            Device::new(now, seconds(1_700_000_000), config, seed)
+            Device::new(now, seconds(1_700_000_000), config, Entropy::seeded(seed))
         };
         let mut devices: Vec<Device> = (0..=PROXY).map(device).collect();
         for number in 0..PEERS {

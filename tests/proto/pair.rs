@@ -16,6 +16,7 @@ use underpass::proto::event::Event;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::policy::{Policy, Service};
+use underpass::proto::randomness::Entropy;
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::stats::{LinkState, PeerStatus};
 use underpass::proto::transmit::{Dscp, SourcePort, Transmit};
@@ -187,7 +188,7 @@ impl Pair {
         let device = |side: Side| {
             let mut config = device_config(side);
             change(side, &mut config);
-            Device::new(now, UNIX_TIME, config, [side as u8 + 50; 32])
+            Device::new(now, UNIX_TIME, config, Entropy::seeded([side as u8 + 50; 32]))
         };
         Self {
             start: now,
@@ -224,7 +225,7 @@ impl Pair {
     pub(crate) fn restart_as(&mut self, side: Side, unix_time: Duration, change: impl Fn(&mut DeviceConfig)) {
         let mut config = device_config(side);
         change(&mut config);
-        let mut device = Device::new(self.now, unix_time, config, [side as u8 + 90; 32]);
+        let mut device = Device::new(self.now, unix_time, config, Entropy::seeded([side as u8 + 90; 32]));
         device.upsert_peer(self.now, peer_config(side.other()));
         *self.device(side) = device;
     }

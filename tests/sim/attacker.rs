@@ -12,6 +12,7 @@ use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
+use underpass::proto::randomness::Entropy;
 use underpass::proto::staged::StagedPacket;
 
 use crate::checks::Untouched;
@@ -161,7 +162,7 @@ impl Simulation {
             lane_paths: false,
             mtu: None,
         };
-        let mut stranger = Device::new(self.now, self.unix_time(receiver), config, self.random.seed());
+        let mut stranger = Device::new(self.now, self.unix_time(receiver), config, Entropy::seeded(self.random.seed()));
         let endpoints = vec![Endpoint::new(self.network.public_address(receiver))];
         stranger.upsert_peer(self.now, PeerConfig { endpoints, ..self.peer_config(receiver) });
         let [source, destination] = [99, receiver].map(|node| inner_addresses(node)[0]);

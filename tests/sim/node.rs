@@ -17,6 +17,7 @@ use underpass::proto::event::Event;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::peer_table::PeerId;
+use underpass::proto::randomness::Entropy;
 use underpass::proto::router::{Notice, Router};
 use underpass::proto::session::Session;
 use underpass::proto::staged::StagedPacket;
@@ -119,7 +120,7 @@ impl Node {
             lane_paths: true,
             mtu: setup.tries_paths.then_some(MTU),
         };
-        let mut device = Device::new(now, unix_time, config, seed);
+        let mut device = Device::new(now, unix_time, config, Entropy::seeded(seed));
         let snapshot = Snapshot { router: device.router(), allowed: Arc::default(), names: Arc::default() };
         let lanes = (0..setup.lanes).filter(|_| setup.has_workers);
         Self {

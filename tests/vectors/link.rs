@@ -14,6 +14,7 @@ use underpass::proto::event::Event;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::policy::{Policy, Service};
+use underpass::proto::randomness::Entropy;
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::stats::{LinkState, PeerStatus};
 use underpass::proto::transmit::{Dscp, SourcePort};
@@ -108,7 +109,8 @@ impl Setup {
             lane_paths: true,
             mtu: None,
         };
-        let mut device = Device::new(now, Duration::from_secs(unix_time), config, [unix_time as u8; 32]);
+        let mut device =
+            Device::new(now, Duration::from_secs(unix_time), config, Entropy::seeded([unix_time as u8; 32]));
         device.upsert_peer(
             now,
             PeerConfig {

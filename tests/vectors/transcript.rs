@@ -165,7 +165,7 @@ impl Transcript {
         let parameters = Parameters { lanes: handshake.responder_lanes, features: 0 };
         let preshared_key = handshake.preshared_key.as_ref();
         let (responder_keys, mut message) =
-            create_response(received, self.suite, indices, preshared_key, parameters, &mut randomness).unwrap();
+            create_response(received, indices, preshared_key, parameters, &mut randomness).unwrap();
         MacKeys::new(&self.initiator.public_key()).write(&mut message, None);
         let Ok(Message::Response(response)) = Message::parse(&message) else { panic!("not a response") };
         let (initiator_keys, _) = consume_response(&mut pending, response, preshared_key).unwrap();

@@ -1,12 +1,14 @@
 //! Initiation, response, cookie reply: how a device makes them and what it does with them.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::keys::PublicKey;
 use crate::packet::message::{CookieReply, Initiation, Response};
 use crate::proto::constants::{
-    ALTERNATIVE_DELAY, EAGER_RETRY_FOR, MIN_ACCEPTED_INITIATION_INTERVAL, MIN_INITIATION_INTERVAL, REPEAT_FOR,
-    REPEAT_INTERVAL, RETRY_INTERVALS, RETRY_JITTER,
+    ALTERNATIVE_DELAY, EAGER_RETRY_FOR, MIN_ACCEPTED_INITIATION_INTERVAL, MIN_INITIATION_INTERVAL,
+    REFUSAL_TOLD_INTERVAL, REPEAT_FOR, REPEAT_INTERVAL, RETRY_INTERVALS, RETRY_JITTER,
 };
 use crate::proto::endpoint::Endpoint;
 use crate::proto::error::DropReason;
@@ -14,7 +16,7 @@ use crate::proto::event::Event;
 use crate::proto::handshake::{
     InitiationFields, consume_initiation, consume_response, create_initiation, create_response,
 };
-use crate::proto::noise::{FEATURE_ECN, FEATURE_LANE_PATHS, Parameters, Suite};
+use crate::proto::noise::{FEATURE_ECN, FEATURE_LANE_PATHS, Parameters, ReceivedInitiation, Suite};
 use crate::proto::peer::{Attempt, Peer};
 use crate::proto::peer_table::PeerId;
 use crate::proto::rate_limiter::Verdict;
@@ -43,6 +45,7 @@ impl Device {
     /// Sends the next initiation of the attempt under way, and waits for the answer.
     pub(super) fn send_initiation(&mut self, now: Instant, id: PeerId) {
         let timestamp = self.next_timestamp(now);
+        self.refresh_randomness();
         self.release_pending(id);
         let index = self.peers.allocate_index(id, &mut self.randomness);
         let parameters = self.parameters();
@@ -140,6 +143,21 @@ impl Device {
         from: Endpoint,
         initiation: Initiation<'_>,
     ) -> Result<(), DropReason> {
+        let received = self
+            .read_initiation(now, from, initiation)
+            .inspect_err(|reason| self.tell_refusal(now, None, from, *reason))?;
+        let remote = received.remote;
+        self.answer_initiation(now, from, initiation, received)
+            .inspect_err(|reason| self.tell_refusal(now, Some(remote), from, *reason))
+    }
+
+    /// Everything up to the sender's static key, which it has then proven to hold.
+    fn read_initiation(
+        &mut self,
+        now: Instant,
+        from: Endpoint,
+        initiation: Initiation<'_>,
+    ) -> Result<ReceivedInitiation, DropReason> {
         let local = self
             .local_keys
             .iter()
@@ -147,31 +165,44 @@ impl Device {
             .ok_or(DropReason::InvalidMac1)?;
         self.limit(now, from, local, initiation.sender_index(), initiation.bytes)?;
         let suite = Suite::from_byte(initiation.suite()).ok_or(DropReason::UnknownSuite)?;
+        self.refresh_randomness();
         let private = &self.local_keys[local].private;
-        let received = consume_initiation(suite, initiation, private, &mut self.randomness)
-            .map_err(|_| DropReason::HandshakeFailed)?;
-        let id = self.peers.by_key(&received.remote).ok_or(DropReason::UnknownPeer)?;
-        let peer = self.peers.get_mut(id).expect("found by its key");
-        let remote_position = accept_timestamp(now, peer, &received.remote, received.timestamp)?;
+        consume_initiation(suite, initiation, private, &mut self.randomness).map_err(|_| DropReason::HandshakeFailed)
+    }
+
+    /// Responds to an initiation that decrypted, if it is a peer's and newer than the last.
+    fn answer_initiation(
+        &mut self,
+        now: Instant,
+        from: Endpoint,
+        initiation: Initiation<'_>,
+        received: ReceivedInitiation,
+    ) -> Result<(), DropReason> {
+        let (remote, theirs, timestamp, suite) =
+            (received.remote, received.parameters, received.timestamp, received.suite());
+        let id = self.peers.by_key(&remote).ok_or(DropReason::UnknownPeer)?;
+        let peer = self.peers.get(id).expect("found by its key");
+        let position = peer.remotes.iter().position(|known| known.key == remote).ok_or(DropReason::UnknownPeer)?;
+        check_timestamp(now, peer, position, timestamp)?;
 
         let index = self.peers.allocate_index(id, &mut self.randomness);
-        let parameters = self.parameters();
+        let ours = self.parameters();
         let peer = self.peers.get_mut(id).expect("found by its key");
-        let theirs = received.parameters;
         let created = create_response(
             received,
-            suite,
             (index, initiation.sender_index()),
             peer.config.preshared_key.as_ref(),
-            parameters,
+            ours,
             &mut self.randomness,
         );
         let Ok((keys, mut message)) = created else {
             self.peers.release_index(index);
             return Err(DropReason::HandshakeFailed);
         };
-        peer.active_remote = remote_position;
-        peer.cookies.write_macs(now, &peer.remotes[remote_position].mac_keys, &mut message);
+        peer.remotes[position].last_timestamp = Some(timestamp);
+        peer.last_accepted_at = Some(now);
+        peer.active_remote = position;
+        peer.cookies.write_macs(now, &peer.remotes[position].mac_keys, &mut message);
         peer.past_received_bytes += initiation.bytes.len() as u64;
         peer.past_sent_bytes += message.len() as u64;
         peer.traffic.on_received(now, false);
@@ -183,7 +214,7 @@ impl Device {
             suite,
             send_lanes: self.send_lanes,
             receive_lanes: theirs.lanes,
-            lane_paths: both_know_lane_paths(parameters, theirs),
+            lane_paths: both_know_lane_paths(ours, theirs),
             peer_reads_ecn: theirs.features & FEATURE_ECN != 0,
         };
         let session = Arc::new(Session::new(now, &keys, &parameters, peer.traffic.clone()));
@@ -193,6 +224,19 @@ impl Device {
         self.transmits.push_back(Transmit::handshake(from, dscp, message));
         self.settle(now, id);
         Ok(())
+    }
+
+    /// Tells the owner of an initiation that was refused, now and then: a flood of them is not worth more.
+    fn tell_refusal(&mut self, now: Instant, key: Option<PublicKey>, from: Endpoint, reason: DropReason) {
+        if matches!(reason, DropReason::CookieDemanded | DropReason::RateLimited) {
+            return;
+        }
+        let peer = key.and_then(|key| self.peers.by_key(&key)).and_then(|id| self.peers.get_mut(id));
+        let told_at = peer.map_or(&mut self.refusal_told_at, |peer| &mut peer.refusal_told_at);
+        if told_at.is_none_or(|last| now >= last + REFUSAL_TOLD_INTERVAL) {
+            *told_at = Some(now);
+            self.events.push_back(Event::InitiationRefused { peer: key, from: from.remote, reason });
+        }
     }
 
     pub(super) fn handle_response(
@@ -310,6 +354,11 @@ impl Device {
         Parameters { lanes: self.send_lanes, features: FEATURE_ECN | lane_paths }
     }
 
+    /// Called before each handshake's secrets are drawn, so that no copy of the memory from before it tells what they are.
+    fn refresh_randomness(&mut self) {
+        self.randomness.refresh(&self.entropy.draw());
+    }
+
     /// Newer than every timestamp before, also when the clock stands still.
     fn next_timestamp(&mut self, now: Instant) -> Tai64N {
         self.last_timestamp = self.unix_time(now).max(self.last_timestamp + Duration::from_nanos(1));
@@ -317,25 +366,17 @@ impl Device {
     }
 }
 
-/// Refuses a replayed initiation, and one that comes too soon after another; else remembers its time. Returns which of
-/// the peer's keys it came from.
-fn accept_timestamp(
-    now: Instant,
-    peer: &mut Peer,
-    key: &crate::keys::PublicKey,
-    timestamp: Tai64N,
-) -> Result<usize, DropReason> {
-    let position = peer.remotes.iter().position(|remote| remote.key == *key).ok_or(DropReason::UnknownPeer)?;
-    let remote = &mut peer.remotes[position];
-    if remote.last_timestamp.is_some_and(|last| last >= timestamp) {
-        return Err(DropReason::ReplayedInitiation);
+/// Refuses a replayed initiation, and one that comes too soon after another.
+fn check_timestamp(now: Instant, peer: &Peer, position: usize, timestamp: Tai64N) -> Result<(), DropReason> {
+    match peer.remotes[position].last_timestamp.map(|last| timestamp.cmp(&last)) {
+        Some(Ordering::Less) => return Err(DropReason::StaleInitiation),
+        Some(Ordering::Equal) => return Err(DropReason::ReplayedInitiation),
+        Some(Ordering::Greater) | None => {}
     }
-    if peer.last_accepted_at.is_some_and(|last| now < last + MIN_ACCEPTED_INITIATION_INTERVAL) {
-        return Err(DropReason::InitiationTooSoon);
+    match peer.last_accepted_at {
+        Some(last) if now < last + MIN_ACCEPTED_INITIATION_INTERVAL => Err(DropReason::InitiationTooSoon),
+        _ => Ok(()),
     }
-    remote.last_timestamp = Some(timestamp);
-    peer.last_accepted_at = Some(now);
-    Ok(position)
 }
 
 fn both_know_lane_paths(ours: Parameters, theirs: Parameters) -> bool {

@@ -18,6 +18,7 @@ use underpass::proto::event::Event;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::policy::{Policy, Service};
+use underpass::proto::randomness::Entropy;
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::transmit::Dscp;
 
@@ -49,7 +50,7 @@ fn device(now: Instant, byte: u8) -> Device {
         lane_paths: false,
         mtu: None,
     };
-    Device::new(now, Duration::from_secs(1_700_000_000), config, [byte; 32])
+    Device::new(now, Duration::from_secs(1_700_000_000), config, Entropy::seeded([byte; 32]))
 }
 
 fn endpoint(byte: u8) -> Endpoint {
