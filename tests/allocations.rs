@@ -107,6 +107,7 @@ impl Node {
                 preshared_key: None,
                 endpoints: Vec::from_iter(other.map(Endpoint::new)),
                 watched: false,
+                connects: false,
                 allowed_ips: ["10.77.0.0/24", "fd00::/64"].map(|prefix| prefix.parse().unwrap()).into(),
                 persistent_keepalive: None,
                 suite: None,

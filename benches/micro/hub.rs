@@ -140,6 +140,7 @@ pub(crate) fn peer(number: usize, endpoint: Option<SocketAddr>) -> PeerConfig {
         preshared_key: None,
         endpoints: Vec::from_iter(endpoint.map(Endpoint::new)),
         watched: false,
+        connects: false,
         allowed_ips: vec![inner_address(number).into()],
         // So that it wants a session without a packet.
         persistent_keepalive: endpoint.map(|_| Duration::from_secs(25)),

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use underpass::keys::{PrivateKey, PublicKey};
-use underpass::packet::message::{INITIATION_LEN, KIND_TRANSPORT, MAC_LEN};
-use underpass::proto::cookie::MacKeys;
+use underpass::packet::message::{INITIATION_LEN, KIND_TRANSPORT, MAC_LEN, Message};
+use underpass::proto::cookie::{CookieJar, MacKeys};
 use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::noise::Suite;
@@ -75,12 +75,21 @@ pub enum Attack {
     Forgeries,
     /// Initiations by a key of a peer, which go no further, from random addresses.
     HalfOpen,
+    /// Initiations by a key of nobody, with cookies, from a hundred addresses of the attacker's own.
+    Proven,
 }
 
 impl Attack {
     /// All of them.
-    pub const ALL: [Attack; 6] =
-        [Attack::Initiations, Attack::WrongMac1, Attack::Garbage, Attack::Replays, Attack::Forgeries, Attack::HalfOpen];
+    pub const ALL: [Attack; 7] = [
+        Attack::Initiations,
+        Attack::WrongMac1,
+        Attack::Garbage,
+        Attack::Replays,
+        Attack::Forgeries,
+        Attack::HalfOpen,
+        Attack::Proven,
+    ];
 }
 
 /// Where the backend is without a tunnel.
@@ -90,6 +99,8 @@ pub const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 11);
 
 /// Different packets of an attack.
 const VOLLEY: usize = 4096;
+/// Addresses of the attacker's that have cookies.
+const PROVEN_SOURCES: u8 = 100;
 
 impl Siege {
     /// Builds it, with the link up.
@@ -152,6 +163,10 @@ impl Siege {
             });
             return Flood::start(&self.attacker, victim, volleys);
         }
+        if attack == Attack::Proven {
+            let volley: Volley = (0..PROVEN_SOURCES).map(|number| self.proven(number, victim)).collect();
+            return Flood::start(&self.attacker, victim, std::iter::repeat(volley));
+        }
         let volley: Volley = self.packets(attack, victim).into();
         Flood::start(&self.attacker, victim, std::iter::repeat(volley))
     }
@@ -183,9 +198,32 @@ impl Siege {
                 let between = Between { source: sender.ip(), destination: (*victim.ip()).into() };
                 between.udp(sender.port(), victim.port(), &payload)
             }
-            Attack::HalfOpen => unreachable!("they are made as they are sent"),
+            Attack::HalfOpen | Attack::Proven => unreachable!("they are made otherwise"),
         };
         (0..VOLLEY).map(&mut packet).collect()
+    }
+
+    /// A stranger's initiation from an address of the attacker's, with the cookie that it was given there.
+    fn proven(&self, number: u8, victim: SocketAddrV4) -> Vec<u8> {
+        let source = Ipv4Addr::new(10, 3, 0, 100 + number);
+        self.attacker.ip(&format!("address replace {source}/24 dev wan"));
+        let socket = self.attacker.run(|| UdpSocket::bind((source, 0))).expect("an address of its own");
+        socket.connect((OUTSIDE, PORT)).expect("there is a route");
+        socket.set_read_timeout(Some(Duration::from_millis(20))).expect("any socket may have one");
+        let stranger = PrivateKey::from_bytes([66; 32]).expect("not all zeros");
+        let mut message = Insider::new(stranger, self.backend_key).next_initiation();
+        let (receiver, mut jar, mut buffer) = (MacKeys::new(&self.backend_key), CookieJar::default(), [0; 2048]);
+        wait::until("a cookie is demanded of the attacker, and given", || {
+            let now = wait::now();
+            jar.write_macs(now, &receiver, &mut message);
+            socket.send(&message).expect("the network is there");
+            let Ok(length) = socket.recv(&mut buffer) else { return false };
+            let Ok(Message::CookieReply(reply)) = Message::parse(&buffer[..length]) else { return false };
+            jar.consume_reply(now, &receiver, &reply).is_some()
+        });
+        jar.write_macs(wait::now(), &receiver, &mut message);
+        let from = socket.local_addr().expect("it is bound").port();
+        Between { source: source.into(), destination: (*victim.ip()).into() }.udp(from, victim.port(), &message)
     }
 
     /// Starts a daemon that the backend side knows and has not heard of yet, and ends it again. Returns how long it took from
@@ -270,6 +308,7 @@ impl Insider {
                 preshared_key: None,
                 endpoints: vec![endpoint],
                 watched: false,
+                connects: false,
                 allowed_ips: vec![],
                 persistent_keepalive: None,
                 suite: None,

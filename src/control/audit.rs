@@ -10,6 +10,7 @@ use tracing::field::display;
 
 use super::api::{Command, Reload};
 use crate::keys::PublicKey;
+use crate::proto::event::Interruption;
 
 /// What to filter by.
 pub const TARGET: &str = "underpass::audit";
@@ -48,6 +49,25 @@ pub(super) fn disconnected(link: Connected<'_>, expected: bool) {
         tracing::info!(target: TARGET, event = "peer-disconnected", peer, key, endpoint, reason, "link {state}");
     } else {
         tracing::warn!(target: TARGET, event = "peer-disconnected", peer, key, endpoint, reason, "link {state}");
+    }
+}
+
+/// All sessions are made anew.
+pub(super) fn sessions_renewed(cause: Interruption) {
+    match cause {
+        Interruption::Suspended(time) => tracing::info!(
+            target: TARGET,
+            event = "sessions-renewed",
+            cause = "suspended",
+            seconds = time.as_secs(),
+            "this machine was suspended: all sessions are made anew"
+        ),
+        Interruption::Copied => tracing::warn!(
+            target: TARGET,
+            event = "sessions-renewed",
+            cause = "copied",
+            "this virtual machine was copied or set back: all sessions are made anew; who has the copy has its private key"
+        ),
     }
 }
 

@@ -60,6 +60,9 @@ impl LinkLog {
     /// Writes the line, if there is one. `endpoints` are known of peers by their names.
     pub fn log(&mut self, event: &Event, endpoints: &HashMap<&str, SocketAddr>) {
         self.forget_removed();
+        if let Event::SessionsRenewed { cause } = event {
+            audit::sessions_renewed(*cause);
+        }
         let Some((key, change)) = self.change(event) else { return };
         let name = self.identity.borrow().peers.of(&key);
         let link = self.links.entry(key).or_default();
@@ -115,6 +118,7 @@ impl LinkLog {
             | Event::RoundTrip { .. }
             | Event::InitiationRefused { .. }
             | Event::SessionEnded { .. }
+            | Event::SessionsRenewed { .. }
             | Event::Goodbye { .. } => return None,
             Event::LinkChanged { peer, .. }
             | Event::SessionEstablished { peer, .. }

@@ -351,6 +351,7 @@ mod tests {
             preshared_key: None,
             endpoints: Vec::new(),
             watched: false,
+            connects: false,
             allowed_ips: vec![format!("10.77.0.{number}/32").parse().unwrap()],
             persistent_keepalive: None,
             suite: None,

@@ -94,6 +94,8 @@ fn peer_config(config: &Config, peer: &Peer) -> PeerConfig {
         preshared_key: peer.preshared_key.clone(),
         endpoints: addresses(peer).map(proto::endpoint::Endpoint::new).collect(),
         watched: is_watched(config),
+        // A peer without an endpoint here may have none to find us by either.
+        connects: !peer.endpoints.is_empty(),
         allowed_ips: peer.allowed_ips.clone(),
         persistent_keepalive: peer.persistent_keepalive,
         suite: Some(proposed_suite(peer.suite)),

@@ -16,6 +16,17 @@ pub fn monotonic_time() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
 }
 
+/// How long the machine has been suspended since its start: what the clock that goes on then is ahead of the one that stands
+/// still. `None` if this thread stood still in between.
+pub fn time_suspended() -> Option<Duration> {
+    let read = |clock| clock_gettime(clock).map(Duration::from).ok();
+    let before = read(ClockId::CLOCK_MONOTONIC)?;
+    let with_suspend = read(ClockId::CLOCK_BOOTTIME)?;
+    let after = read(ClockId::CLOCK_MONOTONIC)?;
+    let is_at_once = after.saturating_sub(before) < Duration::from_millis(100);
+    is_at_once.then(|| with_suspend.saturating_sub(before))
+}
+
 /// The wall clock as time since the Unix epoch, which handshake timestamps start from. A clock set before 1970 reads as
 /// the epoch.
 #[expect(clippy::disallowed_methods, reason = "the one place where the wall clock is read")]
@@ -42,6 +53,13 @@ mod tests {
         assert!(now() >= earlier);
         let earlier = monotonic_time();
         assert!(monotonic_time() >= earlier && !earlier.is_zero());
+    }
+
+    #[test]
+    fn the_time_that_a_machine_was_suspended_stands_still_while_it_runs() {
+        let read = || std::iter::repeat_with(time_suspended).flatten().next().unwrap();
+        let earlier = read();
+        assert!(read().abs_diff(earlier) < Duration::from_millis(200));
     }
 
     #[test]

@@ -31,6 +31,7 @@ use crate::proto::stats::DeviceStatus;
 
 use self::counters::Counters;
 use self::inheritance::{Inheritance, Role};
+use self::machine::Machine;
 use self::orders::Orders;
 use self::sender::Sender;
 use self::slow_path::{Command, CommandQueue, Inbox, SlowPath, SlowPathQueue, queues};
@@ -45,6 +46,7 @@ mod counters;
 mod failure;
 mod inbound;
 pub mod inheritance;
+mod machine;
 mod orders;
 mod pulse;
 mod refusal;
@@ -127,6 +129,8 @@ pub struct Dataplane {
     slow_path_queue: SlowPathQueue,
     /// Taken by `start`.
     inbox: Option<Inbox>,
+    /// Taken by `start`, and opened before: a sandbox may come in between.
+    machine: Option<Machine>,
     /// One per worker.
     orders: Arc<[Orders]>,
     workers: Vec<JoinHandle<()>>,
@@ -157,6 +161,7 @@ impl Dataplane {
             commands,
             slow_path_queue,
             inbox: Some(inbox),
+            machine: Some(Machine::observe()),
             orders,
             workers: Vec::new(),
             slow_path: None,
@@ -201,6 +206,7 @@ impl Dataplane {
         let counters: Vec<Arc<Counters>> = self.tun.queues.iter().map(|_| Arc::default()).collect();
         let slow_path = SlowPath {
             device,
+            machine: self.machine.take().expect("a data plane is started once"),
             inbox,
             router: router.clone(),
             sender: Sender::new(self.sockets[0].clone()),

@@ -190,6 +190,7 @@ pub fn config(number: u8, remote: Option<SocketAddr>, allowed_ips: &[&str]) -> P
         preshared_key: None,
         endpoints: Vec::from_iter(remote.map(Endpoint::new)),
         watched: false,
+        connects: false,
         allowed_ips: allowed_ips.iter().map(|net| net.parse().unwrap()).collect(),
         // So that it wants a session without a packet.
         persistent_keepalive: Some(Duration::from_secs(25)),

@@ -32,6 +32,7 @@ use crate::proto::transmit::{Transmit, Way};
 use super::clock;
 use super::counters::Counters;
 use super::failure::Failure;
+use super::machine::Machine;
 use super::pulse::Beat;
 use super::sender::{SendRun as _, Sender, Unsent};
 use super::sockets::Sockets;
@@ -42,8 +43,8 @@ use super::wake::Wake;
 
 /// Datagrams, packets and notices that wait, at most: about a megabyte.
 const QUEUE_LEN: usize = 512;
-/// Without a timer due, the thread sleeps until something comes.
-const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+/// Without a timer due, the thread sleeps until something comes, and looks at the clocks so often.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
 /// What workers hand over.
 #[derive(Debug)]
@@ -133,6 +134,7 @@ pub(super) struct Inbox {
 /// The slow path's state.
 pub(super) struct SlowPath {
     pub(super) device: Device,
+    pub(super) machine: Machine,
     pub(super) inbox: Inbox,
     pub(super) router: Arc<ArcSwap<Router>>,
     /// Over the first worker's sockets.
@@ -160,6 +162,7 @@ impl SlowPath {
             if !self.handle_commands()? {
                 return Ok(());
             }
+            self.look_at_machine()?;
             let has_worked = self.handle_next_input()? | self.receive_handshakes()?;
             let now = clock::now();
             if let Some((_, timer)) = self.device.poll_timeout().filter(|(deadline, _)| *deadline <= now) {
@@ -173,16 +176,31 @@ impl SlowPath {
         }
     }
 
+    /// Its wall clock may have been set, and it may have been stopped.
+    fn look_at_machine(&mut self) -> Result<(), Failure> {
+        let now = clock::now();
+        self.device.set_unix_time(now, clock::unix_time());
+        match self.machine.interruption() {
+            Some(cause) => {
+                self.device.renew_sessions(now, cause);
+                self.flush()
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Until something comes, or the next timer is due.
     fn sleep(&self) -> Result<(), Failure> {
         let until = self.device.poll_timeout();
         let sleep = until.map_or(LONGEST_SLEEP, |(deadline, _)| deadline.saturating_duration_since(clock::now()));
         // Rounded up, or the last part of a millisecond would be spent awake.
-        let timeout = PollTimeout::try_from(sleep.min(LONGEST_SLEEP).as_micros().div_ceil(1000)).expect("an hour fits");
+        let timeout =
+            PollTimeout::try_from(sleep.min(LONGEST_SLEEP).as_micros().div_ceil(1000)).expect("a second fits");
         let mut descriptors = vec![PollFd::new(self.inbox.wake.as_fd(), PollFlags::POLLIN)];
         descriptors.extend(
             self.sender.sockets().handshakes.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)),
         );
+        descriptors.extend(self.machine.descriptor().map(|notices| PollFd::new(notices, PollFlags::POLLIN)));
         match poll(&mut descriptors, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(Failure::Poll(errno.into())),

@@ -119,6 +119,7 @@ fn peer(number: u8, remote: Option<SocketAddr>, allowed: &[&str]) -> PeerConfig 
         preshared_key: None,
         endpoints: Vec::from_iter(remote.map(Endpoint::new)),
         watched: false,
+        connects: false,
         allowed_ips: allowed.iter().map(|net| net.parse().unwrap()).collect(),
         persistent_keepalive: None,
         suite: None,

@@ -40,6 +40,11 @@ pub const MIN_INITIATION_INTERVAL: Duration = Duration::from_secs(1);
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(90);
 /// A responder takes at most one initiation of a peer in this interval.
 pub const MIN_ACCEPTED_INITIATION_INTERVAL: Duration = Duration::from_millis(20);
+/// A wall clock that is off by less from what it was believed to say has not been set.
+pub const CLOCK_STEP: Duration = Duration::from_secs(1);
+/// A peer whose initiations are refused for their timestamps is initiated to, at most this often and only if nothing was
+/// heard from it for as long.
+pub const CALL_BACK_INTERVAL: Duration = Duration::from_secs(1);
 /// The owner is told of refused initiations of one peer, and of all strangers together, at most this often.
 pub const REFUSAL_TOLD_INTERVAL: Duration = Duration::from_secs(1);
 /// Two sessions of opposite roles made within this interval came from simultaneous initiations.
@@ -49,6 +54,8 @@ pub const SIMULTANEOUS_INTERVAL: Duration = Duration::from_secs(10);
 pub const PING_AFTER_DATA: Duration = Duration::from_secs(3);
 /// A link that is watched is pinged this often.
 pub const LIVENESS_INTERVAL: Duration = Duration::from_millis(200);
+/// A link that is only kept connected is pinged when nothing was heard for so long.
+pub const CONNECTED_INTERVAL: Duration = Duration::from_secs(1);
 /// All links together are pinged at most this often: with more of them, each more rarely. A ping and its pong cost about
 /// 10 us of a core (measured, `docs/performance.md`).
 pub const LIVENESS_PINGS_PER_SECOND: u32 = 2_000;
@@ -138,10 +145,13 @@ pub const COOKIE_LIFETIME: Duration = Duration::from_secs(115);
 pub const HANDSHAKES_PER_SECOND_AND_SOURCE: u32 = 20;
 /// The same for a source address that shows a valid cookie: many peers may stand behind one NAT.
 pub const HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE: u32 = 200;
+/// Handshake messages per second, all sources with a valid cookie together, which share them evenly. One from a stranger
+/// costs two X25519 results: a sixth of a core.
+pub const HANDSHAKES_PER_SECOND_PROVEN: u32 = 1_000;
 /// Handshake messages per second, all sources together, above which every source must show a cookie. One handshake
 /// costs 0.4 ms (measured, `docs/performance.md`): this is a fifth of a core.
 pub const HANDSHAKES_PER_SECOND_UNDER_LOAD: u32 = 500;
-/// Source addresses remembered by the rate limiter, at most; when full, unknown ones must show a cookie.
+/// Source addresses remembered by the rate limiter, at most, and as many with a cookie; when full, unknown ones must show one.
 pub const MAX_LIMITED_SOURCES: usize = 4096;
 
 /// An answer by UDP or to a ping may pass for this long after what it answers: no less than what translators must keep

@@ -21,11 +21,11 @@ use crate::packet::message::{Message, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_O
 use crate::packet::traffic_class::{Ecn, TrafficClass};
 
 use super::allowed_ips::AllowedIps;
-use super::constants::{MAX_LANES, MIN_INITIATION_INTERVAL, REKEY_AFTER_TIME_RECEIVING, REKEY_JITTER};
+use super::constants::{CLOCK_STEP, MAX_LANES, MIN_INITIATION_INTERVAL, REKEY_AFTER_TIME_RECEIVING, REKEY_JITTER};
 use super::cookie::{CookieChecker, MacKeys};
 use super::endpoint::Endpoint;
 use super::error::{DropReason, Miss};
-use super::event::Event;
+use super::event::{Event, Interruption};
 use super::lane_paths::LanePaths;
 use super::noise::Suite;
 use super::path_mtu::PathLimit;
@@ -79,9 +79,9 @@ pub struct Device {
     randomness: Randomness,
     /// When the owner was last told of an initiation that was refused and is no peer's.
     refusal_told_at: Option<Instant>,
-    /// An instant, and what the wall clock said then, as time since the Unix epoch.
+    /// An instant, and what the wall clock said then, as time since the Unix epoch. Another pair once the clock was set.
     origin: (Instant, Duration),
-    /// Time of the newest initiation, since a clock that stands still must not make them refusable.
+    /// Time of the newest initiation, since a clock that stands still or is set back must not make them refusable.
     last_timestamp: Duration,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
@@ -162,6 +162,14 @@ impl Device {
         }
     }
 
+    /// Takes what the wall clock says at `now`: initiations are labelled with it. What differs by less than
+    /// [`CLOCK_STEP`] is no news.
+    pub fn set_unix_time(&mut self, now: Instant, unix_time: Duration) {
+        if self.unix_time(now).abs_diff(unix_time) >= CLOCK_STEP {
+            self.origin = (now, unix_time);
+        }
+    }
+
     /// Adds a peer, or changes the one with this key while its session goes on. A peer with our own key is not added. A key
     /// that another peer had is this one's from here on; a peer without any other is removed.
     pub fn upsert_peer(&mut self, now: Instant, config: PeerConfig) -> Option<PeerId> {
@@ -186,7 +194,7 @@ impl Device {
             Some(_) => peer.timers.set(Timer::PersistentKeepalive, now),
             None => peer.timers.stop(Timer::PersistentKeepalive),
         }
-        if peer.config.watched {
+        if peer.is_kept() {
             peer.timers.set(Timer::Liveness, now);
         }
         old_keys.iter().for_each(|key| self.peers.release_key(key));
@@ -286,6 +294,25 @@ impl Device {
             self.end_sessions(id, |peer| peer.sessions.end_all());
             self.settle(now, id);
         }
+    }
+
+    /// Ends all sessions and makes them anew. Without a word to the peers: even a goodbye would be sealed with keys that may
+    /// be elsewhere, too.
+    pub fn renew_sessions(&mut self, now: Instant, cause: Interruption) {
+        self.refresh_randomness();
+        self.cookie_checker = CookieChecker::default();
+        let ids: Vec<PeerId> = self.peers.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            let is_wanted = self.peers.get(id).is_some_and(|peer| !peer.sessions.is_empty() || peer.is_always_wanted());
+            self.end_attempt(id);
+            self.end_sessions(id, |peer| peer.sessions.end_all());
+            self.tend_link(now, id);
+            if is_wanted {
+                self.initiate(now, id);
+            }
+            self.settle(now, id);
+        }
+        self.events.push_back(Event::SessionsRenewed { cause });
     }
 
     // Inputs.
@@ -409,9 +436,13 @@ impl Device {
         }
     }
 
+    /// By what the wall clock said last.
     fn unix_time(&self, at: Instant) -> Duration {
         let (origin, unix_time) = self.origin;
-        unix_time + at.saturating_duration_since(origin)
+        match at.checked_duration_since(origin) {
+            Some(since) => unix_time + since,
+            None => unix_time.saturating_sub(origin.saturating_duration_since(at)),
+        }
     }
 
     // What a session brings.
@@ -535,7 +566,7 @@ impl Device {
         peer.is_gone = true;
         self.events.push_back(Event::Goodbye { peer: peer.name() });
         // It was called for the successor of a session that nobody needs any more.
-        if peer.config.watched {
+        if peer.is_kept() {
             // Not at once: who says goodbye might still answer.
             peer.timers.set(Timer::Liveness, now + MIN_INITIATION_INTERVAL);
         } else if peer.config.persistent_keepalive.is_none() {

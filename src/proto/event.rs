@@ -10,6 +10,15 @@ use super::error::DropReason;
 use super::noise::Suite;
 use super::stats::{LinkReason, LinkState};
 
+/// Why a device's sessions may not go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interruption {
+    /// The machine was suspended for so long: its memory may be on a disk, and sessions are older than they seem.
+    Suspended(Duration),
+    /// The virtual machine was copied, or set back to a copy: another may go on with the same keys and counters.
+    Copied,
+}
+
 /// An output of [`Device::poll_event`](super::device::Device::poll_event). Keys name peers by their configured key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -35,6 +44,11 @@ pub enum Event {
     SessionEnded {
         /// With whom.
         peer: PublicKey,
+    },
+    /// All sessions were ended, and are made anew.
+    SessionsRenewed {
+        /// Why.
+        cause: Interruption,
     },
     /// A link's state, or the reason for it, is another.
     LinkChanged {

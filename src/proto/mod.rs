@@ -6,12 +6,13 @@
 //! of four kinds:
 //!
 //! - **inputs** `handle_datagram`, `handle_packet`, `handle_notice`, `handle_timeout`;
-//! - **commands** `upsert_peer`, `remove_peer`, `set_endpoints`, `set_draining`, `set_private_key`, `shutdown`;
+//! - **commands** `upsert_peer`, `remove_peer`, `set_endpoints`, `set_draining`, `set_private_key`, `set_unix_time`,
+//!   `renew_sessions`, `shutdown`;
 //! - **outputs** `poll_transmit`, `poll_event`, `poll_router`, each called until it has no more;
 //! - **`poll_timeout`**, after the outputs: when to call `handle_timeout` if nothing else happens.
 //!
 //! **After every input or command, poll all outputs until they are empty, then the timeout.** Time comes in as `now`, which
-//! must not go back. After `handle_timeout(now)`, `poll_timeout` lies after `now`.
+//! must not go back, and entropy as the source that the device is made with. After `handle_timeout(now)`, `poll_timeout` lies after `now`.
 //!
 //! The [`Router`](router::Router) is the other half: what packets need, as an immutable snapshot that many threads may
 //! share. A device can do all that its router does, more slowly, so that tests and simulations need only a device.
@@ -51,6 +52,7 @@
 //!     preshared_key: None,
 //!     endpoints: Vec::from_iter(endpoint),
 //!     watched: false,
+//!     connects: false,
 //!     allowed_ips: Vec::new(),
 //!     persistent_keepalive: Some(Duration::from_secs(25)),
 //!     suite: None,

@@ -40,6 +40,8 @@ pub struct PeerConfig {
     pub endpoints: Vec<Endpoint>,
     /// Somebody wants to know the state of its link at any time: keep a session, and ping.
     pub watched: bool,
+    /// Keep a session from our side, whoever else does. It is pinged only when nothing is heard from it.
+    pub connects: bool,
     /// Prefixes it may use.
     pub allowed_ips: Vec<IpNet>,
     /// Send something at least this often, and keep a session. Zero is none.
@@ -67,6 +69,8 @@ pub(super) struct Peer {
     pub(super) attempt: Option<Attempt>,
     pub(super) last_initiation_at: Option<Instant>,
     pub(super) last_accepted_at: Option<Instant>,
+    /// When it was last initiated to because of its own initiation's timestamp.
+    pub(super) called_back_at: Option<Instant>,
     /// When the owner was last told of an initiation of its that was refused.
     pub(super) refusal_told_at: Option<Instant>,
     pub(super) sessions: SessionSlots,
@@ -126,12 +130,20 @@ pub(super) struct RemoteKey {
 /// A series of initiations towards one session.
 pub(super) struct Attempt {
     pub(super) started_at: Instant,
+    /// Set if it is one initiation only, to where a refused one seems to have come from.
+    pub(super) call_back_to: Option<Endpoint>,
     /// How many initiations it took so far.
     pub(super) initiations: usize,
     /// The latest initiation and its session index; none before the first was sent.
     pub(super) pending: Option<(PendingInitiation, u32)>,
     /// Its bytes, to be sent again and to the peer's other endpoints.
     pub(super) message: Vec<u8>,
+}
+
+impl Attempt {
+    pub(super) fn new(now: Instant, call_back_to: Option<Endpoint>) -> Self {
+        Self { started_at: now, call_back_to, initiations: 0, pending: None, message: Vec::new() }
+    }
 }
 
 impl RemoteKey {
@@ -151,6 +163,7 @@ impl Peer {
             attempt: None,
             last_initiation_at: None,
             last_accepted_at: None,
+            called_back_at: None,
             refusal_told_at: None,
             sessions: SessionSlots::default(),
             lane_paths: LanePaths::Shared,
@@ -255,7 +268,7 @@ impl Peer {
                 () => (LinkState::Up, None),
             };
         }
-        let is_wanted = self.attempt.is_some() || self.config.watched;
+        let is_wanted = self.attempt.as_ref().is_some_and(|attempt| attempt.call_back_to.is_none()) || self.is_kept();
         match () {
             () if self.is_gone => down(LinkReason::Goodbye),
             () if self.is_key_refused && is_wanted => down(LinkReason::KeyRefused),
@@ -274,12 +287,17 @@ impl Peer {
         }
         // The second follows the first closely.
         let is_unanswered = self.attempt.as_ref().is_some_and(|attempt| attempt.initiations > 2);
-        self.config.watched && (self.is_gone || is_unanswered)
+        self.is_kept() && (self.is_gone || is_unanswered)
+    }
+
+    /// Whether a session is kept at all times, and watched in some way.
+    pub(super) fn is_kept(&self) -> bool {
+        self.config.watched || self.config.connects
     }
 
     /// Whether an attempt goes on for ever.
     pub(super) fn is_always_wanted(&self) -> bool {
-        self.config.watched || self.config.persistent_keepalive.is_some()
+        self.is_kept() || self.config.persistent_keepalive.is_some()
     }
 
     /// Where it may be by its configuration; nothing where that leaves no choice.

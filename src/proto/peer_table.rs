@@ -132,6 +132,7 @@ mod tests {
             preshared_key: None,
             endpoints: Vec::new(),
             watched: false,
+            connects: false,
             allowed_ips: Vec::new(),
             persistent_keepalive: None,
             suite: None,

@@ -1,24 +1,26 @@
 //! How many handshake messages are worked on: per source address, and in all.
 //!
 //! A source within its rate needs no cookie, whatever others do, until the total passes a tenth of a core. One flooding
-//! address so exhausts only itself. Sources can be forged, so the table is bounded and only remembers, never answers.
+//! address so exhausts only itself. Sources with a cookie share a total of their own evenly: among networks, and in each among
+//! its addresses and ports, as behind a NAT. Sources can be forged, so the tables are bounded and only remember, never answer.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::constants::{
-    HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE, HANDSHAKES_PER_SECOND_AND_SOURCE, HANDSHAKES_PER_SECOND_UNDER_LOAD,
-    MAX_LIMITED_SOURCES,
+    HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE, HANDSHAKES_PER_SECOND_AND_SOURCE, HANDSHAKES_PER_SECOND_PROVEN,
+    HANDSHAKES_PER_SECOND_UNDER_LOAD, MAX_LIMITED_SOURCES,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Token buckets of sources, and one for all. A bucket holds one second's worth.
+/// Token buckets of sources, one for all without a cookie and one for all with one.
 #[derive(Debug)]
 pub struct RateLimiter {
-    sources: BTreeMap<IpAddr, Source>,
+    sources: BTreeMap<IpAddr, Bucket>,
     all: Bucket,
+    proven: ProvenSources,
     swept_at: Instant,
 }
 
@@ -34,7 +36,12 @@ pub enum Verdict {
 impl RateLimiter {
     /// With all buckets full.
     pub fn new(now: Instant) -> Self {
-        Self { sources: BTreeMap::new(), all: Bucket::full(now), swept_at: now }
+        Self {
+            sources: BTreeMap::new(),
+            all: Bucket::full(now),
+            proven: ProvenSources { networks: BTreeMap::new(), all: Bucket::full(now) },
+            swept_at: now,
+        }
     }
 
     /// Judges a handshake message from `source` by itself.
@@ -44,61 +51,113 @@ impl RateLimiter {
         if !self.sources.contains_key(&source) && self.sources.len() >= MAX_LIMITED_SOURCES {
             return Verdict::DemandCookie;
         }
-        let bucket = &mut self.sources.entry(source).or_insert_with(|| Source::new(now)).unproven;
-        let admitted =
-            bucket.take(now, HANDSHAKES_PER_SECOND_AND_SOURCE) && self.all.take(now, HANDSHAKES_PER_SECOND_UNDER_LOAD);
+        let bucket = self.sources.entry(source).or_insert_with(|| Bucket::full(now));
+        let admitted = bucket.take(now, SECOND / HANDSHAKES_PER_SECOND_AND_SOURCE)
+            && self.all.take(now, SECOND / HANDSHAKES_PER_SECOND_UNDER_LOAD);
         if admitted { Verdict::Admit } else { Verdict::DemandCookie }
     }
 
-    /// Judges a message with a valid cookie: its source is real and has a second bucket, so that forgers who spend the
-    /// first in its name cannot shut it out.
-    pub fn admit_with_cookie(&mut self, now: Instant, source: IpAddr) -> bool {
-        let source = network_of(source);
-        if !self.sources.contains_key(&source) && self.sources.len() >= MAX_LIMITED_SOURCES {
-            // A proven source may take the place of one that is not.
-            let Some(unproven) = self.sources.iter().find(|(_, source)| !source.is_proven).map(|(source, _)| *source)
-            else {
-                return false;
-            };
-            self.sources.remove(&unproven);
-        }
-        let source = self.sources.entry(source).or_insert_with(|| Source::new(now));
-        source.is_proven = true;
-        source.proven.take(now, HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE)
+    /// Judges a message with a valid cookie: its source is real and has buckets of its own, so that forgers who spend the
+    /// other in its name cannot shut it out.
+    pub fn admit_with_cookie(&mut self, now: Instant, source: SocketAddr) -> bool {
+        self.sweep(now);
+        self.proven.admit(now, source)
     }
 
     /// How many source addresses are remembered.
     pub fn sources(&self) -> usize {
-        self.sources.len()
+        self.sources.len() + self.proven.len()
     }
 
     /// Forgets sources whose buckets are full again, at most once a second.
     fn sweep(&mut self, now: Instant) {
         if now.saturating_duration_since(self.swept_at) >= SECOND {
             self.swept_at = now;
-            self.sources
-                .retain(|_, source| now.saturating_duration_since(source.unproven.at.max(source.proven.at)) < SECOND);
+            self.sources.retain(|_, bucket| bucket.was_asked_within(now, SECOND));
+            self.proven.sweep(now);
         }
     }
 }
 
+/// Sources with a valid cookie, by their networks.
 #[derive(Debug)]
-struct Source {
-    unproven: Bucket,
-    proven: Bucket,
-    /// Set once a message with a valid cookie came.
-    is_proven: bool,
+struct ProvenSources {
+    networks: BTreeMap<IpAddr, Network>,
+    all: Bucket,
 }
 
-impl Source {
-    fn new(now: Instant) -> Self {
-        Self { unproven: Bucket::full(now), proven: Bucket::full(now), is_proven: false }
+/// An address, or a /64, and who sends from it.
+#[derive(Debug)]
+struct Network {
+    bucket: Bucket,
+    places: BTreeMap<SocketAddr, Bucket>,
+}
+
+impl ProvenSources {
+    /// From the source's bucket, its network's, and that of all.
+    fn admit(&mut self, now: Instant, source: SocketAddr) -> bool {
+        let network = network_of(source.ip());
+        if !self.makes_room_for(network, source) {
+            return false;
+        }
+        let all = &mut self.all;
+        all.fill(now, SECOND);
+        self.networks.entry(network).or_insert_with(|| Network { bucket: all.child(now), places: BTreeMap::new() });
+        let cost = self.cost_of_network();
+        let Network { bucket, places } = self.networks.get_mut(&network).expect("it is there, or was just added");
+        bucket.fill(now, cost);
+        places.entry(source).or_insert_with(|| bucket.child(now));
+        let cost_of_place = cost * u32::try_from(places.len()).unwrap_or(u32::MAX);
+        let place = places.get_mut(&source).expect("it is there, or was just added");
+        place.fill(now, cost_of_place);
+        let costs = [(place, cost_of_place), (bucket, cost), (&mut self.all, SECOND / HANDSHAKES_PER_SECOND_PROVEN)];
+        let suffices = costs.iter().all(|(bucket, cost)| bucket.credit >= *cost);
+        if suffices {
+            costs.into_iter().for_each(|(bucket, cost)| bucket.credit -= cost);
+        }
+        suffices
+    }
+
+    /// What one message costs a network: its share of the total, but not more than one network may have.
+    fn cost_of_network(&self) -> Duration {
+        let networks = u32::try_from(self.networks.len()).unwrap_or(u32::MAX);
+        let share = SECOND * networks / HANDSHAKES_PER_SECOND_PROVEN;
+        share.max(SECOND / HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE)
+    }
+
+    /// Where the table is full, a place in the network that has most of them is given up for one in a network that has fewer.
+    fn makes_room_for(&mut self, network: IpAddr, source: SocketAddr) -> bool {
+        let places_of = |network: Option<&Network>| network.map_or(0, |network| network.places.len());
+        let own = self.networks.get(&network);
+        if own.is_some_and(|network| network.places.contains_key(&source)) || self.len() < MAX_LIMITED_SOURCES {
+            return true;
+        }
+        let own = places_of(own);
+        let Some(largest) = self.networks.values_mut().max_by_key(|network| network.places.len()) else { return true };
+        if largest.places.len() <= own.max(1) {
+            return false;
+        }
+        largest.places.pop_first();
+        true
+    }
+
+    fn len(&self) -> usize {
+        self.networks.values().map(|network| network.places.len()).sum()
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        let cost = self.cost_of_network();
+        for network in self.networks.values_mut() {
+            let number = u32::try_from(network.places.len()).unwrap_or(u32::MAX);
+            network.places.retain(|_, place| place.was_asked_within(now, SECOND.max(cost * number)));
+        }
+        self.networks.retain(|_, network| !network.places.is_empty());
     }
 }
 
+/// Time saved up: what a message costs is a time, too. It holds a second, or one message's worth where that is more.
 #[derive(Debug)]
 struct Bucket {
-    /// Time saved up, at most a second: one token costs `SECOND / rate`.
     credit: Duration,
     at: Instant,
 }
@@ -108,12 +167,27 @@ impl Bucket {
         Self { credit: SECOND, at: now }
     }
 
-    fn take(&mut self, now: Instant, rate: u32) -> bool {
-        self.credit = (self.credit + now.saturating_duration_since(self.at)).min(SECOND);
+    /// For someone new who draws on this one too: full while there is enough for all, else empty, so that nobody gains by
+    /// being new.
+    fn child(&self, now: Instant) -> Self {
+        let credit = if self.credit >= SECOND / 2 { SECOND } else { Duration::ZERO };
+        Self { credit, at: now }
+    }
+
+    fn fill(&mut self, now: Instant, cost: Duration) {
+        self.credit = (self.credit + now.saturating_duration_since(self.at)).min(SECOND.max(cost));
         self.at = self.at.max(now);
-        let rest = self.credit.checked_sub(SECOND / rate);
+    }
+
+    fn take(&mut self, now: Instant, cost: Duration) -> bool {
+        self.fill(now, cost);
+        let rest = self.credit.checked_sub(cost);
         self.credit = rest.unwrap_or(self.credit);
         rest.is_some()
+    }
+
+    fn was_asked_within(&self, now: Instant, time: Duration) -> bool {
+        now.saturating_duration_since(self.at) < time
     }
 }
 
@@ -162,8 +236,8 @@ mod tests {
         }
         assert_eq!(limiter.sources(), MAX_LIMITED_SOURCES);
         assert_eq!(limiter.admit(now, source(1 << 20)), Verdict::DemandCookie);
-        assert!(limiter.admit_with_cookie(now, source(1 << 20)));
-        assert_eq!(limiter.sources(), MAX_LIMITED_SOURCES);
+        assert!(limiter.admit_with_cookie(now, place(1 << 20, 1)));
+        assert_eq!(limiter.sources(), MAX_LIMITED_SOURCES + 1);
         limiter.admit(now + SECOND, source(1));
         assert_eq!(limiter.sources(), 1, "quiet sources are forgotten");
     }
@@ -178,13 +252,69 @@ mod tests {
         assert_eq!(admitted, [rate, rate / 2, rate / 2]);
     }
 
+    fn place(number: u32, port: u16) -> SocketAddr {
+        SocketAddr::new(source(number), port)
+    }
+
+    /// How long a newcomer at `newcomer`, which asks ten times a second, waits while the others have been asking for a second
+    /// and go on.
+    fn wait_beside(others: &[SocketAddr], newcomer: SocketAddr) -> (Duration, usize) {
+        let (start, mut admitted) = (start(), 0);
+        let mut limiter = RateLimiter::new(start);
+        for millis in 0..30_000 {
+            let now = start + Duration::from_millis(millis);
+            // Each of them twenty thousand times a second together.
+            for turn in 0..20 {
+                let other = others[(millis as usize * 20 + turn) % others.len()];
+                admitted += usize::from(limiter.admit_with_cookie(now, other));
+            }
+            let asks = millis >= 1000 && millis % 100 == 0;
+            if asks && limiter.admit_with_cookie(now, newcomer) {
+                return (Duration::from_millis(millis - 1000), admitted * 1000 / millis.max(1) as usize);
+            }
+        }
+        panic!("it never gets through");
+    }
+
     #[test]
     fn a_proven_source_is_limited_too() {
         let now = start();
         let mut limiter = RateLimiter::new(now);
-        let admitted = (0..1000).filter(|_| limiter.admit_with_cookie(now, source(1))).count();
+        let admitted = (0..1000).filter(|_| limiter.admit_with_cookie(now, place(1, 1))).count();
         assert_eq!(admitted, HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE as usize);
-        assert!(limiter.admit_with_cookie(now + SECOND / HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE, source(1)));
+        assert!(limiter.admit_with_cookie(now + SECOND / HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE, place(1, 1)));
+    }
+
+    #[test]
+    fn proven_sources_share_a_total_evenly_and_a_newcomer_gets_through() {
+        let others: Vec<SocketAddr> = (0..100).map(|number| place(number, 1)).collect();
+        let (wait, rate) = wait_beside(&others, place(1000, 1));
+        assert!(wait <= Duration::from_millis(300), "{wait:?}");
+        assert!(rate <= 2 * HANDSHAKES_PER_SECOND_PROVEN as usize, "{rate} in the first second, with a full bucket");
+    }
+
+    #[test]
+    fn proven_sources_behind_one_address_share_it_evenly() {
+        let others: Vec<SocketAddr> = (1..=100).map(|port| place(1, port)).collect();
+        let (wait, _) = wait_beside(&others, place(1, 1000));
+        assert!(wait <= SECOND, "{wait:?}");
+        // Nor does it help to send from another port each time.
+        let others: Vec<SocketAddr> = (1..=60_000).map(|port| place(1, port)).collect();
+        let (wait, _) = wait_beside(&others, place(2, 1));
+        assert!(wait <= Duration::from_millis(300), "{wait:?}");
+    }
+
+    #[test]
+    fn a_full_table_makes_room_for_networks_with_few_places() {
+        let now = start();
+        let mut limiter = RateLimiter::new(now);
+        for port in 0..=u16::MAX {
+            limiter.admit_with_cookie(now, place(1, port));
+        }
+        assert_eq!(limiter.sources(), MAX_LIMITED_SOURCES);
+        limiter.admit_with_cookie(now, place(2, 1));
+        assert!(limiter.proven.networks.contains_key(&source(2)));
+        assert_eq!(limiter.sources(), MAX_LIMITED_SOURCES);
     }
 
     #[test]

@@ -1,31 +1,41 @@
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+
 use underpass::keys::PrivateKey;
 use underpass::packet::message::{COOKIE_REPLY_LEN, Message};
 use underpass::packet::traffic_class::TrafficClass;
 use underpass::proto::constants::{HANDSHAKES_PER_SECOND_AND_SOURCE, HANDSHAKES_PER_SECOND_UNDER_LOAD};
+use underpass::proto::cookie::{CookieJar, MacKeys};
 use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::error::DropReason;
+use underpass::proto::peer::PeerConfig;
 use underpass::proto::randomness::Entropy;
 use underpass::proto::staged::StagedPacket;
 
-use crate::pair::{InFlight, Pair, Side, device_config, inner_packet, peer_config, seconds};
+use crate::pair::{InFlight, Pair, Side, UNIX_TIME, device_config, inner_packet, peer_config, seconds};
 
-/// Sends valid-looking initiations to side two, from `source(i)`, until it is under load.
-fn flood(pair: &mut Pair, number: u32, source: impl Fn(u32) -> [u8; 4]) {
+/// An initiation to side two by somebody who knows its public key, and no more.
+fn strangers_initiation(pair: &Pair) -> InFlight {
     // Mac1 is right and the rest is a stranger's: the flooder knows the public key, and no more.
     let stranger = DeviceConfig { private_key: PrivateKey::from_bytes([66; 32]).unwrap(), ..device_config(Side::One) };
     let mut attacker = Device::new(pair.now, seconds(1), stranger, Entropy::seeded([66; 32]));
     attacker.upsert_peer(pair.now, peer_config(Side::Two));
     let bytes = inner_packet(Side::One.inner(), Side::Two.inner(), b"x");
     attacker.handle_packet(pair.now, StagedPacket { bytes, checksum_partial: false }).unwrap();
-    let payload = attacker.poll_transmit().unwrap().payload;
-    let datagram = InFlight {
+    InFlight {
         arrives_at: pair.now,
         to: Side::Two,
         from: Side::One.address(),
         to_second: false,
         traffic_class: TrafficClass::default(),
-        payload,
-    };
+        payload: attacker.poll_transmit().unwrap().payload,
+    }
+}
+
+/// Sends such initiations, from `source(i)`, until side two is under load.
+fn flood(pair: &mut Pair, number: u32, source: impl Fn(u32) -> [u8; 4]) {
+    let datagram = strangers_initiation(pair);
     for i in 0..number {
         pair.deliver(InFlight { from: (source(i), 1000).into(), ..datagram.clone() });
     }
@@ -122,4 +132,91 @@ fn a_flood_leaves_no_state_behind() {
     let after = format!("{:?}", pair.two.router());
     assert_eq!(after, before);
     assert!(pair.two.poll_timeout().is_none());
+}
+
+/// The same initiation, with the cookie that side two gives `from`.
+fn with_cookie(pair: &mut Pair, datagram: &InFlight, from: SocketAddr) -> InFlight {
+    let receiver = MacKeys::new(&Side::Two.public_key());
+    let (mut jar, mut datagram) = (CookieJar::default(), InFlight { from, ..datagram.clone() });
+    jar.write_macs(pair.now, &receiver, &mut datagram.payload);
+    pair.deliver(datagram.clone());
+    let (_, _, reply) = pair.sent.last().expect("it is under load");
+    let Ok(Message::CookieReply(reply)) = Message::parse(reply) else { panic!("no cookie reply") };
+    jar.consume_reply(pair.now, &receiver, &reply).unwrap();
+    jar.write_macs(pair.now, &receiver, &mut datagram.payload);
+    datagram
+}
+
+/// Side two's thread for handshakes: a queue before it, and what it spends on each message.
+#[derive(Default)]
+struct SlowPath {
+    queue: VecDeque<InFlight>,
+    spent: Duration,
+}
+
+impl SlowPath {
+    const QUEUE: usize = 1024;
+    const REFUSAL: Duration = Duration::from_micros(8);
+    /// Two X25519 results, and what decrypting takes.
+    const WORK: Duration = Duration::from_micros(150);
+
+    fn offer(&mut self, datagram: InFlight) {
+        if self.queue.len() < Self::QUEUE {
+            self.queue.push_back(datagram);
+        }
+    }
+
+    fn work_for(&mut self, pair: &mut Pair, time: Duration) {
+        while self.spent < time
+            && let Some(datagram) = self.queue.pop_front()
+        {
+            pair.refused.clear();
+            pair.deliver(datagram);
+            let is_cheap = matches!(pair.refused[..], [(_, DropReason::CookieDemanded | DropReason::RateLimited)]);
+            self.spent += if is_cheap { Self::REFUSAL } else { Self::WORK };
+        }
+        self.spent = self.spent.saturating_sub(time);
+    }
+}
+
+#[test]
+fn re_pairing_under_a_flood_from_a_hundred_proven_sources_takes_three_seconds_at_most() {
+    let mut pair = Pair::with(|two| two.watched = true, |one| one.endpoints = Vec::new());
+    pair.advance(seconds(1));
+    assert!(pair.is_up(Side::One));
+    flood(&mut pair, HANDSHAKES_PER_SECOND_UNDER_LOAD + 10, spread);
+    let datagram = strangers_initiation(&pair);
+    // Every fifth of them behind side one's own address.
+    let sources = (0..100_u16).map(|i| match i % 5 {
+        0 => SocketAddr::new(Side::One.address().ip(), 1000 + i),
+        _ => SocketAddr::from(([198, 51, 100, i as u8], 1000)),
+    });
+    let proven: Vec<InFlight> =
+        sources.collect::<Vec<_>>().into_iter().map(|from| with_cookie(&mut pair, &datagram, from)).collect();
+
+    let (mut slow_path, millisecond) = (SlowPath::default(), Duration::from_millis(1));
+    let mut flooded = proven.iter().cycle();
+    let mut floods_for = |pair: &mut Pair, time: Duration, done: &dyn Fn(&mut Pair) -> bool| {
+        let start = pair.now;
+        while pair.now - start < time && !done(pair) {
+            // Twenty thousand a second: a twentieth of what a core of the attacker's can send.
+            flooded.by_ref().take(20).cloned().for_each(|datagram| slow_path.offer(datagram));
+            let soon = pair.now + millisecond;
+            let is_arriving = |datagram: &InFlight| datagram.to == Side::Two && datagram.arrives_at <= soon;
+            let (arriving, rest): (VecDeque<InFlight>, _) =
+                std::mem::take(&mut pair.wire).into_iter().partition(is_arriving);
+            pair.wire = rest;
+            arriving.into_iter().for_each(|datagram| slow_path.offer(datagram));
+            slow_path.work_for(pair, millisecond);
+            pair.sent.clear();
+            pair.advance(millisecond);
+        }
+        pair.now - start
+    };
+    floods_for(&mut pair, seconds(3), &|_| false);
+    let now = pair.now;
+    pair.restart(Side::One, UNIX_TIME + seconds(100));
+    pair.one.upsert_peer(now, PeerConfig { watched: true, ..peer_config(Side::Two) });
+    let took = floods_for(&mut pair, seconds(10), &|pair| pair.is_up(Side::One) && pair.is_up(Side::Two));
+    assert!(took <= seconds(3), "{took:?}");
 }

@@ -8,7 +8,9 @@ use proptest::prelude::*;
 use underpass::packet::message::{DH_LEN, INITIATION_NOISE, Message, RESPONSE_KEM_CIPHERTEXT};
 use underpass::proto::constants::REJECT_AFTER_TIME;
 use underpass::proto::device::Device;
+use underpass::proto::event::{Event, Interruption};
 use underpass::proto::randomness::Entropy;
+use underpass::proto::router::Router;
 
 use crate::pair::{Pair, Side, UNIX_TIME, device_config, peer_config, seconds, start};
 
@@ -94,6 +96,55 @@ fn ephemeral_key(message: &[u8]) -> Option<Vec<u8>> {
         _ => return None,
     };
     Some(message[offset..][..DH_LEN].to_vec())
+}
+
+#[test]
+fn after_an_interruption_nothing_is_sealed_with_the_keys_from_before_and_there_is_a_new_session() {
+    for cause in [Interruption::Copied, Interruption::Suspended(seconds(60))] {
+        let mut pair = Pair::new();
+        pair.connect(Side::One);
+        pair.advance(seconds(5));
+        let old = receiver_indices(&pair.one.router());
+        let its = receiver_indices(&pair.two.router());
+        let now = pair.now;
+        pair.sent.clear();
+        pair.one.renew_sessions(now, cause);
+        assert!(pair.one.router().sessions().all(|(_, session)| !old.contains(&session.local_index)));
+        pair.send(Side::One, b"after");
+        pair.send(Side::Two, b"with the old keys");
+        pair.advance(seconds(2));
+        assert!(pair.events.contains(&(Side::One, Event::SessionsRenewed { cause })));
+        assert_eq!(pair.payloads(Side::Two), [b"after"]);
+        assert_eq!(pair.payloads(Side::One), Vec::<Vec<u8>>::new(), "nor opened");
+        assert!(pair.is_up(Side::One) && pair.is_up(Side::Two));
+        let sealed_with =
+            pair.sent.iter().filter(|(_, from, _)| *from == Side::One).filter_map(
+                |(.., message)| match Message::parse(message) {
+                    Ok(Message::Transport(_)) => Some(u32::from_le_bytes(*message[2..].first_chunk().unwrap())),
+                    _ => None,
+                },
+            );
+        assert!(sealed_with.clone().count() > 0);
+        assert!(sealed_with.clone().all(|index| !its.contains(&index)), "not even a goodbye");
+    }
+}
+
+fn receiver_indices(router: &Router) -> BTreeSet<u32> {
+    router.sessions().map(|(_, session)| session.local_index).collect()
+}
+
+#[test]
+fn after_an_interruption_who_had_no_session_is_left_alone_and_who_is_always_wanted_is_called() {
+    for (persistent_keepalive, expected) in [(None, 0), (Some(seconds(25)), 1)] {
+        let mut pair = Pair::with(|two| two.persistent_keepalive = persistent_keepalive, |_| ());
+        pair.lose = Box::new(|_, _| true);
+        pair.advance(seconds(2));
+        pair.sent.clear();
+        let now = pair.now;
+        pair.one.renew_sessions(now, Interruption::Copied);
+        pair.advance(seconds(2));
+        assert!(pair.initiations(Side::One).len() >= expected && (expected > 0 || pair.sent.is_empty()));
+    }
 }
 
 proptest! {

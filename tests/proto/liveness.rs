@@ -8,14 +8,16 @@ use underpass::proto::constants::{
     ALTERNATIVE_DELAY, DEGRADED_ABOVE_LOSS, LIVENESS_INTERVAL, LIVENESS_PINGS_PER_SECOND, MIN_INITIATION_INTERVAL,
     PING_AFTER_DATA, PREFERRED_PONGS, PREFERRED_PROBE_INTERVAL, REPEAT_FOR, REPEAT_INTERVAL, RETRY_JITTER,
 };
+use underpass::proto::device::Device;
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::error::{DropReason, Miss};
 use underpass::proto::event::Event;
 use underpass::proto::peer::PeerConfig;
+use underpass::proto::randomness::Entropy;
 use underpass::proto::router::Notice;
 use underpass::proto::stats::{LinkReason, LinkState};
 
-use crate::pair::{InFlight, LATENCY, PING_DATAGRAM_LEN, Pair, Side, UNIX_TIME, peer_config, seconds};
+use crate::pair::{InFlight, LATENCY, PING_DATAGRAM_LEN, Pair, Side, UNIX_TIME, device_config, peer_config, seconds};
 
 /// What a load balancer may wait for at most.
 const SOON: Duration = Duration::from_millis(750);
@@ -82,6 +84,57 @@ fn a_repeated_initiation_is_answered_and_repeated_no_more() {
     assert_eq!(sent.len(), 2);
     assert!((REPEAT_INTERVAL..REPEAT_INTERVAL * 4 / 3).contains(&(sent[1] - sent[0])));
     assert_eq!(pair.refused, []);
+}
+
+/// Side one is a backend with an endpoint, side two a proxy, which watches the link and may have one too.
+fn backend_connects(proxy_has_endpoint: bool) -> Pair {
+    let connecting = |two: &mut PeerConfig| two.connects = true;
+    let proxy = |one: &mut PeerConfig| {
+        one.watched = true;
+        one.connects = proxy_has_endpoint;
+        one.endpoints.truncate(usize::from(proxy_has_endpoint));
+    };
+    let mut pair = Pair::with(connecting, proxy);
+    pair.advance(seconds(2));
+    pair
+}
+
+#[test]
+fn whoever_has_an_endpoint_connects_and_both_sides_that_have_one_come_to_one_session() {
+    for proxy_has_endpoint in [false, true] {
+        let mut pair = backend_connects(proxy_has_endpoint);
+        assert!(pair.is_up(Side::One) && pair.is_up(Side::Two));
+        assert_eq!(
+            [Side::One, Side::Two].map(|side| pair.initiations(side).len()),
+            [1, usize::from(proxy_has_endpoint)]
+        );
+        pair.sent.clear();
+        pair.events.clear();
+        pair.advance(seconds(100));
+        let pings = |side| {
+            pair.sent.iter().filter(|(_, from, payload)| *from == side && payload.len() == PING_DATAGRAM_LEN).count()
+        };
+        // The proxy's pings and the backend's pongs, at the pace of one side that watches.
+        let expected = 100_000 / LIVENESS_INTERVAL.as_millis() as usize;
+        for side in [Side::One, Side::Two] {
+            assert!((expected - 10..expected + 10).contains(&pings(side)), "{side:?}: {}", pings(side));
+        }
+        pair.advance(seconds(900));
+        assert!(pair.is_up(Side::One) && pair.is_up(Side::Two));
+        let changes = pair.events.iter().filter(|(_, event)| matches!(event, Event::LinkChanged { .. })).count();
+        assert_eq!(changes, 0, "the session is renewed in time: {:?}", pair.events);
+    }
+}
+
+#[test]
+fn a_backend_that_connects_finds_a_proxy_that_has_restarted_without_a_word_and_does_not_know_where_it_is() {
+    let mut pair = backend_connects(false);
+    let now = pair.now;
+    let entropy = Entropy::seeded([99; 32]);
+    pair.two = Device::new(now, UNIX_TIME + seconds(100), device_config(Side::Two), entropy);
+    pair.two.upsert_peer(now, PeerConfig { watched: true, endpoints: Vec::new(), ..peer_config(Side::One) });
+    let took = until(&mut pair, "up again", |pair| pair.status(Side::Two).state == LinkState::Up);
+    assert!(took < seconds(4), "{took:?}");
 }
 
 fn link(pair: &mut Pair) -> (LinkState, Option<LinkReason>) {

@@ -78,6 +78,7 @@ fn peer(number: usize, is_called: bool) -> PeerConfig {
         preshared_key: None,
         endpoints: Vec::from_iter(is_called.then(|| Endpoint::new(address(number)))),
         watched: false,
+        connects: false,
         allowed_ips: vec![std::net::IpAddr::from(inner(number)).into()],
         persistent_keepalive: is_called.then(|| seconds(25)),
         suite: None,

@@ -130,6 +130,7 @@ pub(crate) fn peer_config(side: Side) -> PeerConfig {
         preshared_key: None,
         endpoints: vec![Endpoint::new(side.address())],
         watched: false,
+        connects: false,
         allowed_ips: vec![format!("10.77.0.{}/32", side as u8 + 1).parse().unwrap()],
         persistent_keepalive: None,
         suite: None,

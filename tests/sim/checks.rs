@@ -61,7 +61,7 @@ fn memory(node: &Node) -> Checked {
         && footprint.session_indices >= footprint.sessions
         && footprint.staged_packets <= MAX_STAGED_PACKETS * peers
         && footprint.staged_bytes <= MAX_STAGED_BYTES * peers
-        && footprint.limited_sources <= MAX_LIMITED_SOURCES;
+        && footprint.limited_sources <= 2 * MAX_LIMITED_SOURCES;
     ensure!(is_bounded, "node {} with {peers} peers keeps {footprint:?}", node.number());
     Ok(())
 }

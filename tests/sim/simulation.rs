@@ -168,6 +168,7 @@ impl Simulation {
             preshared_key: None,
             endpoints: Vec::new(),
             watched: false,
+            connects: false,
             allowed_ips: inner_addresses(peer).map(Into::into).to_vec(),
             persistent_keepalive: None,
             suite: None,

@@ -119,6 +119,7 @@ impl Setup {
                 preshared_key: self.preshared_key.clone(),
                 endpoints: vec![Endpoint::new("192.0.2.2:51900".parse().unwrap())],
                 watched: false,
+                connects: false,
                 allowed_ips: vec!["10.77.0.2/32".parse().unwrap(), "fd77::1/128".parse().unwrap()],
                 persistent_keepalive: None,
                 suite: None,

@@ -317,6 +317,20 @@ fn messages(transcript: &Value) -> Vec<Vec<u8>> {
     messages
 }
 
+/// The beginning that `docs/protocol.md` shows: everything in hexadecimal there is in the file, too.
+#[test]
+fn the_vector_in_the_document_is_the_transcripts() {
+    let file = std::fs::read_to_string(directory().join("aes-256-gcm.json")).unwrap();
+    let document = std::fs::read_to_string(directory().join("../../docs/protocol.md")).unwrap();
+    let (_, vectors) = document.split_once("## 18. Test vectors").unwrap();
+    let is_hex = |word: &&str| word.len() >= 24 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let shown: Vec<&str> = vectors.split_whitespace().filter(is_hex).collect();
+    assert!(shown.len() > 20, "{shown:?}");
+    for value in shown {
+        assert!(file.contains(&format!("\"{value}\"")), "{value}");
+    }
+}
+
 #[test]
 fn the_second_implementation_computes_the_transcripts() {
     for suite in Suite::ALL {

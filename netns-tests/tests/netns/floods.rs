@@ -82,8 +82,14 @@ fn a_flood_of_datagrams_with_another_tag_leaves_links_as_they_are() {
 /// The site of [`Siege`].
 #[test]
 fn a_flood_of_handshakes_that_a_peer_begins_and_does_not_finish_leaves_links_as_they_are() {
-    let reasons = ["initiation_too_soon", "cookie_demanded", "replayed_initiation"];
+    let reasons = ["initiation_too_soon", "cookie_demanded", "replayed_initiation", "stale_initiation"];
     an_attack_changes_nothing(Attack::HalfOpen, &reasons);
+}
+
+/// The site of [`Siege`].
+#[test]
+fn a_flood_of_initiations_with_cookies_from_a_hundred_addresses_leaves_links_as_they_are() {
+    an_attack_changes_nothing(Attack::Proven, &["rate_limited", "unknown_peer"]);
 }
 
 /// The machines of [`Siege`]; `make bench` does the same for ten minutes.

@@ -259,7 +259,7 @@ tests:
       - { series: 'process_start_time_seconds{job="underpass", instance="lb2"}', values: '100x9 400x3 500x3 600x9' }
       - { series: 'underpass_clock_synchronized{job="underpass", instance="lb2"}', values: '0x300' }
       - { series: 'underpass_private_key_written_timestamp_seconds{job="underpass", instance="lb2"}', values: '-31535900x300' }
-      - { series: 'underpass_drops_total{job="underpass", instance="lb2", reason="replayed_initiation"}', values: '0+2x300' }
+      - { series: 'underpass_drops_total{job="underpass", instance="lb2", reason="stale_initiation"}', values: '0+2x300' }
     alert_rule_test:
       - { eval_time: 1m, alertname: UnderpassDaemonGone }
       - eval_time: 5m

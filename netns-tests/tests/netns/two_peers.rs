@@ -105,6 +105,30 @@ fn two_peers_with_chacha20_poly1305_carry_both_families() {
     Cell { suite: "chacha20-poly1305", ..CELL }.carries_everything("chacha");
 }
 
+/// The cable of [`Ends::wired`]: the proxy waits for the backend, which finds it again after a restart too; and with an
+/// endpoint at both sides there is one session.
+#[test]
+fn only_the_backend_has_an_endpoint_and_the_link_comes_up() {
+    let ends = Ends::wired("backend-connects");
+    let waiting = ends.proxy_interface().peer(ends.backend_peer());
+    let proxy = Daemon::start(&ends.proxy, &waiting);
+    let backend = Daemon::start(&ends.backend, &ends.backend_calling("10.1.0.1:51900"));
+    for daemon in [&proxy, &backend] {
+        let peer = if std::ptr::eq(daemon, &proxy) { "backend" } else { "proxy" };
+        daemon.wait_for_state(peer, "up");
+    }
+    probe::flood_ping(&ends.proxy, BACKEND[0]).assert_all_answered();
+    assert_eq!(proxy.stop(), 0);
+    let proxy = Daemon::start(&ends.proxy, &waiting);
+    proxy.wait_for_state("backend", "up");
+    assert_eq!(proxy.stop(), 0);
+    let proxy = Daemon::start(&ends.proxy, &ends.proxy_calling(V4));
+    proxy.wait_for_state("backend", "up");
+    backend.wait_for_state("proxy", "up");
+    probe::flood_ping(&ends.backend, PROXY[0]).assert_all_answered();
+    assert!(proxy.status().peer("backend").number("handshakes") <= 2);
+}
+
 /// The cable of [`Ends::wired`], with an offload device at one side and a plain one at the other.
 #[test]
 fn an_offload_device_and_a_plain_one_understand_each_other() {

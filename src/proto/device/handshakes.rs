@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::keys::PublicKey;
 use crate::packet::message::{CookieReply, Initiation, Response};
 use crate::proto::constants::{
-    ALTERNATIVE_DELAY, EAGER_RETRY_FOR, MIN_ACCEPTED_INITIATION_INTERVAL, MIN_INITIATION_INTERVAL,
+    ALTERNATIVE_DELAY, CALL_BACK_INTERVAL, EAGER_RETRY_FOR, MIN_ACCEPTED_INITIATION_INTERVAL, MIN_INITIATION_INTERVAL,
     REFUSAL_TOLD_INTERVAL, REPEAT_FOR, REPEAT_INTERVAL, RETRY_INTERVALS, RETRY_JITTER,
 };
 use crate::proto::endpoint::Endpoint;
@@ -35,7 +35,7 @@ impl Device {
         if peer.attempt.is_some() || peer.endpoint.is_none() {
             return;
         }
-        peer.attempt = Some(Attempt { started_at: now, initiations: 0, pending: None, message: Vec::new() });
+        peer.attempt = Some(Attempt::new(now, None));
         match peer.last_initiation_at.map(|last| last + MIN_INITIATION_INTERVAL) {
             Some(earliest) if earliest > now => peer.timers.set(Timer::Retry, earliest),
             _ => self.send_initiation(now, id),
@@ -50,9 +50,9 @@ impl Device {
         let index = self.peers.allocate_index(id, &mut self.randomness);
         let parameters = self.parameters();
         let peer = self.peers.get_mut(id).expect("the caller has found it");
-        let (Some(attempt), Some(endpoint)) = (peer.attempt.as_mut(), peer.endpoint) else {
-            return self.peers.release_index(index);
-        };
+        let is_eager = peer.is_kept();
+        let Some(attempt) = peer.attempt.as_mut() else { return self.peers.release_index(index) };
+        let Some(endpoint) = attempt.call_back_to.or(peer.endpoint) else { return self.peers.release_index(index) };
         if attempt.initiations > 0 {
             // Nobody answered to this key: while a peer changes over, it may already have only the other.
             peer.active_remote = (peer.active_remote + 1) % peer.remotes.len();
@@ -65,7 +65,7 @@ impl Device {
             parameters,
         };
         let created = create_initiation(&fields, &self.local_keys[0].private, &remote.key, &mut self.randomness);
-        let is_eager = peer.config.watched && now < attempt.started_at + EAGER_RETRY_FOR;
+        let is_eager = is_eager && now < attempt.started_at + EAGER_RETRY_FOR;
         let last_step = if is_eager { 1 } else { RETRY_INTERVALS.len() - 1 };
         let interval = RETRY_INTERVALS[attempt.initiations.min(last_step)];
         let jitter = self.randomness.duration_below(RETRY_JITTER.min(interval / 3));
@@ -79,7 +79,8 @@ impl Device {
         attempt.pending = Some((pending, index));
         attempt.message = message;
         let is_retry = attempt.initiations > 1;
-        if peer.config.endpoints.iter().any(|other| other.remote != endpoint.remote) {
+        let has_others = peer.config.endpoints.iter().any(|other| other.remote != endpoint.remote);
+        if has_others && attempt.call_back_to.is_none() {
             // Nobody answers at this address, or has answered there lately: whoever forwards a datagram of a peer makes it
             // seem to have roamed there.
             let is_lost = is_retry || peer.liveness.is_dead();
@@ -99,12 +100,14 @@ impl Device {
     /// To the endpoint, with a cookie if one has come; again later if the link is watched.
     fn send_newest_initiation(&mut self, now: Instant, id: PeerId) {
         let Some(peer) = self.peers.get_mut(id) else { return };
-        let (Some(attempt), Some(endpoint)) = (&mut peer.attempt, peer.endpoint) else { return };
+        let is_kept = peer.is_kept();
+        let Some(attempt) = &mut peer.attempt else { return };
+        let Some(endpoint) = attempt.call_back_to.or(peer.endpoint) else { return };
         peer.cookies.write_macs(now, &peer.remotes[peer.active_remote].mac_keys, &mut attempt.message);
         peer.past_sent_bytes += attempt.message.len() as u64;
         peer.traffic.on_sent(now, false);
         self.transmits.push_back(Transmit::handshake(endpoint, peer.config.dscp, attempt.message.clone()));
-        if peer.config.watched && now < attempt.started_at + REPEAT_FOR {
+        if is_kept && attempt.call_back_to.is_none() && now < attempt.started_at + REPEAT_FOR {
             let jitter = self.randomness.duration_below(REPEAT_INTERVAL / 3);
             peer.timers.set(Timer::Repeat, now + REPEAT_INTERVAL + jitter);
         }
@@ -183,7 +186,12 @@ impl Device {
         let id = self.peers.by_key(&remote).ok_or(DropReason::UnknownPeer)?;
         let peer = self.peers.get(id).expect("found by its key");
         let position = peer.remotes.iter().position(|known| known.key == remote).ok_or(DropReason::UnknownPeer)?;
-        check_timestamp(now, peer, position, timestamp)?;
+        if let Err(reason) = check_timestamp(now, peer, position, timestamp) {
+            if reason == DropReason::StaleInitiation {
+                self.call_back(now, id, position, from);
+            }
+            return Err(reason);
+        }
 
         let index = self.peers.allocate_index(id, &mut self.randomness);
         let ours = self.parameters();
@@ -224,6 +232,34 @@ impl Device {
         self.transmits.push_back(Transmit::handshake(from, dscp, message));
         self.settle(now, id);
         Ok(())
+    }
+
+    /// A peer's initiation was refused for its timestamp: its clock was ahead before its last start, or is behind, and it
+    /// would be refused until its clock has passed that moment. Ours it takes: of two sides, the one that has started last
+    /// has no older timestamp of the other to compare with.
+    ///
+    /// It may as well be a replay from an address that is not the peer's: so there is one initiation for it, no longer than
+    /// what it answers, and none while the peer is heard.
+    fn call_back(&mut self, now: Instant, id: PeerId, position: usize, from: Endpoint) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let is_recent = |at: Option<Instant>| at.is_some_and(|at| now < at + CALL_BACK_INTERVAL);
+        if [peer.traffic.last_received(), peer.called_back_at].into_iter().any(is_recent) {
+            return;
+        }
+        if let Some(attempt) = &peer.attempt {
+            if attempt.pending.is_some() {
+                peer.called_back_at = Some(now);
+                peer.past_sent_bytes += attempt.message.len() as u64;
+                let copy = Transmit::handshake(from, peer.config.dscp, attempt.message.clone());
+                self.transmits.push_back(copy);
+            }
+        } else if peer.last_initiation_at.is_none_or(|last| now >= last + MIN_INITIATION_INTERVAL) {
+            peer.called_back_at = Some(now);
+            peer.active_remote = position;
+            peer.attempt = Some(Attempt::new(now, Some(from)));
+            self.send_initiation(now, id);
+            self.settle(now, id);
+        }
     }
 
     /// Tells the owner of an initiation that was refused, now and then: a flood of them is not worth more.
@@ -325,7 +361,7 @@ impl Device {
             return Ok(());
         }
         if self.cookie_checker.verify_mac2(now, from.remote, message, &mut self.randomness) {
-            let admitted = self.rate_limiter.admit_with_cookie(now, from.remote.ip());
+            let admitted = self.rate_limiter.admit_with_cookie(now, from.remote);
             return if admitted { Ok(()) } else { Err(DropReason::RateLimited) };
         }
         let mac_keys = &self.local_keys[local].mac_keys;
@@ -355,11 +391,11 @@ impl Device {
     }
 
     /// Called before each handshake's secrets are drawn, so that no copy of the memory from before it tells what they are.
-    fn refresh_randomness(&mut self) {
+    pub(super) fn refresh_randomness(&mut self) {
         self.randomness.refresh(&self.entropy.draw());
     }
 
-    /// Newer than every timestamp before, also when the clock stands still.
+    /// Newer than every timestamp before, also when the clock stands still or was set back.
     fn next_timestamp(&mut self, now: Instant) -> Tai64N {
         self.last_timestamp = self.unix_time(now).max(self.last_timestamp + Duration::from_nanos(1));
         Tai64N::from_unix(self.last_timestamp)

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::packet::frame::Control;
 use crate::proto::constants::{
-    ALTERNATIVE_AFTER_PINGS, LIVENESS_INTERVAL, LIVENESS_PINGS_PER_SECOND, PING_AFTER_DATA, PREFERRED_PONGS,
-    PREFERRED_PROBE_INTERVAL,
+    ALTERNATIVE_AFTER_PINGS, CONNECTED_INTERVAL, LIVENESS_INTERVAL, LIVENESS_PINGS_PER_SECOND, PING_AFTER_DATA,
+    PREFERRED_PONGS, PREFERRED_PROBE_INTERVAL,
 };
 use crate::proto::endpoint::Endpoint;
 use crate::proto::error::DropReason;
@@ -26,15 +26,19 @@ impl Device {
         if peer.usable_session(now).is_none() {
             peer.timers.stop(Timer::Liveness);
             peer.traffic.set_busy(false);
-            if peer.config.watched {
+            if peer.is_kept() {
                 self.initiate(now, id);
             }
             return;
         }
         let is_busy = passes_data(now, peer);
         peer.traffic.set_busy(is_busy);
-        if !is_busy && !peer.config.watched {
+        if !is_busy && !peer.is_kept() {
             return peer.timers.stop(Timer::Liveness);
+        }
+        if let Some(until) = rests_until(now, peer).filter(|_| !is_busy) {
+            peer.timers.set(Timer::Liveness, until);
+            return self.probe_preferred(now, id);
         }
         match peer.liveness.tend(now, peer.traffic.last_received(), interval) {
             Some(Finding::Ping { unanswered }) => {
@@ -182,6 +186,13 @@ impl Device {
         let peers = u32::try_from(self.peers.len()).unwrap_or(u32::MAX);
         LIVENESS_INTERVAL.max(Duration::from_secs(1) / LIVENESS_PINGS_PER_SECOND * peers)
     }
+}
+
+/// Until when a link that nobody asks about needs no ping: the peer was just heard, and watches it itself, or would be found
+/// silent.
+fn rests_until(now: Instant, peer: &Peer) -> Option<Instant> {
+    let until = peer.traffic.last_received()? + CONNECTED_INTERVAL;
+    (!peer.config.watched && !peer.liveness.is_dead() && until > now).then_some(until)
 }
 
 /// Whether data passes, which wants to know how the link is.

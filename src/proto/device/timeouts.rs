@@ -43,6 +43,15 @@ impl Device {
     fn on_retry(&mut self, now: Instant, id: PeerId) {
         let Some(peer) = self.peers.get_mut(id) else { return };
         let Some(attempt) = &peer.attempt else { return };
+        if attempt.call_back_to.is_some() {
+            // Its timestamp was a replay's, or the answer was lost: what comes next from there is judged anew.
+            let wants_session = !peer.staged.is_empty() || peer.is_always_wanted();
+            self.end_attempt(id);
+            if wants_session {
+                self.initiate(now, id);
+            }
+            return;
+        }
         let exhausted = now.saturating_duration_since(attempt.started_at) >= GIVE_UP_AFTER;
         if exhausted && !peer.is_always_wanted() {
             self.give_up(id);

@@ -64,6 +64,7 @@ fn peer(byte: u8) -> PeerConfig {
         preshared_key: None,
         endpoints: vec![endpoint(byte)],
         watched: false,
+        connects: false,
         allowed_ips: vec![IpAddr::from([10, 77, 0, byte]).into()],
         persistent_keepalive: None,
         suite: None,

@@ -25,7 +25,7 @@ pub(crate) struct FloodTest {
 }
 
 /// All of them.
-pub(crate) const TESTS: [FloodTest; 6] = [
+pub(crate) const TESTS: [FloodTest; 7] = [
     FloodTest {
         name: "flood-initiations",
         attack: Attack::Initiations,
@@ -55,6 +55,11 @@ pub(crate) const TESTS: [FloodTest; 6] = [
         name: "flood-half-open",
         attack: Attack::HalfOpen,
         title: "TCP of 1 Gb/s while a peer's key begins handshakes from everywhere: of the same in peace",
+    },
+    FloodTest {
+        name: "flood-proven",
+        attack: Attack::Proven,
+        title: "TCP of 1 Gb/s while a hundred addresses with cookies begin handshakes: of the same in peace",
     },
 ];
 
