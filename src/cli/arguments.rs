@@ -77,6 +77,12 @@ pub enum Command {
     /// reach which ports, what the running daemon has given up. No secret is printed and nothing is changed. Exit code 7 if no
     /// daemon answers, after what is configured was printed.
     Audit(AuditArguments),
+    /// Refuse without a daemon what a daemon would refuse
+    ///
+    /// Sets the routes that refuse packets for peers, and the nftables table that has the kernel take tunnel addresses from
+    /// the tunnel only: before the first start of a daemon, where it failed to start, or for one that has not the privilege.
+    /// Reads no key. What is set already stays; a daemon takes it over.
+    Close(CloseArguments),
     /// Show on this machine, in seconds, what underpass is for
     ///
     /// Needs root and nothing else. Builds a small network of its own (in namespaces, gone at the end), lets a sniffer
@@ -239,6 +245,20 @@ pub struct AuditArguments {
     /// Print JSON instead of text
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `close`.
+#[derive(Debug, Clone, Args)]
+pub struct CloseArguments {
+    /// The configuration file of the daemon that is not there
+    #[arg(short, long, value_name = "FILE", required_unless_present = "undo")]
+    pub config: Option<PathBuf>,
+    /// Change nothing, and print the table for `nft -f`, with the routes as comments
+    #[arg(long)]
+    pub print: bool,
+    /// Take back what daemons of this machine have set to outlive them, of all interfaces: after the last one
+    #[arg(long, conflicts_with_all = ["config", "print"])]
+    pub undo: bool,
 }
 
 /// Arguments of `completions`.

@@ -6,6 +6,7 @@
 pub mod arguments;
 pub mod audit;
 pub mod check;
+pub mod close;
 mod columns;
 pub mod completions;
 pub mod demo;
@@ -47,6 +48,7 @@ pub fn execute(arguments: Arguments, out: &mut dyn Write) -> Result<(), Failure>
         Command::Restart(arguments) => restart::run(&arguments, out)?,
         Command::Verify(arguments) => verify::run(&arguments, out)?,
         Command::Audit(arguments) => audit::run(&arguments, out)?,
+        Command::Close(arguments) => close::run(&arguments, out)?,
         Command::Completions(arguments) => completions::run(&arguments, out)?,
         Command::Man(arguments) => man::run(&arguments, out)?,
     }

@@ -47,13 +47,17 @@ fn exit(error: &DaemonError) -> Exit {
         },
         DaemonError::Failed(DataplaneFailure::TunGone(_)) => Exit::Device,
         DaemonError::Failed(_) => Exit::Other,
-        DaemonError::Netlink(error) => match error {
-            NetlinkError::NoPermission { .. } | NetlinkError::Unprepared { .. } => Exit::Permission,
-            NetlinkError::AddressInUse { .. }
-            | NetlinkError::NetworkInUse { .. }
-            | NetlinkError::RouteExists { .. }
-            | NetlinkError::Ipv6Disabled { .. } => Exit::Address,
-            NetlinkError::Open(_) | NetlinkError::Refused { .. } => Exit::Device,
-        },
+        DaemonError::Netlink(error) => exit_of_netlink(error),
+    }
+}
+
+pub(super) fn exit_of_netlink(error: &NetlinkError) -> Exit {
+    match error {
+        NetlinkError::NoPermission { .. } | NetlinkError::Unprepared { .. } => Exit::Permission,
+        NetlinkError::AddressInUse { .. }
+        | NetlinkError::NetworkInUse { .. }
+        | NetlinkError::RouteExists { .. }
+        | NetlinkError::Ipv6Disabled { .. } => Exit::Address,
+        NetlinkError::Open(_) | NetlinkError::Refused { .. } => Exit::Device,
     }
 }

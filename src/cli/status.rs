@@ -13,7 +13,9 @@ use super::arguments::{DaemonArguments, StatusArguments};
 use super::columns::{GAP, fitting};
 use super::quantity::{ago, bytes, percent, round_trip, span};
 use super::{Exit, Failure};
-use crate::control::api::{EndpointSource, ErrorCode, InterfaceReport, LinkState, PeerReport, StatusReport};
+use crate::control::api::{
+    EndpointSource, ErrorCode, GuardReport, GuardState, InterfaceReport, LinkState, PeerReport, StatusReport,
+};
 use crate::control::client::{self, ClientError};
 
 /// Asks the daemon and writes its answer to `out`.
@@ -63,7 +65,7 @@ fn render(status: &StatusReport, width: Option<usize>) -> String {
     let widths = column_widths(&rows);
     let mut shown = fitting(&BY_IMPORTANCE, width.unwrap_or(usize::MAX), |column| widths[column]).to_vec();
     shown.sort_unstable();
-    let mut text = header(&status.interface);
+    let mut text = header(&status.interface, &status.guard);
     if shown.len() < LEAST_COLUMNS {
         rows.iter().for_each(|row| row.write_paragraph(&mut text));
     } else {
@@ -88,10 +90,10 @@ fn write_roamed(text: &mut String, status: &StatusReport) {
     }
 }
 
-fn header(interface: &InterfaceReport) -> String {
+fn header(interface: &InterfaceReport, guard: &GuardReport) -> String {
     let device = if interface.offload { "with offload" } else { "without offload" };
     format!(
-        "{BOLD}{}{BOLD:#}: {} side, MTU {}, {device}, up {}\n  public key  {}\n  addresses   {}\n  listening   {}\n\n",
+        "{BOLD}{}{BOLD:#}: {} side, MTU {}, {device}, up {}\n  public key  {}\n  addresses   {}\n  listening   {}\n{}\n",
         interface.name,
         interface.role,
         interface.mtu,
@@ -99,6 +101,19 @@ fn header(interface: &InterfaceReport) -> String {
         interface.public_key,
         list(&interface.addresses),
         list(&interface.listen),
+        unguarded(guard),
+    )
+}
+
+/// A line of its own for what somebody should look at.
+fn unguarded(guard: &GuardReport) -> String {
+    let Some(lacks) = guard.lacks.as_ref().filter(|_| guard.state == GuardState::Unavailable) else {
+        return String::new();
+    };
+    format!(
+        "  {WARNING}unguarded{WARNING:#}   tunnel addresses are not refused on other interfaces: {lacks}\n\
+         {:<14}have root run `underpass close --config FILE`\n",
+        ""
     )
 }
 
@@ -206,6 +221,7 @@ const BY_IMPORTANCE: [usize; COLUMNS] = [0, 1, 2, 5, 3, 7, 8, 6, 4, 9];
 /// With fewer there is more to see in paragraphs.
 const LEAST_COLUMNS: usize = 4;
 const BOLD: Style = Style::new().bold();
+const WARNING: Style = AnsiColor::Yellow.on_default();
 
 #[cfg(test)]
 mod tests {

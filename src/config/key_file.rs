@@ -8,6 +8,8 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use zeroize::Zeroizing;
 
@@ -50,6 +52,22 @@ pub enum KeyFileError {
 pub trait KeyFiles {
     /// The whole text of the file at `path`.
     fn read(&mut self, path: &Path) -> Result<Zeroizing<String>, KeyFileError>;
+}
+
+/// No key files: each is taken to hold a key of its own, of which nobody knows anything.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Unread {
+    files: u8,
+}
+
+impl KeyFiles for Unread {
+    fn read(&mut self, _path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
+        // The number keeps them apart.
+        self.files = self.files.wrapping_add(1);
+        let mut bytes = [0xff; 32];
+        bytes[0] = self.files;
+        Ok(Zeroizing::new(STANDARD.encode(bytes)))
+    }
 }
 
 /// Key files on disk.

@@ -14,7 +14,7 @@ use toml::{Deserializer, Spanned};
 use super::error::{ConfigError, Problems, printable};
 use super::health;
 use super::interface::{self, Draft};
-use super::key_file::{Disk, KeyFiles};
+use super::key_file::{Disk, KeyFiles, Unread};
 use super::key_source::KeySource;
 use super::peer::PeerTables;
 use super::raw::{Field, RawConfig, RawInterface, RawPeer};
@@ -34,6 +34,11 @@ impl Config {
     pub fn load_within(path: &Path, readable: Option<Vec<PathBuf>>) -> Result<Self, ConfigError> {
         let text = read(path)?;
         Self::parse(&text, path, &mut Disk::from_environment().within(readable))
+    }
+
+    /// As [`load`](Self::load), without a look at key files: for what has to do with addresses only. Its keys are of no use.
+    pub fn load_without_keys(path: &Path) -> Result<Self, ConfigError> {
+        Self::parse(&read(path)?, path, &mut Unread::default())
     }
 
     /// Judges `text` as the content of `path`; relative names of key files begin at its directory. Only `files` is asked

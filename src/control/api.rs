@@ -168,6 +168,9 @@ pub struct StatusReport {
     /// What the daemon has given up. Without, of a daemon that does not tell.
     #[serde(default)]
     pub sandbox: SandboxReport,
+    /// Whether tunnel addresses are refused on other interfaces. Without, of a daemon that does not tell.
+    #[serde(default)]
+    pub guard: GuardReport,
     /// The other ends, in the configuration's order.
     pub peers: Vec<PeerReport>,
     /// Refused packets and datagrams since the start, by reason; every reason is present.
@@ -187,6 +190,35 @@ pub struct SandboxReport {
     pub reads: Vec<PathBuf>,
     /// Directories whose files may be written.
     pub writes: Vec<PathBuf>,
+}
+
+/// Whether this machine's kernel takes packets to and from tunnel addresses from the tunnel only.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct GuardReport {
+    /// Whether it does.
+    pub state: GuardState,
+    /// Why the table could not be set.
+    pub lacks: Option<String>,
+    /// Networks behind the tunnel that are let in by other interfaces as well, with the reasons.
+    pub left_out: Vec<String>,
+    /// How often the table had to be put back since the start.
+    pub restored: u64,
+}
+
+/// The state of the nftables table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuardState {
+    /// It is set.
+    On,
+    /// It is not wanted: `interface.fail_closed = false`.
+    Off,
+    /// It could not be set.
+    Unavailable,
+    /// A state of a newer daemon, or of one that does not tell.
+    #[default]
+    #[serde(other)]
+    Unknown,
 }
 
 /// This machine's end of its links.
@@ -417,6 +449,7 @@ pub(crate) mod tests {
                 clock_synchronized: Some(false),
             },
             sandbox: SandboxReport::default(),
+            guard: GuardReport::default(),
             peers: vec![
                 PeerReport {
                     endpoint: Some("192.0.2.10:51900".parse().unwrap()),

@@ -128,6 +128,13 @@ pub(super) fn reload_failed(error: &dyn Display) {
     tracing::warn!(target: TARGET, event = "reload-failed", %error, "the configuration could not be applied");
 }
 
+/// The interface's nftables table was changed or flushed by somebody, so many times since this was told last, and is back.
+pub(super) fn guard_restored(interface: &str, program: Option<&str>, times: u64) {
+    tracing::warn!(
+        target: TARGET, event = "guard-restored", interface, program, times, "the nftables table was changed and is put back"
+    );
+}
+
 /// The program on disk is about to take this one's place.
 pub(super) fn restarting() {
     tracing::info!(target: TARGET, event = "restarting", "restarting in place");

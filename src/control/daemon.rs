@@ -16,7 +16,7 @@ use tokio::sync::mpsc::{Sender, UnboundedReceiver, channel, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
-use super::api::{ApiError, Command, ErrorCode, Response, StatusReport};
+use super::api::{ApiError, Command, ErrorCode, GuardReport, Response, StatusReport};
 use super::audit;
 use super::board::Board;
 use super::followers::Followers;
@@ -25,6 +25,7 @@ use super::health::{HealthError, HealthListeners};
 use super::link_log::LinkLog;
 use super::metrics::RoundTrips;
 use super::netlink::{InterfaceSettings, Netlink, NetlinkError};
+use super::nftables::Guard;
 use super::remembered::RememberedPeers;
 use super::report::{Identity, PeerNames};
 use super::resolver::{Families, Resolver};
@@ -89,7 +90,7 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
     let is_kept = inheritance.has_interface();
     let mut dataplane = Dataplane::open(dataplane_config, inheritance)?;
     handover::leave(&dataplane.descriptors(), kept);
-    configure_interface(&config, &dataplane, is_kept).await?;
+    let guard = RefCell::new(configure_interface(&config, &dataplane, is_kept).await?);
     handover::remove_stale_socket(&config.interface.control_socket);
     let socket = ControlSocket::bind(&config.interface.control_socket)?;
     let health = HealthListeners::bind(&config.health).await?;
@@ -122,7 +123,7 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
     let (requests, mut requested) = channel(MAX_REQUESTS);
     let log = LinkLog::new(newest.clone());
     let round_trips = RoundTrips::new(newest.clone());
-    let board = start_board(newest, dataplane.handle());
+    let board = start_board(newest, guard.borrow().report(), dataplane.handle());
     let followers = Followers {
         board: board.clone(),
         log,
@@ -135,7 +136,7 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
     let pulse = dataplane.pulse();
     let dataplane = RefCell::new(dataplane);
     let control_socket = config.interface.control_socket.clone();
-    let mut running = Running::new(file.to_owned(), config, identity, &dataplane, &resolver);
+    let mut running = Running::new(file.to_owned(), config, identity, &dataplane, &resolver, &guard);
     let work = async {
         let may_drain = tokio::select! {
             may_drain = running.serve(&mut signals, &mut requested) => may_drain,
@@ -152,6 +153,7 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
         never = socket.serve(answer) => match never {},
         never = health.serve(board, round_trips) => match never {},
         never = watchdog::watch(&pulse) => match never {},
+        never = Guard::watch(&guard) => match never {},
     };
     systemd::notify(Readiness::Stopping);
     remembered.borrow_mut().write();
@@ -188,13 +190,16 @@ fn tell_remembered(peer: &Peer, endpoint: SocketAddr) {
     }
 }
 
-async fn configure_interface(config: &Config, dataplane: &Dataplane, is_kept: bool) -> Result<(), DaemonError> {
+/// The guard comes before the addresses, and after the look whether they are anybody else's, who would be cut off.
+async fn configure_interface(config: &Config, dataplane: &Dataplane, is_kept: bool) -> Result<Guard, DaemonError> {
     let settings = translate::interface_settings(config, dataplane.interface_index(), dataplane.offload());
     let settings = InterfaceSettings { is_kept, is_prepared: dataplane.is_prepared(), ..settings };
     let netlink = Netlink::open()?;
+    netlink.check(&settings).await?;
+    let guard = Guard::start(&config.interface.name, translate::guard_subject(config));
     netlink.configure(&settings).await?;
     warn_of(config, &dataplane.local_addresses(), &netlink, &settings).await;
-    Ok(())
+    Ok(guard)
 }
 
 /// Says in the log what of a configuration will not work as it stands.
@@ -266,13 +271,13 @@ async fn first_failure(mut failures: UnboundedReceiver<Failure>) -> Failure {
     }
 }
 
-fn start_board(identity: watch::Receiver<Arc<Identity>>, handle: Handle) -> Board {
-    Board::start(move || report(Arc::clone(&identity.borrow()), handle.clone()))
+fn start_board(identity: watch::Receiver<Arc<Identity>>, guard: watch::Receiver<GuardReport>, handle: Handle) -> Board {
+    Board::start(move || report(Arc::clone(&identity.borrow()), guard.borrow().clone(), handle.clone()))
 }
 
-async fn report(identity: Arc<Identity>, handle: Handle) -> Option<StatusReport> {
+async fn report(identity: Arc<Identity>, guard: GuardReport, handle: Handle) -> Option<StatusReport> {
     let status = status(&handle).await?;
-    Some(identity.report(clock::now(), clock::unix_time(), &status))
+    Some(identity.report(clock::now(), clock::unix_time(), &status, guard))
 }
 
 /// What clients of the control socket are answered with.

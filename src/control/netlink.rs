@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use nix::errno::Errno;
-use nix::net::if_::if_indextoname;
+use nix::net::if_::{if_indextoname, if_nametoindex};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope};
@@ -205,10 +205,15 @@ impl Netlink {
         Ok(Self { handle, connection: tokio::spawn(connection) })
     }
 
-    /// Makes the device ready for packets: limits, addresses, up, routes. Of one that is kept, only what differs is touched.
-    pub async fn configure(&self, settings: &InterfaceSettings) -> Result<(), NetlinkError> {
+    /// Looks whether the device can have these addresses and routes, and whether the addresses are another's.
+    pub async fn check(&self, settings: &InterfaceSettings) -> Result<(), NetlinkError> {
         check_ipv6(settings)?;
-        self.check_addresses(settings).await?;
+        self.check_addresses(settings).await
+    }
+
+    /// Makes the device ready for packets, after [`check`](Self::check): limits, addresses, up, routes. Of one that is kept,
+    /// only what differs is touched.
+    pub async fn configure(&self, settings: &InterfaceSettings) -> Result<(), NetlinkError> {
         let mut missing = Missing::of(settings);
         match self.close(settings).await {
             // It stays without a daemon, and refuses what nobody reads.
@@ -260,6 +265,22 @@ impl Netlink {
         }))
     }
 
+    /// Gives an interface an address and brings it up: one that nobody else uses and that vanishes with whoever made it.
+    pub async fn set_up_probe(&self, interface: &str, address: IpNet) -> Result<(), NetlinkError> {
+        let settings = InterfaceSettings {
+            index: if_nametoindex(interface).unwrap_or_default(),
+            name: interface.to_owned(),
+            addresses: vec![address],
+            mtu: PROBE_MTU,
+            offload: false,
+            is_kept: false,
+            is_prepared: false,
+            routes: Vec::new(),
+            closed: Vec::new(),
+        };
+        self.configure_link(&settings, &mut Missing::of(&settings)).await
+    }
+
     /// How many packets have passed the interface both ways since it was made.
     pub async fn packets(&self, index: u32) -> Option<u64> {
         let message = self.handle.link().get().match_index(index).execute().try_next().await.ok()??;
@@ -275,7 +296,7 @@ impl Netlink {
     }
 
     /// The kernel itself allows an address twice; packets then go astray without a word.
-    async fn check_addresses(&self, settings: &InterfaceSettings) -> Result<(), NetlinkError> {
+    pub async fn check_addresses(&self, settings: &InterfaceSettings) -> Result<(), NetlinkError> {
         let mut existing = self.handle.address().get().execute();
         while let Some(message) =
             existing.try_next().await.map_err(|error| settings.refused("list the addresses of this machine", &error))?
@@ -547,6 +568,8 @@ fn errno(error: &rtnetlink::Error) -> Option<Errno> {
     }
 }
 
+/// What any interface carries.
+const PROBE_MTU: u16 = 1280;
 /// Unspecified, default, main and local: consulted without any rule of the operator's.
 const KERNEL_TABLES: [u32; 4] = [0, 253, MAIN_TABLE, 255];
 /// What one send with UDP_SEGMENT takes over IPv4; 20 bytes more over IPv6.

@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use super::api::{ApiError, ChangedPeer, ErrorCode, Reload, ReloadReport, SCHEMA_VERSION};
 use super::audit;
 use super::netlink::{Failed, InterfaceChanges, InterfaceSettings, Netlink, NetlinkError};
+use super::nftables::GuardError;
 use super::report::{Identity, PeerNames};
 use super::resolver::{Families, NamedPeer, Resolver};
 use super::running::Running;
@@ -67,6 +68,9 @@ pub enum ReloadError {
         /// What had been added before and could not be taken back.
         left: Vec<NetlinkError>,
     },
+    /// The table that refuses tunnel addresses on other interfaces.
+    #[error("{}; {}", chain(.0), left_behind(&[]))]
+    Guard(#[from] GuardError),
     /// The firewall mark.
     #[error("interface.fwmark: the sockets do not take it: {cause}; {}", left_behind(.left))]
     Mark {
@@ -107,9 +111,16 @@ impl Running<'_> {
         let changes = InterfaceChanges::between(&self.interface_settings(&self.config), &settings);
         let sockets = self.other_sockets(&new.interface)?;
         let netlink = Netlink::open()?;
-        netlink.add(&settings, &changes).await?;
+        netlink.check_new(&settings, &changes).await?;
+        self.guard.borrow_mut().prepare(translate::guard_subject(&new))?;
+        if let Err(failed) = netlink.add(&settings, &changes).await {
+            self.roll_guard_back();
+            return Err(failed.into());
+        }
         if let Err(cause) = self.set_fwmark(new.interface.fwmark) {
-            return Err(ReloadError::Mark { cause, left: netlink.take_back(&settings, &changes).await });
+            let left = netlink.take_back(&settings, &changes).await;
+            self.roll_guard_back();
+            return Err(ReloadError::Mark { cause, left });
         }
 
         if let Some(sockets) = sockets {
@@ -124,12 +135,21 @@ impl Running<'_> {
             *identity =
                 Arc::new(Identity { addresses, listen, peers, private_key_written, ..Identity::clone(identity) });
         });
-        let mut left = netlink.remove(&settings, &changes).await;
-        left.extend(netlink.close(&settings).await.err());
+        let mut left: Vec<String> =
+            netlink.remove(&settings, &changes).await.iter().map(|error| chain(error)).collect();
+        left.extend(netlink.close(&settings).await.err().map(|error| chain(&error)));
+        left.extend(self.guard.borrow_mut().finish().err().map(|error| chain(&error)));
         self.config = new;
         let listen = self.dataplane.borrow().local_addresses();
         daemon::warn_of(&self.config, &listen, &netlink, &settings).await;
-        Ok(self.report(diff, &left))
+        Ok(self.report(diff, left))
+    }
+
+    /// What stays is refused beside what was before.
+    fn roll_guard_back(&self) {
+        if let Err(error) = self.guard.borrow_mut().rollback() {
+            tracing::warn!(error = chain(&error), "the nftables table refuses what the new configuration has, too");
+        }
     }
 
     fn interface_settings(&self, config: &Config) -> InterfaceSettings {
@@ -203,7 +223,7 @@ impl Running<'_> {
         }
     }
 
-    fn report(&self, diff: Diff, left: &[NetlinkError]) -> Reload {
+    fn report(&self, diff: Diff, left: Vec<String>) -> Reload {
         let texts = |keys: Vec<&'static str>| keys.into_iter().map(str::to_owned).collect();
         let changed = diff.changed.into_iter();
         Reload {
@@ -213,7 +233,7 @@ impl Running<'_> {
             changed: changed.map(|peer| ChangedPeer { name: peer.name, keys: texts(peer.keys) }).collect(),
             keys: texts(diff.live),
             needs_restart: texts(diff.needs_restart),
-            left: left.iter().map(|error| chain(error)).collect(),
+            left,
         }
     }
 }
@@ -297,6 +317,7 @@ impl From<ReloadError> for ApiError {
             | ReloadError::Listen(_)
             | ReloadError::Overlap { .. }
             | ReloadError::Interface { .. }
+            | ReloadError::Guard(_)
             | ReloadError::Mark { .. } => ErrorCode::ReloadFailed,
         };
         Self::new(code, error.to_string())

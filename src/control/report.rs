@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::api::{EndpointSource, InterfaceReport, LinkState, PeerReport, SCHEMA_VERSION, StatusReport};
+use super::api::{EndpointSource, GuardReport, InterfaceReport, LinkState, PeerReport, SCHEMA_VERSION, StatusReport};
 use super::sandbox::Sandbox;
 use crate::config::{Config, Role};
 use crate::dataplane::clock;
@@ -74,7 +74,7 @@ impl PeerNames {
 
 impl Identity {
     /// The whole answer to `status`.
-    pub fn report(&self, now: Instant, unix_time: Duration, status: &DeviceStatus) -> StatusReport {
+    pub fn report(&self, now: Instant, unix_time: Duration, status: &DeviceStatus, guard: GuardReport) -> StatusReport {
         let by_key: HashMap<&PublicKey, &PeerStatus> =
             status.peers.iter().map(|peer| (&peer.public_key, peer)).collect();
         let peers = self.peers.ordered.iter();
@@ -83,6 +83,7 @@ impl Identity {
             unix_time: unix_time.as_secs(),
             interface: self.interface_report(now, &status.public_key),
             sandbox: self.sandbox.report(),
+            guard,
             peers: peers.filter_map(|(key, name)| Some(peer_report(name, by_key.get(key)?))).collect(),
             drops: status.drops.iter().map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
         }
@@ -217,7 +218,8 @@ pub(super) mod tests {
         let mut drops = DropCounters::default();
         drops.add(DropReason::Malformed, 3);
         let status = DeviceStatus { public_key: key(9), peers: statuses, drops };
-        identity.report(started_at + Duration::from_secs(61), Duration::from_secs(1_800_000_001), &status)
+        let (now, unix_time) = (started_at + Duration::from_secs(61), Duration::from_secs(1_800_000_001));
+        identity.report(now, unix_time, &status, GuardReport::default())
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 use super::api::{ApiError, Command, ErrorCode, Response};
 use super::audit;
 use super::drain::Drained;
+use super::nftables::Guard;
 use super::report::Identity;
 use super::resolver::Resolver;
 use super::signals::{Asked, Signals};
@@ -30,6 +31,7 @@ pub struct Running<'a> {
     pub(super) dataplane: &'a RefCell<Dataplane>,
     pub(super) handle: Handle,
     pub(super) resolver: &'a RefCell<Resolver>,
+    pub(super) guard: &'a RefCell<Guard>,
 }
 
 /// A command, and who waits for the answer.
@@ -47,9 +49,10 @@ impl<'a> Running<'a> {
         identity: watch::Sender<Arc<Identity>>,
         dataplane: &'a RefCell<Dataplane>,
         resolver: &'a RefCell<Resolver>,
+        guard: &'a RefCell<Guard>,
     ) -> Self {
         let handle = dataplane.borrow().handle();
-        Self { file, config, identity, drained: Drained::default(), dataplane, handle, resolver }
+        Self { file, config, identity, drained: Drained::default(), dataplane, handle, resolver, guard }
     }
 
     /// Does what signals and requests ask for, until the daemon is to end. Returns whether its links may drain before.

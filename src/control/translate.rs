@@ -12,7 +12,8 @@ use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
 use crate::proto::policy::Policy;
 
-use super::netlink::{InterfaceSettings, RoutePlan, closed_routes};
+use super::netlink::{InterfaceSettings, MAIN_TABLE, RoutePlan, closed_routes};
+use super::nftables::GuardSubject;
 use super::resolver::NamedPeer;
 
 /// What the data plane starts with. Endpoints that are names are not known yet.
@@ -61,6 +62,23 @@ pub fn interface_settings(config: &Config, index: u32, offload: bool) -> Interfa
         routes,
         closed,
     }
+}
+
+/// What is to be refused on other interfaces. `None` if nothing is to be.
+pub fn guard_subject(config: &Config) -> Option<GuardSubject> {
+    let interface = &config.interface;
+    let routes = route_plan(config).routes.into_iter();
+    let mut ports: Vec<u16> = interface.listen.iter().map(SocketAddr::port).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    interface.fail_closed.then(|| GuardSubject {
+        interface: interface.name.clone(),
+        addresses: interface.addresses.clone(),
+        routed: routes.filter(|route| route.table == MAIN_TABLE).map(|route| route.destination).collect(),
+        endpoints: config.peers.iter().flat_map(addresses).map(|endpoint| endpoint.ip()).collect(),
+        ports,
+        fwmark: interface.fwmark,
+    })
 }
 
 /// The routes to what lies behind the peers.

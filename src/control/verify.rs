@@ -5,6 +5,7 @@
 
 mod app;
 mod endpoint;
+mod guard;
 mod link;
 mod machine;
 mod route;
@@ -48,6 +49,8 @@ pub enum Check {
     Configuration,
     /// This machine's clock is kept right.
     Clock,
+    /// Tunnel addresses are refused outside of the tunnel.
+    Guard,
     /// Datagrams to the peer have a way out, to where the configuration says that it is.
     Endpoint,
     /// The link carries traffic, so both sides have the right keys.
@@ -97,6 +100,7 @@ pub async fn verify(
     let mut findings = vec![machine::daemon(config, &status), machine::clock()];
     let Ok(status) = status else { return findings };
     findings.push(machine::configuration(config, &status));
+    findings.extend(guard::check(config).await);
     let ways = Ways::open(&config.interface.name);
     let peers = config.peers.iter().map(|peer| {
         let report = status.peers.iter().find(|report| report.name == peer.name);

@@ -15,6 +15,8 @@ mod exposed;
 mod fail_closed;
 mod faults;
 mod floods;
+mod guard;
+mod guard_table;
 mod health;
 mod laboratory;
 mod lanes;

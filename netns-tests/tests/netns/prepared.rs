@@ -98,6 +98,40 @@ fn a_daemon_without_any_capability_runs_on_a_device_that_was_made_for_it() {
     }
 }
 
+/// One machine. What can't be refused for want of a privilege is said, and refused by root beforehand or afterwards.
+#[test]
+fn what_a_daemon_without_the_privilege_cannot_refuse_is_said_and_close_refuses_it() {
+    let ends = Ends::wired("prepared-guard");
+    prepare(&ends.proxy, "");
+    let config = ends.proxy_calling(ENDPOINT).set("workers", "1");
+    hand_over(&ends.proxy, &config);
+    let daemon = start(&ends.proxy);
+    let status = ends.proxy.command(PROGRAM).args(["status", "--json", "--socket", SOCKET]).run();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["guard"]["state"], "unavailable", "{status}");
+    let told = ends.proxy.command(PROGRAM).args(["status", "--socket", SOCKET]).run();
+    for text in [&told, &daemon.log()] {
+        assert!(text.contains("CAP_NET_ADMIN") && text.contains("underpass close --config"), "{text}");
+    }
+    let file = config.write(&ends.proxy);
+    let found = |outcome: &str| {
+        let output = underpass::command(&ends.proxy).args(["verify", "--json", "--config"]).arg(&file).output();
+        let report: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
+        let findings = report["findings"].as_array().unwrap().iter();
+        let guard: Vec<_> = findings.filter(|finding| finding["check"] == "guard").collect();
+        assert_eq!(guard.len(), 2, "one for each version of IP: {report}");
+        assert!(guard.iter().all(|finding| finding["outcome"] == outcome), "{guard:#?}");
+        guard.iter().map(|finding| finding["what"].to_string()).collect::<String>()
+    };
+    assert!(found("failed").contains("a UDP datagram to 10.77.0.1 arrived by another interface"));
+    assert!(!ends.proxy.command("nft").args(["list", "tables"]).run().contains("underpass"));
+    underpass::command(&ends.proxy).args(["close", "--config"]).arg(&file).run();
+    assert!(ends.proxy.command("nft").args(["list", "tables"]).run().contains("inet underpass_underpass0"));
+    probe::ping(&ends.proxy, PROXY[0]).assert_all_answered();
+    assert!(found("ok").contains("10.77.0.1"));
+    assert!(!ends.proxy.has_interface("upverify0"));
+}
+
 /// One machine.
 #[test]
 fn what_the_device_lacks_is_named_with_the_commands_that_add_it() {

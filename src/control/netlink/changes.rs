@@ -8,7 +8,7 @@ use std::hash::Hash;
 use ipnet::IpNet;
 use nix::errno::Errno;
 
-use super::{Existing, InterfaceSettings, Netlink, NetlinkError, Route, check_ipv6, errno, route_message};
+use super::{Existing, InterfaceSettings, Netlink, NetlinkError, Route, errno, route_message};
 
 /// What is to change of an interface.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -30,6 +30,11 @@ impl InterfaceChanges {
         }
     }
 
+    fn added_to(&self, settings: &InterfaceSettings) -> InterfaceSettings {
+        let (addresses, routes) = (self.added_addresses.clone(), self.added_routes.clone());
+        InterfaceSettings { addresses, routes, ..settings.clone() }
+    }
+
     /// Set for an IPv6 address that the interface has already, with another prefix length: the kernel takes only one, so it
     /// is added when the other has been removed.
     fn has_another_prefix_length(&self, address: IpNet) -> bool {
@@ -38,7 +43,16 @@ impl InterfaceChanges {
 }
 
 impl Netlink {
-    /// Adds what is new in `settings`. If something of it is refused, nothing is added.
+    /// Looks whether the device can have what is new in `settings`, and whether an address is another's.
+    pub async fn check_new(
+        &self,
+        settings: &InterfaceSettings,
+        changes: &InterfaceChanges,
+    ) -> Result<(), NetlinkError> {
+        self.check(&changes.added_to(settings)).await
+    }
+
+    /// Adds what is new in `settings`, after [`check_new`](Self::check_new). If something of it is refused, nothing is added.
     pub async fn add(&self, settings: &InterfaceSettings, changes: &InterfaceChanges) -> Result<(), Failed> {
         let mut done = InterfaceChanges::default();
         let outcome = self.try_add(settings, changes, &mut done).await;
@@ -54,13 +68,7 @@ impl Netlink {
         changes: &InterfaceChanges,
         done: &mut InterfaceChanges,
     ) -> Result<(), NetlinkError> {
-        let added = InterfaceSettings {
-            addresses: changes.added_addresses.clone(),
-            routes: changes.added_routes.clone(),
-            ..settings.clone()
-        };
-        check_ipv6(&added)?;
-        self.check_addresses(&added).await?;
+        let added = changes.added_to(settings);
         for address in added.addresses.into_iter().filter(|address| !changes.has_another_prefix_length(*address)) {
             self.add_address(settings, address, Existing::Refuse).await?;
             done.added_addresses.push(address);

@@ -5,6 +5,8 @@
 //! ends. A daemon knows its own by their protocol and metric.
 
 use std::collections::HashSet;
+use std::future::ready;
+use std::io;
 
 use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
@@ -54,30 +56,58 @@ impl Netlink {
     }
 }
 
-/// Those that a daemon of this interface has left.
+impl Netlink {
+    /// Has nothing refused any more that a daemon of whatever interface has had refused.
+    pub async fn open_everything(&self) -> Result<(), NetlinkError> {
+        let refused = |error: &rtnetlink::Error| {
+            let (interface, action) = ("of any name".to_owned(), "remove the routes that refuse packets".to_owned());
+            match errno(error) {
+                Some(Errno::EPERM) => NetlinkError::NoPermission { interface, action },
+                _ => NetlinkError::Refused { interface, action, source: io::Error::other(error.clone()) },
+            }
+        };
+        for message in all().await?.map_err(|error| refused(&error))? {
+            let removed = self.handle.route().del(message).execute().await;
+            if let Err(error) = removed
+                && errno(&error) != Some(Errno::ESRCH)
+            {
+                return Err(refused(&error));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Routes that a daemon of this interface has left.
 async fn existing(settings: &InterfaceSettings, metric: u32) -> Result<HashSet<Route>, NetlinkError> {
+    let listed = all().await?.map_err(|error| settings.refused("list the routes that refuse packets", &error))?;
+    let ours = listed.iter().filter(|message| priority(message) == Some(metric));
+    let route = |message: &RouteMessage| {
+        let destination = destination(message).or_else(|| default_route(message))?;
+        Some(Route { destination, table: table(message) })
+    };
+    Ok(ours.filter_map(route).collect())
+}
+
+/// Routes that daemons have left, of whatever interface.
+async fn all() -> Result<Result<Vec<RouteMessage>, rtnetlink::Error>, NetlinkError> {
     // So that the kernel gives only those of our protocol (Linux 4.20), and not the table of the whole internet.
     let connected = new_connection_with_strict_check().or_else(|_| new_connection()).map_err(NetlinkError::Open)?;
     let (connection, handle, _) = connected;
     let netlink = Netlink { handle, connection: tokio::spawn(connection) };
-    let mut existing = HashSet::new();
+    let mut all = Vec::new();
     for is_v6 in [false, true] {
         let mut question = every_route(is_v6);
         question.header.table = 0;
         question.header.protocol = PROTOCOL;
         question.header.kind = RouteType::Unspec;
-        let mut listed = netlink.handle.route().get(question).execute();
-        let refused = |error: &_| settings.refused("list the routes that refuse packets", error);
-        while let Some(message) = listed.try_next().await.map_err(|error| refused(&error))? {
-            if is_refusal(&message)
-                && priority(&message) == Some(metric)
-                && let Some(destination) = destination(&message).or_else(|| default_route(&message))
-            {
-                existing.insert(Route { destination, table: table(&message) });
-            }
+        let listed = netlink.handle.route().get(question).execute();
+        match listed.try_filter(|route| ready(is_refusal(route))).try_collect::<Vec<_>>().await {
+            Ok(listed) => all.extend(listed),
+            Err(error) => return Ok(Err(error)),
         }
     }
-    Ok(existing)
+    Ok(Ok(all))
 }
 
 fn refusal(route: Route, metric: u32) -> RouteMessage {
