@@ -80,6 +80,7 @@ struct Node {
 impl Node {
     /// Node `number`, which knows the one other node, and where that is if it is to call it.
     fn start(number: u8, suite: Suite, workers: usize, other: Option<SocketAddr>) -> Self {
+        let own = ["10.77.0.2", "fd00::2"].map(|address| address.parse().unwrap());
         let (queue, kernel) = UnixDatagram::pair().unwrap();
         kernel.set_read_timeout(Some(PATIENCE)).unwrap();
         kernel.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -113,7 +114,7 @@ impl Node {
                 suite: None,
                 dscp: Dscp::default(),
                 // So that every packet is judged, and what is sent by UDP remembered.
-                policy: Policy::exposing([Service::Udp(50_000.into())]).into(),
+                policy: Policy::exposing([Service::Udp(50_000.into())]).with_own_addresses(own).into(),
             }],
         };
         // Each worker reads the one socket: whoever comes first takes the packet.

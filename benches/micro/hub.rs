@@ -146,7 +146,9 @@ pub(crate) fn peer(number: usize, endpoint: Option<SocketAddr>) -> PeerConfig {
         persistent_keepalive: endpoint.map(|_| Duration::from_secs(25)),
         suite: None,
         dscp: Dscp::default(),
-        policy: Policy::exposing([Service::Tcp(PortRange::ALL), Service::Udp(PortRange::ALL)]).into(),
+        policy: Policy::exposing([Service::Tcp(PortRange::ALL), Service::Udp(PortRange::ALL)])
+            .with_own_addresses([inner_address(HUB)])
+            .into(),
     }
 }
 

@@ -21,6 +21,9 @@ pub const INTERFACE: &str = "underpass0";
 /// Where the proxy side answers agent checks, if not said otherwise.
 pub const AGENT_CHECK: &str = "127.0.0.1:51901";
 
+/// At a machine's own addresses, and at every other that it can reach.
+const EVERY_PORT: [&str; 6] = ["tcp", "udp", "tcp/0.0.0.0/0", "tcp/[::]/0", "udp/0.0.0.0/0", "udp/[::]/0"];
+
 /// A key pair, as text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyPair {
@@ -121,12 +124,12 @@ impl Peer {
 }
 
 impl Config {
-    /// The least that is needed, without peers yet. All ports are exposed, so that a test may use any, at either side.
+    /// The least that is needed, without peers yet. All ports are exposed, so that a test may use any, at either side and behind it.
     pub fn new<'a>(role: Role, keys: &KeyPair, addresses: impl IntoIterator<Item = &'a str>) -> Config {
         let private_key = keys.private.clone();
         let (interface, health, environment, peers) = (vec![], vec![], vec![], vec![]);
         let config = Config { program: None, role, private_key, interface, health, environment, peers };
-        config.set("addresses", list(addresses)).set("expose", list(["tcp", "udp"]))
+        config.set("addresses", list(addresses)).set("expose", list(EVERY_PORT))
     }
 
     /// Sets a key of `[interface]` to a TOML value.
@@ -179,12 +182,15 @@ impl Config {
         self.set("previous_private_key_file", quote(&file.display().to_string()))
     }
 
-    /// Another build may be one that exposes everything.
-    fn knows_expose(&self, host: &Host) -> bool {
-        let Some(program) = &self.program else { return true };
-        let file = host.write_file("expose.toml", "[interface]\nexpose = []\n");
-        let judged = host.command(program).args(["check", "--config"]).arg(file).output();
-        !judged.stderr.contains("interface.expose")
+    /// Another build may be one that exposes everything, or names no destinations: then all ports are exposed.
+    fn expose(&self, host: &Host) -> Option<String> {
+        let value = self.interface.iter().find(|(key, _)| key == "expose").map(|(_, value)| value.clone());
+        let Some(program) = &self.program else { return value };
+        let accepts = |value: &str| {
+            let file = host.write_file("expose.toml", format!("[interface]\nexpose = {value}\n"));
+            !host.command(program).args(["check", "--config"]).arg(file).output().stderr.contains("interface.expose")
+        };
+        [value?, list(["tcp", "udp"])].into_iter().find(|value| accepts(value))
     }
 
     fn name(&self) -> &str {
@@ -202,8 +208,8 @@ impl Config {
             Role::Backend => ("backend", "proxy"),
         };
         let mut text = format!("role = \"{role}\"\n[interface]\nprivate_key_file = \"{}\"\n", key.display());
-        let known = self.interface.iter().filter(|(key, _)| key != "expose" || self.knows_expose(host));
-        append(&mut text, known);
+        append(&mut text, self.interface.iter().filter(|(key, _)| key != "expose"));
+        append(&mut text, self.expose(host).map(|value| ("expose".to_owned(), value)).as_ref());
         // Another build may be one that knows no health checks.
         if !self.health.is_empty() && self.program.is_none() {
             text += "[health]\n";

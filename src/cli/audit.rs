@@ -137,7 +137,7 @@ impl Audit {
             version: env!("CARGO_PKG_VERSION"),
             config: file.to_owned(),
             role: config.role.as_str(),
-            algorithms: Algorithms::of(interface.suite),
+            algorithms: Algorithms::of(interface.suite, &interface.suites),
             private_key: key(own.clone(), &interface.private_key_file),
             previous_private_key: previous.map(|(previous, path)| key(previous.public_key().to_string(), path)),
             fail_closed: interface.fail_closed,
@@ -175,9 +175,9 @@ impl Audit {
 }
 
 impl Algorithms {
-    fn of(choice: SuiteChoice) -> Self {
-        let first = proposed_suite(choice);
-        let others = Suite::ALL.into_iter().filter(|suite| *suite != first);
+    fn of(choice: SuiteChoice, accepted: &[Suite]) -> Self {
+        let first = proposed_suite(choice, accepted);
+        let others = accepted.iter().copied().filter(|suite| *suite != first);
         Self {
             handshakes: std::iter::once(first).chain(others).map(Suite::noise_name).collect(),
             key_encapsulation: "ML-KEM-768",
@@ -190,7 +190,7 @@ impl Algorithms {
         writeln!(out, "\n{HEADING}algorithms{HEADING:#}")?;
         let [proposed, accepted @ ..] = &self.handshakes[..] else { return Ok(()) };
         line(out, "proposes", format!("{proposed} with {} in each handshake", self.key_encapsulation))?;
-        line(out, "accepts also", accepted.join(", "))?;
+        line(out, "accepts also", if accepted.is_empty() { "no other".to_owned() } else { accepted.join(", ") })?;
         let (rekey, end) = (self.rekey_after_seconds, self.reject_after_seconds);
         line(out, "session keys", format!("replaced after {rekey} s, erased after {end} s"))
     }

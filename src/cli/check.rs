@@ -11,8 +11,8 @@ use serde::Serialize;
 use super::arguments::CheckArguments;
 use super::lines::{HEADING, line, optional_line, reach_line, texts};
 use super::{Exit, Failure};
-use crate::config::{Config, Health, Interface, Peer, Refuse};
-use crate::control::sandbox;
+use crate::config::{Config, ConfigError, Health, Interface, Peer, Problem, Refuse};
+use crate::control::{forwarding, sandbox};
 
 /// Raised when a field of the JSON is renamed, removed or changes its meaning.
 const SCHEMA_VERSION: u32 = 1;
@@ -21,15 +21,24 @@ const ADVICE: Style = AnsiColor::Yellow.on_default();
 
 /// Loads the file and writes to `out` what `run` would make of it.
 pub fn run(arguments: &CheckArguments, out: &mut dyn Write) -> Result<(), Failure> {
-    let config = Config::load_within(&arguments.config, sandbox::readable_here())?;
+    let config = Config::load_within(&arguments.config, sandbox::readable_here()).inspect_err(|error| {
+        if arguments.json {
+            // A reader that has gone away has no use for the exit code either.
+            let _ = write_json(&Refused::new(error), out);
+        }
+    })?;
     refuse_what_the_sandbox_lacks(&config, &arguments.config)?;
     let plan = Plan::new(arguments.config.clone(), &config);
     if arguments.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&plan).expect("a plan is plain data"))?;
+        write_json(&plan, out)?;
     } else {
         plan.write(out)?;
     }
     Ok(())
+}
+
+fn write_json(answer: &impl Serialize, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "{}", serde_json::to_string_pretty(answer).expect("an answer is plain data"))
 }
 
 /// A running daemon asks whether this program can take its place.
@@ -38,10 +47,54 @@ fn refuse_what_the_sandbox_lacks(config: &Config, file: &Path) -> Result<(), Fai
     if missing.is_empty() { Ok(()) } else { Err(Failure::new(Exit::Config, anyhow!(missing.join("; ")))) }
 }
 
+/// Why `run` would refuse a file. Holds no secret.
+#[derive(Debug, Serialize)]
+struct Refused<'e> {
+    schema_version: u32,
+    valid: bool,
+    config: &'e Path,
+    /// The first twenty, in the file's order.
+    problems: Vec<RefusedKey<'e>>,
+    /// How many there are in all.
+    count: usize,
+}
+
+/// One mistake. What is about the file as a whole has no line and no key.
+#[derive(Debug, Serialize)]
+struct RefusedKey<'e> {
+    file: &'e Path,
+    line: Option<usize>,
+    column: Option<usize>,
+    key: Option<&'e str>,
+    message: &'e str,
+    help: &'e str,
+}
+
+impl<'e> Refused<'e> {
+    fn new(error: &'e ConfigError) -> Self {
+        let problem = |problem: &'e Problem| RefusedKey {
+            file: error.file(),
+            line: problem.position.map(|position| position.line),
+            column: problem.position.map(|position| position.column),
+            key: Some(problem.key.as_str()).filter(|key| !key.is_empty()),
+            message: &problem.what,
+            help: &problem.remedy,
+        };
+        Self {
+            schema_version: SCHEMA_VERSION,
+            valid: false,
+            config: error.file(),
+            problems: error.problems().iter().map(problem).collect(),
+            count: error.count(),
+        }
+    }
+}
+
 /// What `run` would do. Holds no secret.
 #[derive(Debug, Serialize)]
 struct Plan {
     schema_version: u32,
+    valid: bool,
     config: PathBuf,
     role: String,
     interface: InterfacePlan,
@@ -50,6 +103,8 @@ struct Plan {
     /// Routes into the tunnel.
     routes: Vec<Route>,
     advice: Vec<String>,
+    /// What is to be known of it on this machine.
+    notes: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -66,6 +121,8 @@ struct InterfacePlan {
     workers: String,
     pin_workers: bool,
     suite: &'static str,
+    /// What peers may propose.
+    suites: Vec<&'static str>,
     expose: Vec<String>,
     refuse: &'static str,
     control_socket: PathBuf,
@@ -110,6 +167,7 @@ impl Plan {
         };
         Self {
             schema_version: SCHEMA_VERSION,
+            valid: true,
             config: file,
             role: config.role.to_string(),
             interface: InterfacePlan::new(&config.interface),
@@ -117,6 +175,7 @@ impl Plan {
             peers: config.peers.iter().map(PeerPlan::new).collect(),
             routes: config.peers.iter().flat_map(routes_of).collect(),
             advice: config.advice(),
+            notes: forwarding::advice(config).into_iter().collect(),
         }
     }
 
@@ -131,6 +190,9 @@ impl Plan {
         }
         for advice in &self.advice {
             writeln!(out, "\n{ADVICE}look again:{ADVICE:#} {advice}")?;
+        }
+        for note in &self.notes {
+            writeln!(out, "\n{ADVICE}here:{ADVICE:#} {note}")?;
         }
         Ok(())
     }
@@ -151,6 +213,7 @@ impl InterfacePlan {
             workers: interface.workers.to_string(),
             pin_workers: interface.pin_workers,
             suite: interface.suite.as_str(),
+            suites: interface.suites.iter().map(|suite| suite.as_str()).collect(),
             expose: texts(&interface.expose),
             refuse: interface.refuse.as_str(),
             control_socket: interface.control_socket.clone(),
@@ -169,6 +232,7 @@ impl InterfacePlan {
         line(out, "MTU", format!("{} bytes", self.mtu))?;
         optional_line(out, "mark", self.fwmark.map(|mark| format!("{mark:#x}")))?;
         line(out, "DSCP", &self.dscp)?;
+        line(out, "accepts", self.suites.join(", "))?;
         line(out, "device", self.device)?;
         line(out, "workers", format!("{}{}", self.workers, if self.pin_workers { ", pinned" } else { "" }))?;
         let refuses = if self.refuse == Refuse::Reset.as_str() { "with an answer" } else { "silently" };

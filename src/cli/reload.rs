@@ -15,7 +15,7 @@ pub fn run(arguments: &DaemonArguments, out: &mut dyn Write) -> Result<(), Failu
 }
 
 fn render(reload: &Reload) -> String {
-    let Reload { config, added, removed, changed, keys, needs_restart, left } = reload;
+    let Reload { config, added, removed, changed, keys, needs_restart, left, notes } = reload;
     let mut text = format!("{} is in effect", config.display());
     let is_same = added.is_empty() && removed.is_empty() && changed.is_empty() && keys.is_empty();
     text += if is_same { ", nothing was changed\n" } else { "\n" };
@@ -28,6 +28,7 @@ fn render(reload: &Reload) -> String {
     keys.iter().for_each(|key| line("changed", key));
     needs_restart.iter().for_each(|key| line("needs restart", key));
     left.iter().for_each(|problem| line("left behind", problem));
+    notes.iter().for_each(|note| line("look again", note));
     text
 }
 
@@ -47,6 +48,7 @@ mod tests {
             keys: vec!["interface.fwmark".into()],
             needs_restart: vec!["interface.workers".into()],
             left: vec![],
+            notes: vec!["app1: its public_key was replaced".into()],
         };
         let expected = "\
 /etc/underpass/proxy.toml is in effect
@@ -55,6 +57,7 @@ mod tests {
   changed        app1: endpoint, allowed_ips
   changed        interface.fwmark
   needs restart  interface.workers
+  look again     app1: its public_key was replaced
 ";
         assert_eq!(render(&reload), expected);
         let same = Reload { config: "x.toml".into(), ..Reload::default() };

@@ -7,33 +7,36 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{Config, Endpoint, Health, Interface, Peer, Role};
-use crate::proto::policy::Service;
+use crate::proto::policy::{Destination, Exposure, Service};
 
 impl Config {
     /// One sentence for each thing that an operator should look at again.
     pub fn advice(&self) -> Vec<String> {
         let interface = &self.interface;
-        let loops = self.peers.iter().flat_map(|peer| endpoints_in_the_tunnel(interface, peer));
+        let loops = self.peers.iter().flat_map(|peer| endpoints_behind_others(self, peer));
         let families = self.peers.iter().filter_map(|peer| address_family_without_source(interface, peer));
         loops.chain(families).chain(open_health(&self.health)).chain(exposed(self)).collect()
     }
 }
 
-/// Sealed datagrams to such an endpoint would be routed into the tunnel again.
-fn endpoints_in_the_tunnel(interface: &Interface, peer: &Peer) -> Vec<String> {
-    let warning = |endpoint| endpoint_in_the_tunnel(interface, peer, endpoint);
-    peer.endpoints.iter().filter_map(warning).collect()
+/// Sealed datagrams to such an endpoint would be routed into the tunnel again, unless another route is more specific. What the
+/// peer itself has is refused.
+fn endpoints_behind_others(config: &Config, peer: &Peer) -> Vec<String> {
+    let behind = |endpoint| endpoint_behind_another(config, peer, endpoint);
+    peer.endpoints.iter().filter_map(behind).collect()
 }
 
-fn endpoint_in_the_tunnel(interface: &Interface, peer: &Peer, endpoint: &Endpoint) -> Option<String> {
+fn endpoint_behind_another(config: &Config, peer: &Peer, endpoint: &Endpoint) -> Option<String> {
     let Endpoint::Address(address) = endpoint else { return None };
-    let prefix = peer.allowed_ips.iter().find(|prefix| prefix.contains(&address.ip()))?;
-    if interface.fwmark.is_some() {
+    let has_it = |prefix: &&IpNet| prefix.prefix_len() > 0 && prefix.contains(&address.ip());
+    let of = |other: &Peer| Some((other.name.clone(), *other.allowed_ips.iter().find(has_it)?));
+    let (other, prefix) = config.peers.iter().filter(|other| other.name != peer.name).find_map(of)?;
+    if config.interface.fwmark.is_some() {
         return None;
     }
     Some(format!(
-        "{}: its endpoint {} lies in {prefix}, which is routed into the tunnel; unless a more specific route leads to it \
-         outside, set interface.fwmark and a routing rule for that mark",
+        "{}: its endpoint {} lies in {prefix} of {other}, which is routed into the tunnel; unless a more specific route leads \
+         to it outside, take it out of there, or set interface.fwmark and a routing rule for that mark",
         peer.name,
         address.ip()
     ))
@@ -59,12 +62,23 @@ fn exposed(config: &Config) -> impl Iterator<Item = String> {
         [] if is_backend => {
             Some(format!("{}: nothing is exposed to it: it can't reach any app of this machine", peer.name))
         }
-        services if services.contains(&Service::Any) => Some(format!(
-            "{}: everything is exposed to it; name the ports that it has to reach, such as expose = [\"tcp/8080\"]",
-            peer.name
+        exposures => exposures.iter().find_map(|exposure| everything(peer, exposure)),
+    })
+}
+
+fn everything(peer: &Peer, exposure: &Exposure) -> Option<String> {
+    let (name, any) = (&peer.name, exposure.service == Service::Any);
+    match exposure.destination {
+        Destination::Own if any => Some(format!(
+            "{name}: everything of this machine is exposed to it; name the ports that it has to reach, such as \
+             expose = [\"tcp/8080\"]"
+        )),
+        Destination::Network(network) if network.prefix_len() == 0 => Some(format!(
+            "{name}: \"{exposure}\" exposes whatever this machine can reach to it; name the network, such as \
+             expose = [\"tcp/10.30.0.0/24:8080\"]"
         )),
         _ => None,
-    })
+    }
 }
 
 fn address_family_without_source(interface: &Interface, peer: &Peer) -> Option<String> {
@@ -81,6 +95,7 @@ fn address_family_without_source(interface: &Interface, peer: &Peer) -> Option<S
 #[cfg(test)]
 mod tests {
     use super::super::parse::tests::{minimal, parse};
+    use crate::keys::PrivateKey;
 
     fn advice(text: &str) -> Vec<String> {
         parse(text).unwrap().advice()
@@ -92,10 +107,15 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_inside_the_tunnel_is_pointed_out_unless_marked() {
-        let text = format!("{}endpoint = \"192.0.2.1\"\nallowed_ips = [\"0.0.0.0/0\"]\n", minimal());
-        assert!(advice(&text)[0].starts_with("app1: its endpoint 192.0.2.1 lies in 0.0.0.0/0"));
-        assert!(advice(&text.replace("[[backend]]", "fwmark = 1\n[[backend]]")).is_empty());
+    fn an_endpoint_behind_another_peer_is_pointed_out_unless_marked() {
+        let other = PrivateKey::from_bytes([3; 32]).unwrap().public_key();
+        let text = format!(
+            "{}endpoint = \"192.0.2.1\"\n[[backend]]\nname = \"app2\"\npublic_key = \"{other}\"\nallowed_ips = [\"192.0.2.0/24\"]\n",
+            minimal()
+        );
+        assert!(advice(&text)[0].starts_with("app1: its endpoint 192.0.2.1 lies in 192.0.2.0/24 of app2"));
+        assert!(advice(&text.replacen("[[backend]]", "fwmark = 1\n[[backend]]", 1)).is_empty());
+        assert!(advice(&text.replace("192.0.2.0/24", "0.0.0.0/0")).is_empty(), "no route is added for this");
     }
 
     #[test]
@@ -109,7 +129,9 @@ mod tests {
     #[test]
     fn a_peer_that_reaches_everything_or_nothing_of_a_backend_is_pointed_out() {
         let text = |expose| format!("{}expose = {expose}\n", minimal());
-        assert!(advice(&text("[\"any\"]"))[0].starts_with("app1: everything is exposed to it"));
+        assert!(advice(&text("[\"any\"]"))[0].starts_with("app1: everything of this machine is exposed to it"));
+        assert!(advice(&text("[\"tcp/[::]/0:80\"]"))[0].starts_with("app1: \"tcp/[::]/0:80\" exposes whatever"));
+        assert!(advice(&text("[\"any/10.30.0.0/24\"]")).is_empty());
         assert!(advice(&text("[]")).is_empty());
         let backend = |expose| {
             let text = text(expose).replace("\"proxy\"", "\"backend\"");

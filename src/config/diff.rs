@@ -59,6 +59,7 @@ const KEYS: &[(Effect, KeyOf<Config>)] = &[
     (Effect::Restart, ("interface.workers", |old, new| old.interface.workers == new.interface.workers)),
     (Effect::Restart, ("interface.pin_workers", |old, new| old.interface.pin_workers == new.interface.pin_workers)),
     (Effect::Live, ("interface.suite", |old, new| old.interface.suite == new.interface.suite)),
+    (Effect::Live, ("interface.suites", |old, new| old.interface.suites == new.interface.suites)),
     (Effect::Live, ("interface.expose", |old, new| same_set(&old.interface.expose, &new.interface.expose))),
     (Effect::Live, ("interface.refuse", |old, new| old.interface.refuse == new.interface.refuse)),
     (
@@ -281,6 +282,7 @@ mod tests {
             ("workers = 2", &[], &["interface.workers"]),
             ("pin_workers = true", &[], &["interface.pin_workers"]),
             ("suite = \"chacha20-poly1305\"", &["interface.suite"], &[]),
+            ("suites = [\"aes-256-gcm\"]", &["interface.suites"], &[]),
             ("expose = [\"tcp/9100\"]", &["interface.expose"], &[]),
             ("refuse = \"reset\"", &["interface.refuse"], &[]),
             ("control_socket = \"/x.sock\"", &[], &["interface.control_socket"]),

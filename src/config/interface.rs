@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use toml::Spanned;
 
 use super::error::Problems;
+use super::exposure::exposure;
 use super::key_source::KeySource;
 use super::peer::OwnEnd;
 use super::raw::{Field, List, NumberOrWord, RawInterface, RawListen};
@@ -24,7 +25,8 @@ use crate::keys::PrivateKey;
 use crate::packet::frame::FRAME_HEADER_LEN;
 use crate::packet::message::TRANSPORT_OVERHEAD;
 use crate::proto::constants::MAX_LANES;
-use crate::proto::policy::Service;
+use crate::proto::noise::Suite;
+use crate::proto::policy::Exposure;
 use crate::proto::transmit::Dscp;
 
 /// An example for each key, for messages.
@@ -41,6 +43,7 @@ pub(super) const EXAMPLES: &[(&str, &str)] = &[
     ("workers", "\"auto\""),
     ("pin_workers", "false"),
     ("suite", "\"auto\""),
+    ("suites", "[\"aes-256-gcm\"]"),
     ("expose", "[\"tcp/8080\"]"),
     ("refuse", "\"drop\""),
     ("control_socket", "\"/run/underpass/underpass0.sock\""),
@@ -84,7 +87,8 @@ pub(super) struct Draft {
     workers: Workers,
     pin_workers: bool,
     suite: SuiteChoice,
-    expose: Vec<Service>,
+    suites: Vec<Suite>,
+    expose: Vec<Exposure>,
     refuse: Refuse,
     control_socket: Option<PathBuf>,
     drain_timeout: Duration,
@@ -111,6 +115,7 @@ impl Draft {
         let [private_key_file, previous_private_key_file] = paths;
         let socket = scope.get("control_socket", raw.control_socket);
         let device = scope.get("device", raw.device);
+        let suites = check_suites(scope, raw.suites);
         let suite = scope.get("suite", raw.suite);
         let refuse = scope.get("refuse", raw.refuse);
         Self {
@@ -122,7 +127,8 @@ impl Draft {
             device: scope.check("device", device, |text| value::device(text)).unwrap_or_default(),
             workers: check_workers(scope, raw.workers),
             pin_workers: scope.get("pin_workers", raw.pin_workers).is_some_and(Spanned::into_inner),
-            suite: scope.check("suite", suite, |text| value::suite(text)).unwrap_or_default(),
+            suite: scope.check("suite", suite, |text| value::suite(text, &suites)).unwrap_or_default(),
+            suites,
             expose: check_expose(scope, raw.expose, role),
             refuse: scope.check("refuse", refuse, |text| value::refuse(text)).unwrap_or_default(),
             control_socket: check_socket(scope, socket, name.as_deref(), keys),
@@ -142,8 +148,10 @@ impl Draft {
         let keys = [&self.private_key, &self.previous_private_key];
         OwnEnd {
             public_keys: keys.into_iter().flatten().map(PrivateKey::public_key).collect(),
-            addresses: self.addresses.iter().map(|address| address.get_ref().addr()).collect(),
+            addresses: self.addresses.iter().map(|address| *address.get_ref()).collect(),
+            has_mark: self.fwmark.is_some(),
             suite: self.suite,
+            suites: self.suites.clone(),
             expose: self.expose.clone(),
         }
     }
@@ -171,6 +179,7 @@ impl Draft {
             workers: self.workers,
             pin_workers: self.pin_workers,
             suite: self.suite,
+            suites: self.suites,
             expose: self.expose,
             refuse: self.refuse,
             control_socket: self.control_socket?,
@@ -284,16 +293,29 @@ fn check_workers(scope: &mut Scope<'_, '_>, raw: Option<Field<NumberOrWord>>) ->
     workers.unwrap_or_default()
 }
 
+fn check_suites(scope: &mut Scope<'_, '_>, raw: Option<Field<List>>) -> Vec<Suite> {
+    let list = scope.get("suites", raw);
+    if let Some(empty) = list.as_ref().filter(|list| list.get_ref().is_empty()) {
+        let remedy = "leave the key out to accept every suite, or write those that peers may propose";
+        scope.refuse("suites", empty.span(), Refusal::new("the list is empty: nobody could call", remedy));
+    }
+    let named = scope.check_each("suites", list, value::accepted_suite);
+    let named: Vec<Suite> = named.into_iter().map(Spanned::into_inner).collect();
+    // In one order, whatever that of the file.
+    let suites: Vec<Suite> = Suite::ALL.into_iter().filter(|suite| named.contains(suite)).collect();
+    if suites.is_empty() { Suite::ALL.to_vec() } else { suites }
+}
+
 /// Whoever runs an app server knows its ports, and they are all that its load balancers need. A load balancer needs nobody
 /// to call it.
-fn check_expose(scope: &mut Scope<'_, '_>, raw: Option<Field<List>>, role: Option<Role>) -> Vec<Service> {
+fn check_expose(scope: &mut Scope<'_, '_>, raw: Option<Field<List>>, role: Option<Role>) -> Vec<Exposure> {
     if raw.is_none() && role == Some(Role::Backend) {
         let what = "this key is missing: the peers of a backend reach only what is named";
         let remedy = "write it as `expose = [\"tcp/8080\"]`, with the ports of the app; [] for none";
         scope.refuse_table("expose", Refusal::new(what, remedy));
     }
     let list = scope.get("expose", raw);
-    scope.check_each("expose", list, value::service).into_iter().map(Spanned::into_inner).collect()
+    scope.check_each("expose", list, exposure).into_iter().map(Spanned::into_inner).collect()
 }
 
 fn check_socket(

@@ -6,8 +6,10 @@
 mod advice;
 mod diff;
 mod error;
+mod exposure;
 mod health;
 mod interface;
+mod key_change;
 mod key_file;
 mod key_source;
 mod parse;
@@ -31,7 +33,8 @@ pub use error::{ConfigError, Position, Problem};
 pub use key_file::{Disk, KeyFileError, KeyFiles, written};
 
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
-use crate::proto::policy::Service;
+use crate::proto::noise::Suite;
+use crate::proto::policy::Exposure;
 use crate::proto::transmit::Dscp;
 
 /// UDP port where none is named.
@@ -133,8 +136,10 @@ pub struct Interface {
     pub pin_workers: bool,
     /// What to propose to peers that name no suite of their own.
     pub suite: SuiteChoice,
+    /// What peers may propose when they call. Never empty, each once.
+    pub suites: Vec<Suite>,
     /// What peers that have no list of their own may reach of this machine, and of what lies behind it.
-    pub expose: Vec<Service>,
+    pub expose: Vec<Exposure>,
     /// What becomes of what peers may not reach.
     pub refuse: Refuse,
     /// Where `underpass status` reaches the daemon. Absolute, and short enough for a socket address.
@@ -246,6 +251,11 @@ pub enum SuiteChoice {
 impl SuiteChoice {
     const ALL: [Self; 3] = [Self::Auto, Self::Aes256Gcm, Self::ChaCha20Poly1305];
 
+    /// Whether this is what `suite` is called, or leaves it open.
+    pub fn admits(self, suite: Suite) -> bool {
+        self == Self::Auto || self.as_str() == suite.as_str()
+    }
+
     /// The word in the file.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -281,7 +291,7 @@ pub struct Peer {
     /// What to propose to this peer: its own choice, else the interface's.
     pub suite: SuiteChoice,
     /// What it may reach of this machine, and of what lies behind it: its own list, else the interface's.
-    pub expose: Vec<Service>,
+    pub expose: Vec<Exposure>,
 }
 
 /// Where a peer is reached over UDP, as the file names it.

@@ -5,7 +5,6 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
@@ -123,7 +122,7 @@ fn check(raw: RawConfig, problems: &mut Problems<'_>, keys: &mut KeySource<'_>) 
     let mut peers = tables.check_all(Role::Proxy.peer_table(), raw.backend, problems, keys);
     peers.extend(tables.check_all(Role::Backend.peer_table(), raw.proxy, problems, keys));
     let health = health::check(role.unwrap_or(Role::Proxy), raw.health, problems);
-    let ipv6 = own.addresses.iter().any(IpAddr::is_ipv6) || peers.iter().any(uses_ipv6);
+    let ipv6 = own.addresses.iter().any(|address| address.addr().is_ipv6()) || peers.iter().any(uses_ipv6);
     let interface = draft?.finish(&mut interface::scope(problems, interface_header), ipv6)?;
     let key_directories = std::mem::take(&mut keys.directories);
     Some(Config { role: role?, interface, health, peers, key_directories })

@@ -11,12 +11,14 @@ use ipnet::IpNet;
 use toml::Spanned;
 
 use super::error::Problems;
+use super::exposure::exposure;
 use super::key_source::KeySource;
 use super::raw::{Field, List, OneOrMore, RawPeer};
 use super::scope::{Refusal, Scope};
 use super::{Endpoint, Peer, SuiteChoice, value};
 use crate::keys::PublicKey;
-use crate::proto::policy::Service;
+use crate::proto::noise::Suite;
+use crate::proto::policy::Exposure;
 
 /// An example for each key, for messages.
 pub(super) const EXAMPLES: &[(&str, &str)] = &[
@@ -36,9 +38,46 @@ pub(super) const EXAMPLES: &[(&str, &str)] = &[
 #[derive(Default)]
 pub(super) struct OwnEnd {
     pub(super) public_keys: Vec<PublicKey>,
-    pub(super) addresses: Vec<IpAddr>,
+    /// With their networks.
+    pub(super) addresses: Vec<IpNet>,
+    /// The daemon's own datagrams can be told from others, to be routed elsewhere.
+    pub(super) has_mark: bool,
     pub(super) suite: SuiteChoice,
-    pub(super) expose: Vec<Service>,
+    pub(super) suites: Vec<Suite>,
+    pub(super) expose: Vec<Exposure>,
+}
+
+impl OwnEnd {
+    /// What `address` is, if no other machine in the tunnel can have it.
+    fn why_no_peer_has(&self, address: IpAddr) -> Option<&'static str> {
+        if self.addresses.iter().any(|own| own.addr() == address) {
+            return Some("this machine's own tunnel address");
+        }
+        let is_for_all = |own: &IpNet| {
+            let has_some = matches!(own, IpNet::V4(own) if own.prefix_len() < 31);
+            has_some && (own.network() == address || own.broadcast() == address)
+        };
+        self.addresses.iter().any(is_for_all).then_some("an address of the whole tunnel network, of no machine in it")
+    }
+
+    /// Why sealed datagrams to `endpoint` would be routed into the tunnel again, and sealed again. A default route is added
+    /// to no table that such datagrams consult.
+    fn route_into_the_tunnel(&self, endpoint: &Endpoint, allowed_ips: &[IpNet]) -> Option<Refusal> {
+        let Endpoint::Address(endpoint) = endpoint else { return None };
+        let own = self.addresses.iter().map(IpNet::trunc);
+        let mut routed = allowed_ips.iter().copied().filter(|prefix| prefix.prefix_len() > 0).chain(own);
+        let prefix = routed.find(|prefix| prefix.contains(&endpoint.ip()))?;
+        if self.has_mark {
+            return None;
+        }
+        let what =
+            format!("{} lies in {prefix}, which is routed into the tunnel: no datagram would leave", endpoint.ip());
+        let remedy = format!(
+            "take {prefix} out of the tunnel, or set interface.fwmark and a rule for that mark (\"All traffic\" in \
+             docs/operations.md)"
+        );
+        Some(Refusal::new(what, remedy))
+    }
 }
 
 /// Judges one peer after the other and remembers what they claimed.
@@ -112,7 +151,7 @@ impl OnePeer<'_, '_, '_, '_> {
         let next_public_key = self.scope.get("next_public_key", raw.next_public_key);
         let next_public_key = self.check_public_key("next_public_key", next_public_key);
         let Prefixes { addresses, allowed_ips } = self.check_addresses(raw.addresses, raw.allowed_ips);
-        let endpoints = self.check_endpoints(raw.endpoint, &addresses);
+        let endpoints = self.check_endpoints(raw.endpoint, &addresses, &allowed_ips);
         let preshared_key_file = self.scope.get("preshared_key_file", raw.preshared_key_file);
         let suite = self.scope.get("suite", raw.suite);
         let expose = self.check_expose(raw.expose);
@@ -120,7 +159,10 @@ impl OnePeer<'_, '_, '_, '_> {
             preshared_key_file: keys.path(preshared_key_file.as_ref()),
             preshared_key: keys.preshared(self.scope, "preshared_key_file", preshared_key_file),
             persistent_keepalive: self.check_keepalive(raw.persistent_keepalive),
-            suite: self.scope.check("suite", suite, |text| value::suite(text)).unwrap_or(self.tables.own.suite),
+            suite: self
+                .scope
+                .check("suite", suite, |text| value::suite(text, &self.tables.own.suites))
+                .unwrap_or(self.tables.own.suite),
             name: name?,
             public_key: public_key?,
             next_public_key,
@@ -206,8 +248,9 @@ impl OnePeer<'_, '_, '_, '_> {
     /// `prefix` if it is this peer's from here on; `None` if it was already, or belongs to another.
     fn claim_prefix(&mut self, key: &str, prefix: IpNet, span: Range<usize>) -> Option<IpNet> {
         let is_one_address = prefix.prefix_len() == prefix.max_prefix_len();
-        if is_one_address && self.tables.own.addresses.contains(&prefix.addr()) {
-            let what = format!("{} is this machine's own tunnel address", prefix.addr());
+        let nobodys = is_one_address.then(|| self.tables.own.why_no_peer_has(prefix.addr())).flatten();
+        if let Some(why) = nobodys {
+            let what = format!("{} is {why}", prefix.addr());
             self.scope.refuse(key, span, Refusal::new(what, "write the other machine's tunnel address"));
             return None;
         }
@@ -226,7 +269,12 @@ impl OnePeer<'_, '_, '_, '_> {
         }
     }
 
-    fn check_endpoints(&mut self, raw: Option<Field<OneOrMore>>, addresses: &[IpAddr]) -> Vec<Endpoint> {
+    fn check_endpoints(
+        &mut self,
+        raw: Option<Field<OneOrMore>>,
+        addresses: &[IpAddr],
+        allowed_ips: &[IpNet],
+    ) -> Vec<Endpoint> {
         let Some(list) = self.scope.get("endpoint", raw) else { return Vec::new() };
         let (span, OneOrMore(list)) = (list.span(), list.into_inner());
         if list.is_empty() {
@@ -246,6 +294,8 @@ impl OnePeer<'_, '_, '_, '_> {
                 );
                 let remedy = "write the address that the untrusted network knows the peer by";
                 self.scope.refuse("endpoint", span, Refusal::new(what, remedy));
+            } else if let Some(refusal) = self.tables.own.route_into_the_tunnel(&endpoint, allowed_ips) {
+                self.scope.refuse("endpoint", span, refusal);
             } else if endpoints.contains(&endpoint) {
                 let refusal = Refusal::new(format!("{endpoint} stands there twice"), "delete one of them");
                 self.scope.refuse("endpoint", span, refusal);
@@ -264,12 +314,12 @@ impl OnePeer<'_, '_, '_, '_> {
     }
 
     /// What this peer may reach: its own list, else the interface's.
-    fn check_expose(&mut self, raw: Option<Field<List>>) -> Vec<Service> {
+    fn check_expose(&mut self, raw: Option<Field<List>>) -> Vec<Exposure> {
         if raw.is_none() {
             return self.tables.own.expose.clone();
         }
         let list = self.scope.get("expose", raw);
-        self.scope.check_each("expose", list, value::service).into_iter().map(Spanned::into_inner).collect()
+        self.scope.check_each("expose", list, exposure).into_iter().map(Spanned::into_inner).collect()
     }
 
     fn claim(&self, span: Range<usize>) -> Claim {

@@ -39,6 +39,7 @@ pub(super) struct RawInterface {
     pub(super) workers: Option<Field<NumberOrWord>>,
     pub(super) pin_workers: Option<Field<bool>>,
     pub(super) suite: Option<Field<String>>,
+    pub(super) suites: Option<Field<List>>,
     pub(super) expose: Option<Field<List>>,
     pub(super) refuse: Option<Field<String>>,
     pub(super) control_socket: Option<Field<String>>,

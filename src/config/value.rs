@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::error::quote;
 use super::scope::Refusal;
 use super::{DEFAULT_PORT, DeviceMode, Endpoint, Refuse, Role, SuiteChoice};
-use crate::proto::policy::{PortRange, Service};
+use crate::proto::noise::Suite;
 use crate::proto::transmit::Dscp;
 
 /// Bytes of an interface name: the kernel's IFNAMSIZ less the closing zero.
@@ -23,7 +23,7 @@ const DNS_NAME_LEN: usize = 253;
 /// Characters of one label of a DNS name (RFC 1035 §2.3.4).
 const DNS_LABEL_LEN: usize = 63;
 
-type Checked<T> = Result<T, Refusal>;
+pub(super) type Checked<T> = Result<T, Refusal>;
 
 pub(super) fn role(text: &str) -> Checked<Role> {
     one_of(text, &Role::ALL, Role::as_str)
@@ -55,8 +55,18 @@ pub(super) fn dscp(text: &str) -> Checked<Dscp> {
     Ok(Dscp::Value(value))
 }
 
-pub(super) fn suite(text: &str) -> Checked<SuiteChoice> {
-    one_of(text, &SuiteChoice::ALL, SuiteChoice::as_str)
+/// What to propose: one of the suites that this side accepts itself.
+pub(super) fn suite(text: &str, accepted: &[Suite]) -> Checked<SuiteChoice> {
+    let choice = one_of(text, &SuiteChoice::ALL, SuiteChoice::as_str)?;
+    if accepted.iter().any(|suite| choice.admits(*suite)) {
+        return Ok(choice);
+    }
+    let remedy = format!("write \"auto\", or add {text:?} to interface.suites");
+    Err(Refusal::new(format!("{} is not among interface.suites", quote(text)), remedy))
+}
+
+pub(super) fn accepted_suite(text: &str) -> Checked<Suite> {
+    one_of(text, &Suite::ALL, Suite::as_str)
 }
 
 fn one_of<T: Copy>(text: &str, all: &[T], word: impl Fn(T) -> &'static str) -> Checked<T> {
@@ -156,13 +166,12 @@ pub(super) fn allowed_prefix(text: &str) -> Checked<IpNet> {
             format!("write \"{}\" for the network, or \"{}\" for one address", net.trunc(), IpNet::from(net.addr())),
         ));
     }
-    if net.prefix_len() > 0 && net.addr().is_multicast() {
-        return Err(Refusal::new(
-            format!("{} is multicast, which a tunnel between two machines does not carry", quote(text)),
-            rule,
-        ));
+    // Half of all addresses, as in "0.0.0.0/1", begins with one that none has.
+    let is_wide = net.prefix_len() < 8 && net.addr().is_unspecified();
+    match unusable(net.addr()).filter(|_| !is_wide) {
+        Some(why) => Err(Refusal::new(format!("{} names {why}: a tunnel carries none", quote(text)), rule)),
+        None => Ok(net),
     }
-    Ok(net)
 }
 
 fn usable_tunnel_address(address: IpAddr, text: &str) -> Checked<()> {
@@ -174,7 +183,7 @@ fn usable_tunnel_address(address: IpAddr, text: &str) -> Checked<()> {
 }
 
 /// Why no machine answers to `address`, if none does.
-fn unusable(address: IpAddr) -> Option<&'static str> {
+pub(super) fn unusable(address: IpAddr) -> Option<&'static str> {
     let mapped = matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
     let broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
     match address {
@@ -214,45 +223,6 @@ pub(super) fn service_address(text: &str) -> Checked<SocketAddr> {
         Some(why) => Err(Refusal::new(format!("{} is {why}", quote(text)), rule)),
         None => Ok(address),
     }
-}
-
-/// Something of this machine that peers may reach.
-pub(super) fn service(text: &str) -> Checked<Service> {
-    let rule = "write \"tcp/8080\", \"udp/53\", a range such as \"tcp/8000-8099\", or \"icmp-echo\" for pings alone";
-    let refused = |what: String| Err(Refusal::new(what, rule));
-    let not_known = || refused(format!("{} is no port of a protocol", quote(text)));
-    match (text, text.split_once('/')) {
-        ("any", _) => Ok(Service::Any),
-        ("icmp-echo", _) => Ok(Service::Echo),
-        ("tcp", _) => Ok(Service::Tcp(PortRange::ALL)),
-        ("udp", _) => Ok(Service::Udp(PortRange::ALL)),
-        (_, Some(("tcp", ports))) => port_range(ports).map_or_else(not_known, |range| Ok(Service::Tcp(range))),
-        (_, Some(("udp", ports))) => port_range(ports).map_or_else(not_known, |range| Ok(Service::Udp(range))),
-        (_, Some(("ip", number))) => match plain_number(number).and_then(|number| u8::try_from(number).ok()) {
-            Some(number) => Ok(Service::Protocol(number)),
-            None => refused(format!("{} is no IP protocol: their numbers go from 0 to 255", quote(text))),
-        },
-        (port, _) if port_range(port).is_some() => {
-            let remedy = format!("write \"tcp/{port}\" or \"udp/{port}\"");
-            Err(Refusal::new(format!("{} does not say of which protocol", quote(text)), remedy))
-        }
-        (_, Some((port, protocol @ ("tcp" | "udp")))) if port_range(port).is_some() => {
-            let what = format!("{} has the protocol behind the port", quote(text));
-            Err(Refusal::new(what, format!("write \"{protocol}/{port}\"")))
-        }
-        _ => not_known(),
-    }
-}
-
-/// "8080" or "8000-8099"; port 0 is none.
-fn port_range(text: &str) -> Option<PortRange> {
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let range = PortRange { first: plain_number(first)?, last: plain_number(last)? };
-    (range.first > 0 && range.first <= range.last).then_some(range)
-}
-
-fn plain_number(text: &str) -> Option<u16> {
-    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
 /// Where a peer is reached: an address or a name, with or without a port.
@@ -410,27 +380,19 @@ mod tests {
             allowed_prefix("10.0.0.5/8").unwrap_err().remedy,
             "write \"10.0.0.0/8\" for the network, or \"10.0.0.5/32\" for one address"
         );
-        assert!(allowed_prefix("224.0.0.0/4").is_err());
-    }
-
-    #[test]
-    fn a_service_is_written_as_it_is_shown() {
-        for text in ["any", "icmp-echo", "tcp", "udp", "tcp/8080", "udp/53", "tcp/8000-8099", "ip/47"] {
-            assert_eq!(service(text).map(|service| service.to_string()).ok().as_deref(), Some(text));
-        }
-        assert_eq!(service("tcp/80-80").ok(), Some(Service::Tcp(80.into())));
-    }
-
-    #[test]
-    fn a_service_that_is_none_is_refused_with_what_was_meant() {
-        for text in
-            ["", "tcp/", "tcp/0", "tcp/90-80", "tcp/70000", "tcp/+80", "tcp/80/81", "tcp/80-", "http", "sctp/80"]
-        {
-            assert!(service(text).unwrap_err().what.ends_with("is no port of a protocol"), "{text}");
-        }
-        assert!(service("ip/256").unwrap_err().what.contains("from 0 to 255"));
-        for (text, remedy) in [("8080", "write \"tcp/8080\" or \"udp/8080\""), ("53/udp", "write \"udp/53\"")] {
-            assert_eq!(service(text).unwrap_err().remedy, remedy);
+        assert_eq!(allowed_prefix("0.0.0.0/1").ok(), "0.0.0.0/1".parse().ok());
+        assert_eq!(allowed_prefix("::/0").ok(), "::/0".parse().ok());
+        for text in [
+            "224.0.0.0/4",
+            "127.0.0.0/8",
+            "127.0.0.1/32",
+            "255.255.255.255/32",
+            "0.0.0.0/32",
+            "0.0.0.0/8",
+            "::1/128",
+            "ff00::/8",
+        ] {
+            assert!(allowed_prefix(text).is_err(), "{text}");
         }
     }
 

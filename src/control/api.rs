@@ -127,6 +127,9 @@ pub struct Reload {
     pub needs_restart: Vec<String>,
     /// What is gone from the file and could not be removed from the system.
     pub left: Vec<String>,
+    /// What will go wrong later, and what to write instead. An older daemon says nothing of it.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// A peer that a reload has changed.

@@ -20,7 +20,6 @@ use super::api::{ApiError, Command, ErrorCode, GuardReport, Response, StatusRepo
 use super::audit;
 use super::board::Board;
 use super::followers::Followers;
-use super::handover;
 use super::health::{HealthError, HealthListeners};
 use super::link_log::LinkLog;
 use super::metrics::RoundTrips;
@@ -35,6 +34,7 @@ use super::sandbox::Sandbox;
 use super::signals::Signals;
 use super::socket::{ControlSocket, SocketError};
 use super::systemd::{self, Readiness};
+use super::{forwarding, handover};
 use super::{translate, watchdog};
 use crate::config::{Config, Peer, written};
 use crate::dataplane::inheritance::Inherited;
@@ -94,6 +94,7 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
     handover::remove_stale_socket(&config.interface.control_socket);
     let socket = ControlSocket::bind(&config.interface.control_socket)?;
     let health = HealthListeners::bind(&config.health).await?;
+    dataplane.handle().set_accepted_suites(config.interface.suites.clone());
     let remembered = RefCell::new(remember_peers(&config, &dataplane.handle()));
 
     // While this is the only thread.
@@ -215,6 +216,9 @@ pub(super) async fn warn_of(config: &Config, listen: &[SocketAddr], netlink: &Ne
             %prefix,
             "no default route was added: set interface.fwmark and add rules, see \"All traffic\" in docs/operations.md"
         );
+    }
+    if let Some(advice) = forwarding::advice(config) {
+        tracing::info!("{advice}");
     }
     warn_of_loops(config, netlink, settings).await;
 }

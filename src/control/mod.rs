@@ -11,6 +11,7 @@ pub mod close;
 pub mod daemon;
 pub mod drain;
 pub mod followers;
+pub mod forwarding;
 pub mod handover;
 pub mod health;
 pub mod link_log;

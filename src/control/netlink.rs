@@ -144,8 +144,8 @@ pub enum NetlinkError {
     },
     /// A route to a peer's prefix is there already.
     #[error(
-        "a route to {destination} exists already{}; remove it (ip route del {destination}) or take the prefix out of the \
-         peer's addresses and allowed_ips", .other.as_ref().map(|other| format!(" through interface {other}")).unwrap_or_default()
+        "a route to {destination} exists already{}: take {destination} out of the peer's addresses and allowed_ips. The other \
+         route may be how this machine is reached: leave it in place unless you know it is of no use", .other.as_ref().map(|other| format!(" through interface {other}")).unwrap_or_default()
     )]
     RouteExists {
         /// The prefix.
@@ -670,6 +670,8 @@ mod tests {
         let error = check_address(net("10.77.0.1/24"), net("10.77.0.9/24"), 1).unwrap_err().to_string();
         assert!(error.contains("interface.addresses") && error.contains("prefix length of 32"), "{error}");
         let error = NetlinkError::RouteExists { destination: net("10.1.0.0/16"), other: Some("eth0".into()) };
-        assert!(error.to_string().contains("through interface eth0; remove it (ip route del 10.1.0.0/16)"));
+        let error = error.to_string();
+        assert!(error.contains("through interface eth0: take 10.1.0.0/16 out of the peer's addresses"), "{error}");
+        assert!(!error.contains("route del"), "it may be the network card's own: {error}");
     }
 }

@@ -127,6 +127,9 @@ impl Running<'_> {
             self.use_sockets(sockets, &new);
         }
         self.set_keys(&new.interface);
+        if new.interface.suites != self.config.interface.suites {
+            self.handle.set_accepted_suites(new.interface.suites.clone());
+        }
         self.set_peers(&new, &diff);
         self.identity.send_modify(|identity| {
             let (addresses, listen) = (new.interface.addresses.clone(), self.dataplane.borrow().local_addresses());
@@ -139,10 +142,11 @@ impl Running<'_> {
             netlink.remove(&settings, &changes).await.iter().map(|error| chain(error)).collect();
         left.extend(netlink.close(&settings).await.err().map(|error| chain(&error)));
         left.extend(self.guard.borrow_mut().finish().err().map(|error| chain(&error)));
+        let notes = new.cut_off_since(&self.config);
         self.config = new;
         let listen = self.dataplane.borrow().local_addresses();
         daemon::warn_of(&self.config, &listen, &netlink, &settings).await;
-        Ok(self.report(diff, left))
+        Ok(Reload { notes, ..self.report(diff, left) })
     }
 
     /// What stays is refused beside what was before.
@@ -234,6 +238,7 @@ impl Running<'_> {
             keys: texts(diff.live),
             needs_restart: texts(diff.needs_restart),
             left,
+            notes: Vec::new(),
         }
     }
 }
@@ -289,6 +294,9 @@ fn peer_keys(config: &Config) -> HashMap<String, PublicKey> {
 fn warn_of_rest(reload: &Reload) {
     for problem in &reload.left {
         tracing::warn!("left behind: {problem}");
+    }
+    for note in &reload.notes {
+        tracing::warn!("{note}");
     }
     if !reload.needs_restart.is_empty() {
         tracing::warn!(keys = reload.needs_restart.join(" "), "changed in the file, needs a restart");
@@ -356,7 +364,7 @@ mod tests {
     use crate::keys::PrivateKey;
     use crate::proto::device::{Device, DeviceConfig};
     use crate::proto::noise::Suite;
-    use crate::proto::policy::{Policy, Service};
+    use crate::proto::policy::{Exposure, Policy};
     use crate::proto::randomness::Entropy;
     use crate::proto::transmit::Dscp;
 
@@ -377,7 +385,7 @@ mod tests {
             persistent_keepalive: None,
             suite: None,
             dscp: Dscp::default(),
-            policy: Policy::exposing([Service::Any]).into(),
+            policy: Policy::exposing(Exposure::everything()).into(),
         }
     }
 

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::num::NonZero;
 use std::thread;
 
+use ipnet::IpNet;
+
 use crate::config::{Config, DeviceMode, Endpoint, Peer, Refuse, Role, SuiteChoice, Workers};
 use crate::dataplane::{self, DataplaneConfig};
 use crate::proto;
@@ -32,7 +34,7 @@ pub fn dataplane_config(config: &Config) -> DataplaneConfig {
         device: DeviceConfig {
             private_key: interface.private_key.clone(),
             previous_private_key: interface.previous_private_key.clone(),
-            suite: proposed_suite(interface.suite),
+            suite: proposed_suite(interface.suite, &interface.suites),
             send_lanes: workers,
             lane_paths: true,
             mtu: None,
@@ -116,14 +118,15 @@ fn peer_config(config: &Config, peer: &Peer) -> PeerConfig {
         connects: !peer.endpoints.is_empty(),
         allowed_ips: peer.allowed_ips.clone(),
         persistent_keepalive: peer.persistent_keepalive,
-        suite: Some(proposed_suite(peer.suite)),
+        suite: Some(proposed_suite(peer.suite, &config.interface.suites)),
         dscp: config.interface.dscp,
         policy: policy(config, peer).into(),
     }
 }
 
 fn policy(config: &Config, peer: &Peer) -> Policy {
-    let policy = Policy::exposing(peer.expose.iter().copied());
+    let own = config.interface.addresses.iter().map(IpNet::addr);
+    let policy = Policy::exposing(peer.expose.iter().copied()).with_own_addresses(own);
     match config.interface.refuse {
         Refuse::Drop => policy,
         Refuse::Reset => policy.telling_of_refusal(),
@@ -156,14 +159,12 @@ fn device_mode(mode: DeviceMode) -> dataplane::DeviceMode {
     }
 }
 
-/// What this side proposes to its peers.
-pub fn proposed_suite(choice: SuiteChoice) -> Suite {
-    match choice {
-        SuiteChoice::Aes256Gcm => Suite::Aes256Gcm,
-        SuiteChoice::ChaCha20Poly1305 => Suite::ChaCha20Poly1305,
-        SuiteChoice::Auto if cpu_has_aes() => Suite::Aes256Gcm,
-        SuiteChoice::Auto => Suite::ChaCha20Poly1305,
-    }
+/// What this side proposes to its peers, one of the suites that it accepts itself.
+pub fn proposed_suite(choice: SuiteChoice, accepted: &[Suite]) -> Suite {
+    let fastest = if cpu_has_aes() { Suite::Aes256Gcm } else { Suite::ChaCha20Poly1305 };
+    let is_possible = |suite: &Suite| choice.admits(*suite) && accepted.contains(suite);
+    let candidates = std::iter::once(fastest).chain(Suite::ALL);
+    candidates.into_iter().find(is_possible).unwrap_or(fastest)
 }
 
 /// AES rounds and the carry-less multiplication that GCM needs; without either, ChaCha20-Poly1305 is the faster one.

@@ -25,6 +25,7 @@ use crate::keys::{PrivateKey, PublicKey};
 use crate::proto::device::{Device, DeviceConfig};
 use crate::proto::endpoint::Endpoint;
 use crate::proto::event::Event;
+use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
 use crate::proto::randomness::Entropy;
 use crate::proto::stats::DeviceStatus;
@@ -360,6 +361,11 @@ impl Handle {
     /// Changes who we are; `previous` stays accepted.
     pub fn set_private_key(&self, key: PrivateKey, previous: Option<PrivateKey>) {
         self.commands.send(Command::SetPrivateKey(key, previous));
+    }
+
+    /// Changes which suites peers may propose. Given before the start, it holds for the first initiation.
+    pub fn set_accepted_suites(&self, suites: Vec<Suite>) {
+        self.commands.send(Command::SetAcceptedSuites(suites));
     }
 
     /// Has a peer's link called draining, or no longer.

@@ -6,11 +6,12 @@ use std::net::IpAddr;
 
 use crate::packet::ip::{
     IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpPacket, PROTOCOL_TCP, Transport, TransportProtocol, complete_checksum,
+    is_unicast,
 };
 use crate::packet::tcp::{TCP_ACK, TCP_FIN, TCP_HEADER_LEN, TCP_RST, TCP_SYN};
 
 use super::segment::set_ip_length;
-use super::unreachable::{MAX_ANSWER_LEN, Problem, answer, is_unicast};
+use super::unreachable::{MAX_ANSWER_LEN, Problem, answer};
 
 /// Writes the answer to `packet`, which is refused, into `out`; returns its length, or `None` where there is none.
 pub(super) fn refusal(packet: &IpPacket<'_>, out: &mut [u8; MAX_ANSWER_LEN]) -> Option<usize> {

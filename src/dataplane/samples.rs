@@ -12,7 +12,7 @@ use crate::proto::device::{Device, DeviceConfig};
 use crate::proto::endpoint::Endpoint;
 use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
-use crate::proto::policy::{Policy, Service};
+use crate::proto::policy::{Exposure, Policy};
 use crate::proto::randomness::Entropy;
 use crate::proto::transmit::Dscp;
 
@@ -196,7 +196,7 @@ pub fn config(number: u8, remote: Option<SocketAddr>, allowed_ips: &[&str]) -> P
         persistent_keepalive: Some(Duration::from_secs(25)),
         suite: None,
         dscp: Dscp::default(),
-        policy: Policy::exposing([Service::Any]).into(),
+        policy: Policy::exposing(Exposure::everything()).into(),
     }
 }
 

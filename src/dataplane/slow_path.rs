@@ -23,6 +23,7 @@ use crate::proto::device::Device;
 use crate::proto::endpoint::Endpoint;
 use crate::proto::error::DropReason;
 use crate::proto::event::Event;
+use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
 use crate::proto::router::{Notice, Router};
 use crate::proto::staged::StagedPacket;
@@ -63,6 +64,7 @@ pub(super) enum Command {
     SetEndpoints(PublicKey, Vec<Endpoint>),
     Connect(PublicKey, Endpoint),
     SetPrivateKey(PrivateKey, Option<PrivateKey>),
+    SetAcceptedSuites(Vec<Suite>),
     SetDraining(PublicKey, bool),
     UseSockets(Sockets),
     Status(Box<dyn FnOnce(DeviceStatus) + Send>),
@@ -260,6 +262,7 @@ impl SlowPath {
                 Ok(Command::SetEndpoints(key, endpoints)) => self.device.set_endpoints(now, &key, endpoints),
                 Ok(Command::Connect(key, endpoint)) => self.device.connect(now, &key, endpoint),
                 Ok(Command::SetPrivateKey(key, previous)) => self.device.set_private_key(now, key, previous),
+                Ok(Command::SetAcceptedSuites(suites)) => self.device.set_accepted_suites(suites),
                 Ok(Command::SetDraining(key, draining)) => drop(self.device.set_draining(now, &key, draining)),
                 Ok(Command::UseSockets(sockets)) => self.sender = Sender::new(sockets),
                 Ok(Command::Status(reply)) => reply(self.status()),

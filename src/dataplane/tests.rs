@@ -11,7 +11,7 @@ use super::*;
 use crate::packet::ip::{IpPacket, PROTOCOL_ICMP};
 use crate::proto::error::DropReason;
 use crate::proto::noise::Suite;
-use crate::proto::policy::{Policy, Service};
+use crate::proto::policy::{Exposure, Policy};
 use crate::proto::stats::LinkState;
 use crate::proto::transmit::Dscp;
 
@@ -124,7 +124,7 @@ fn peer(number: u8, remote: Option<SocketAddr>, allowed: &[&str]) -> PeerConfig 
         persistent_keepalive: None,
         suite: None,
         dscp: Dscp::default(),
-        policy: Policy::exposing([Service::Any]).into(),
+        policy: Policy::exposing(Exposure::everything()).into(),
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::packet::checksum;
 use crate::packet::ip::{
-    IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpPacket, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
+    IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpPacket, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, is_unicast,
 };
 
 use crate::proto::error::DropReason;
@@ -160,11 +160,6 @@ fn quote(
     out[header.len()..quote_at].copy_from_slice(&icmp);
     out[quote_at..quote_at + quoted.len()].copy_from_slice(quoted);
     quote_at + quoted.len()
-}
-
-pub(super) fn is_unicast(address: IpAddr) -> bool {
-    let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
-    !(address.is_unspecified() || address.is_multicast() || address.is_loopback() || is_broadcast)
 }
 
 /// Whether `packet` must not be answered, or cannot be known not to be an ICMP error (RFC 1122 §3.2.2, RFC 4443

@@ -30,6 +30,12 @@ pub const IPV4_HEADER_LEN: usize = 20;
 /// Length in bytes of an IPv6 header without extensions.
 pub const IPV6_HEADER_LEN: usize = 40;
 
+/// Whether `address` can be that of one machine among others.
+pub fn is_unicast(address: IpAddr) -> bool {
+    let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    !(address.is_unspecified() || address.is_multicast() || address.is_loopback() || is_broadcast)
+}
+
 /// The bytes are not one whole IP packet: short, a wrong version, or a length field that disagrees with them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a whole IP packet")]

@@ -3,7 +3,12 @@
 /// Length in bytes of a header without options.
 pub const TCP_HEADER_LEN: usize = 20;
 
-/// Flags, in byte 13. The sender has no more to say.
+/// The byte whose upper four bits are the header's length in units of four bytes.
+pub const TCP_DATA_OFFSET: usize = 12;
+/// The byte of the flags.
+pub const TCP_FLAGS: usize = 13;
+
+/// The sender has no more to say.
 pub const TCP_FIN: u8 = 0x01;
 /// A connection is opened.
 pub const TCP_SYN: u8 = 0x02;

@@ -159,6 +159,12 @@ pub const MAX_LIMITED_SOURCES: usize = 4096;
 pub const FLOW_LIFETIME: Duration = Duration::from_secs(120);
 /// Exchanges by UDP and pings that are remembered, at most: half a megabyte for all peers and workers together.
 pub const MAX_FLOWS: usize = 1 << 15;
+/// A TCP connection of a machine behind this one may be answered for this long after that machine's last segment: as long
+/// as translators must keep one open (RFC 5382 §5).
+pub const CONNECTION_LIFETIME: Duration = Duration::from_secs(2 * 3600 + 4 * 60);
+/// TCP connections of machines behind this one that are remembered, at most: a megabyte for all peers and workers together,
+/// and none where there are no such machines.
+pub const MAX_CONNECTIONS: usize = 1 << 16;
 /// A fragment may pass for this long after the first of its packet: as long as Linux waits to put one together.
 pub const FRAGMENT_LIFETIME: Duration = Duration::from_secs(30);
 /// Packets in fragments that are remembered, at most.

@@ -66,6 +66,8 @@ pub struct Device {
     /// Ours, and maybe the one before it.
     local_keys: Vec<LocalKey>,
     suite: Suite,
+    /// What initiations of others may name.
+    accepted_suites: Vec<Suite>,
     send_lanes: u8,
     lane_paths: bool,
     mtu: Option<u16>,
@@ -117,6 +119,7 @@ impl Device {
         Self {
             local_keys: local_keys(config.private_key, config.previous_private_key),
             suite: config.suite,
+            accepted_suites: Suite::ALL.to_vec(),
             send_lanes: config.send_lanes.clamp(1, MAX_LANES),
             lane_paths: config.lane_paths,
             mtu: config.mtu,
@@ -168,6 +171,11 @@ impl Device {
         if self.unix_time(now).abs_diff(unix_time) >= CLOCK_STEP {
             self.origin = (now, unix_time);
         }
+    }
+
+    /// Accepts these suites and no others when a peer calls; at first it is all. Sessions go on.
+    pub fn set_accepted_suites(&mut self, suites: Vec<Suite>) {
+        self.accepted_suites = suites;
     }
 
     /// Adds a peer, or changes the one with this key while its session goes on. A peer with our own key is not added. A key

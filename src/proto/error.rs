@@ -38,6 +38,8 @@ drop_reasons! {
     RateLimited = "rate_limited",
     /// A handshake message that names a suite this version does not know, or another than was proposed.
     UnknownSuite = "unknown_suite",
+    /// An initiation that proposes a suite that the configuration does not accept.
+    SuiteNotAccepted = "suite_not_accepted",
     /// A handshake message that does not decrypt or verify.
     HandshakeFailed = "handshake_failed",
     /// A handshake message from a static key that is not configured.
@@ -72,6 +74,9 @@ drop_reasons! {
     SourceNotAllowed = "source_not_allowed",
     /// An inner packet that opens a connection or exchange with what its peer may not reach, or answers nothing.
     NotExposed = "not_exposed",
+    /// An inner packet for an address that is neither a tunnel address of ours nor in a network that is exposed to its peer,
+    /// which answers nothing.
+    DestinationNotExposed = "destination_not_exposed",
     /// An inner ICMP answer or error about nothing that was sent to its peer.
     Unsolicited = "unsolicited",
     /// An inner fragment whose packet's first fragment was refused or not seen, or is too short to judge.

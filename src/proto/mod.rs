@@ -7,7 +7,7 @@
 //!
 //! - **inputs** `handle_datagram`, `handle_packet`, `handle_notice`, `handle_timeout`;
 //! - **commands** `upsert_peer`, `remove_peer`, `set_endpoints`, `set_draining`, `set_private_key`, `set_unix_time`,
-//!   `renew_sessions`, `shutdown`;
+//!   `set_accepted_suites`, `renew_sessions`, `shutdown`;
 //! - **outputs** `poll_transmit`, `poll_event`, `poll_router`, each called until it has no more;
 //! - **`poll_timeout`**, after the outputs: when to call `handle_timeout` if nothing else happens.
 //!
@@ -57,7 +57,7 @@
 //!     persistent_keepalive: Some(Duration::from_secs(25)),
 //!     suite: None,
 //!     dscp: Dscp::default(),
-//!     policy: Arc::new(Policy::exposing([])),
+//!     policy: Arc::new(Policy::default()),
 //! };
 //! let mut one = device(&alice, [3; 32]);
 //! let mut two = device(&bob, [4; 32]);

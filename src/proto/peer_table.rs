@@ -137,7 +137,7 @@ mod tests {
             persistent_keepalive: None,
             suite: None,
             dscp: Dscp::default(),
-            policy: Policy::exposing([]).into(),
+            policy: Policy::default().into(),
         };
         Peer::new(start(), config, None)
     }

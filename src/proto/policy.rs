@@ -1,154 +1,95 @@
-//! The ports and directions a peer may use: it reaches what is exposed to it, and otherwise answers what it was sent.
+//! What a peer may reach: services that are exposed to it, at this machine's own tunnel addresses or in networks behind it.
+//! Otherwise it answers what it was sent.
 //!
-//! | from the peer | passes |
-//! |---|---|
-//! | TCP | to an exposed port; from and to any, unless it opens a connection (SYN without ACK) |
-//! | UDP | to an exposed port; as an answer, with exactly the addresses and ports of what was sent not long ago |
-//! | ping | if anything is exposed; its answer, if that ping was sent |
-//! | ICMP error | about a packet that could have been sent to this peer |
-//! | fragment | the first, if the packet may; others, if the first did |
-//! | other protocols | if exposed by number |
+//! | from the peer | passes to a tunnel address of this machine | to any other address |
+//! |---|---|---|
+//! | TCP | to an exposed port; to any, if it opens no connection and has ACK or RST | to a port exposed there; as an answer |
+//! | UDP | to an exposed port; as an answer | to a port exposed there; as an answer |
+//! | ping | if anything is exposed; its answer, if that ping was sent | the same, of what is exposed there |
+//! | ICMP error | about a packet that could have been sent to this peer | about a packet that was |
+//! | fragment | the first, if the packet may; others, if the first did | the same |
+//! | other protocols | if exposed by number | if exposed there by number |
 //!
-//! TCP needs no table: a connection lives as long as its ends want, over restarts of this daemon, and what belongs to none
-//! is answered with a reset by the kernel and reaches no application. What is judged is one packet's headers; which
-//! addresses a peer may use was decided before.
+//! An answer has exactly the addresses and ports of what was sent not long ago.
+//!
+//! TCP to this machine needs no table: a connection lives as long as its ends want, over restarts of this daemon, and what
+//! belongs to none is answered with a reset by the kernel and reaches no application. Behind this machine stand others, who
+//! would tell by their resets that they are there; so there TCP, too, has to answer something. What is judged is one packet's
+//! headers; which addresses a peer may use as a source was decided before.
 
-use std::fmt;
+mod service;
+
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Instant;
 
-use crate::packet::headers::{Fragment, Headers};
-use crate::packet::ip::{IpPacket, PROTOCOL_TCP, PROTOCOL_UDP};
-use crate::packet::tcp::{TCP_ACK, TCP_HEADER_LEN, TCP_SYN};
+use ipnet::IpNet;
 
-use super::constants::{FLOW_LIFETIME, FRAGMENT_LIFETIME, MAX_FLOWS, MAX_FRAGMENTED_PACKETS};
+use crate::packet::headers::{Fragment, Headers};
+use crate::packet::ip::{IpPacket, PROTOCOL_TCP, PROTOCOL_UDP, is_unicast};
+use crate::packet::tcp::{TCP_ACK, TCP_DATA_OFFSET, TCP_FLAGS, TCP_HEADER_LEN, TCP_RST, TCP_SYN};
+
+use super::constants::{
+    CONNECTION_LIFETIME, FLOW_LIFETIME, FRAGMENT_LIFETIME, MAX_CONNECTIONS, MAX_FLOWS, MAX_FRAGMENTED_PACKETS,
+};
 use super::error::DropReason;
 use super::flow_table::{Flow, FlowTable};
 
-/// Something that may be exposed to a peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Service {
-    /// Whatever there is: no packet is judged.
-    Any,
-    /// Nothing but answers to pings.
-    Echo,
-    /// TCP connections to these ports.
-    Tcp(PortRange),
-    /// UDP datagrams to these ports.
-    Udp(PortRange),
-    /// Every packet of an IP protocol, by its number.
-    Protocol(u8),
-}
+use service::Services;
+pub use service::{Destination, Exposure, PortRange, Service};
 
-/// Ports from the first to the last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PortRange {
-    /// The lowest.
-    pub first: u16,
-    /// The highest, not below the first.
-    pub last: u16,
-}
-
-impl PortRange {
-    /// Every port.
-    pub const ALL: Self = Self { first: 0, last: u16::MAX };
-}
-
-impl From<u16> for PortRange {
-    fn from(port: u16) -> Self {
-        Self { first: port, last: port }
-    }
-}
-
-impl fmt::Display for Service {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut ports = |protocol, range: &PortRange| match (*range, range.first == range.last) {
-            (PortRange::ALL, _) => f.write_str(protocol),
-            (_, true) => write!(f, "{protocol}/{}", range.first),
-            (_, false) => write!(f, "{protocol}/{}-{}", range.first, range.last),
-        };
-        match self {
-            Self::Any => f.write_str("any"),
-            Self::Echo => f.write_str("icmp-echo"),
-            Self::Tcp(range) => ports("tcp", range),
-            Self::Udp(range) => ports("udp", range),
-            Self::Protocol(number) => write!(f, "ip/{number}"),
-        }
-    }
-}
-
-/// What one peer may send to this machine, and to what lies behind it. By default nothing but answers.
+/// Everything that one peer may send to this machine, and to what lies behind it. By default nothing but answers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Policy {
     tells_of_refusal: bool,
-    any: bool,
-    echo: bool,
-    tcp: Ports,
-    udp: Ports,
-    /// A bit for each protocol number.
-    protocols: [u64; 4],
-}
-
-/// Ranges in order that do not touch.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Ports(Box<[PortRange]>);
-
-impl Ports {
-    fn new(ranges: impl Iterator<Item = PortRange>) -> Self {
-        let mut ranges: Vec<PortRange> = ranges.collect();
-        ranges.sort_unstable();
-        let mut joined: Vec<PortRange> = Vec::with_capacity(ranges.len());
-        for range in ranges {
-            match joined.last_mut() {
-                Some(before) if range.first <= before.last.saturating_add(1) => {
-                    before.last = before.last.max(range.last);
-                }
-                _ => joined.push(range),
-            }
-        }
-        Self(joined.into())
-    }
-
-    fn contains(&self, port: u16) -> bool {
-        let at = self.0.partition_point(|range| range.last < port);
-        self.0.get(at).is_some_and(|range| range.first <= port)
-    }
+    /// This machine's tunnel addresses.
+    own: Box<[IpAddr]>,
+    /// What is exposed at these.
+    here: Services,
+    /// What is exposed in networks, this machine's own addresses among them. They may overlap: then each counts.
+    networks: Box<[(IpNet, Services)]>,
 }
 
 /// What was sent to peers and may be answered, and which packets arrive in parts: of all peers, for all threads.
 #[derive(Debug)]
 pub(super) struct Flows {
+    /// Exchanges by UDP, and pings.
     sent: FlowTable,
-    /// Those whose first fragment was admitted.
+    /// TCP connections of machines behind this one.
+    connections: FlowTable,
+    /// Packets whose first fragment was admitted.
     fragmented: FlowTable,
 }
 
 impl Flows {
     /// `key` must be nobody else's to know.
     pub(super) fn new(now: Instant, key: &[u8; 32]) -> Self {
-        Self { sent: FlowTable::new(now, key, MAX_FLOWS), fragmented: FlowTable::new(now, key, MAX_FRAGMENTED_PACKETS) }
+        let table = |flows| FlowTable::new(now, key, flows);
+        Self { sent: table(MAX_FLOWS), connections: table(MAX_CONNECTIONS), fragmented: table(MAX_FRAGMENTED_PACKETS) }
     }
 }
 
 impl Policy {
-    /// A peer reaches `services`, and may ping if there are any.
-    pub fn exposing(services: impl IntoIterator<Item = Service>) -> Self {
-        let services: Vec<Service> = services.into_iter().collect();
-        let ports = |of: fn(&Service) -> Option<PortRange>| Ports::new(services.iter().filter_map(of));
-        let mut protocols = [0; 4];
-        for service in &services {
-            if let Service::Protocol(number) = service {
-                protocols[usize::from(number / 64)] |= 1 << (number % 64);
+    /// A peer reaches what `exposures` name. Where it reaches anything it may ping as well, and this machine in any case.
+    pub fn exposing(exposures: impl IntoIterator<Item = impl Into<Exposure>>) -> Self {
+        let mut here = Vec::new();
+        let mut networks: BTreeMap<IpNet, Vec<Service>> = BTreeMap::new();
+        for Exposure { service, destination } in exposures.into_iter().map(Into::into) {
+            match destination {
+                Destination::Own => here.push(service),
+                Destination::Network(network) => networks.entry(network).or_default().push(service),
             }
         }
-        Self {
-            tells_of_refusal: false,
-            any: services.contains(&Service::Any),
-            echo: !services.is_empty(),
-            tcp: ports(|service| if let Service::Tcp(range) = service { Some(*range) } else { None }),
-            udp: ports(|service| if let Service::Udp(range) = service { Some(*range) } else { None }),
-            protocols,
+        if !networks.is_empty() {
+            here.push(Service::Echo);
         }
+        let networks = networks.into_iter().map(|(network, services)| (network, Services::new(&services)));
+        Self { here: Services::new(&here), networks: networks.collect(), ..Self::default() }
+    }
+
+    /// The same, of a machine with these tunnel addresses.
+    pub fn with_own_addresses(self, own: impl IntoIterator<Item = IpAddr>) -> Self {
+        Self { own: own.into_iter().collect(), ..self }
     }
 
     /// The same, and the peer is told when it may not reach a port, so that it need not wait.
@@ -160,22 +101,33 @@ impl Policy {
         self.tells_of_refusal
     }
 
+    /// Whether `address` is a tunnel address of this machine.
+    pub(super) fn is_own(&self, address: IpAddr) -> bool {
+        self.own.contains(&address)
+    }
+
     /// Called for every packet that is sent to the peer, before it leaves. It may be a superpacket.
     pub(super) fn on_sent(&self, now: Instant, flows: &Flows, packet: &IpPacket<'_>) {
-        // TCP tells by itself what it answers.
-        if packet.protocol() == PROTOCOL_TCP || self.any {
+        let near = self.at(packet.source());
+        // TCP of this machine's tells by itself what it answers.
+        if (near.is_own && packet.protocol() == PROTOCOL_TCP) || near.exposes(|services| services.any) {
             return;
         }
         let Some(headers) = Headers::of(packet).ok().filter(|headers| !headers.is_later_fragment()) else { return };
-        let flow = match Kind::of(&headers) {
+        match Kind::of(&headers) {
             // Whoever may ask needs no answer to do so again.
-            Some(Kind::Udp { source, destination }) if !self.udp.contains(source) => {
-                udp_flow(&headers, source, destination)
+            Some(Kind::Udp { source, destination }) if !near.exposes(|services| services.udp.contains(source)) => {
+                flows.sent.insert(now, &ports_flow(&headers, source, destination));
             }
-            Some(Kind::EchoRequest(identifier)) => echo_flow(&headers, identifier),
-            _ => return,
-        };
-        flows.sent.insert(now, &flow);
+            // Nothing answers a reset. What is exposed is left out, so that a peer can't fill the table by asking.
+            Some(Kind::Tcp { source, destination, flags })
+                if !near.is_own && flags & TCP_RST == 0 && !near.exposes(|services| services.tcp.contains(source)) =>
+            {
+                flows.connections.insert(now, &ports_flow(&headers, source, destination));
+            }
+            Some(Kind::EchoRequest(identifier)) => flows.sent.insert(now, &echo_flow(&headers, identifier)),
+            _ => {}
+        }
     }
 
     /// Whether `packet`, from an address that the peer may use, may pass. `is_peers` says which other addresses it may use.
@@ -186,18 +138,81 @@ impl Policy {
         packet: &IpPacket<'_>,
         is_peers: impl Fn(IpAddr) -> bool,
     ) -> Result<(), DropReason> {
-        if self.any {
+        let target = self.at(packet.destination());
+        if target.exposes(|services| services.any) {
             return Ok(());
         }
+        let judged = target.judge_packet(Remembered { now, flows }, packet, is_peers);
+        judged.map_err(|reason| if target.is_out_of_reach() { DropReason::DestinationNotExposed } else { reason })
+    }
+
+    /// What is exposed at `address`.
+    fn at(&self, address: IpAddr) -> Target<'_> {
+        let is_own = self.is_own(address);
+        // What is for many machines, or for none, is in no network that an operator has in mind.
+        let networks = if is_own || is_unicast(address) { &self.networks[..] } else { &[] };
+        Target { here: is_own.then_some(&self.here), networks, address, is_own }
+    }
+}
+
+/// An address, and what may be reached there.
+#[derive(Clone, Copy)]
+struct Target<'p> {
+    address: IpAddr,
+    is_own: bool,
+    here: Option<&'p Services>,
+    networks: &'p [(IpNet, Services)],
+}
+
+/// All that was sent and may be answered now.
+#[derive(Clone, Copy)]
+struct Remembered<'f> {
+    now: Instant,
+    flows: &'f Flows,
+}
+
+impl Remembered<'_> {
+    fn was_sent(&self, flow: &Flow) -> bool {
+        self.flows.sent.contains(self.now, flow, FLOW_LIFETIME)
+    }
+
+    fn is_connection(&self, flow: &Flow) -> bool {
+        self.flows.connections.contains(self.now, flow, CONNECTION_LIFETIME)
+    }
+}
+
+impl Target<'_> {
+    /// Whether it is among the services that are exposed here, by any of the lists that name this address.
+    fn exposes(&self, is_among: impl Fn(&Services) -> bool) -> bool {
+        self.here.is_some_and(&is_among) || self.networks().any(is_among)
+    }
+
+    fn networks(&self) -> impl Iterator<Item = &Services> {
+        let contain = |(network, _): &&(IpNet, Services)| network.contains(&self.address);
+        self.networks.iter().filter(contain).map(|(_, services)| services)
+    }
+
+    /// Whether nothing is exposed here, and never could be of this machine.
+    fn is_out_of_reach(&self) -> bool {
+        !self.is_own && self.networks().next().is_none()
+    }
+
+    fn judge_packet(
+        &self,
+        remembered: Remembered<'_>,
+        packet: &IpPacket<'_>,
+        is_peers: impl Fn(IpAddr) -> bool,
+    ) -> Result<(), DropReason> {
         let headers = Headers::of(packet).map_err(|_| DropReason::ProtocolNotExposed)?;
-        let Some(fragment) = headers.fragment else { return self.judge_message(now, flows, &headers, is_peers) };
+        let Some(fragment) = headers.fragment else { return self.judge_message(remembered, &headers, is_peers) };
+        let Remembered { now, flows } = remembered;
         let flow = fragment_flow(&headers, fragment);
         if headers.is_later_fragment() {
             let is_expected =
                 fragment.offset >= LONGEST_JUDGED_HEADER && flows.fragmented.contains(now, &flow, FRAGMENT_LIFETIME);
             return if is_expected { Ok(()) } else { Err(DropReason::StrayFragment) };
         }
-        self.judge_message(now, flows, &headers, is_peers)?;
+        self.judge_message(remembered, &headers, is_peers)?;
         flows.fragmented.insert(now, &flow);
         Ok(())
     }
@@ -205,31 +220,33 @@ impl Policy {
     /// Judges what has an upper-layer header.
     fn judge_message(
         &self,
-        now: Instant,
-        flows: &Flows,
+        remembered: Remembered<'_>,
         headers: &Headers<'_>,
         is_peers: impl Fn(IpAddr) -> bool,
     ) -> Result<(), DropReason> {
-        if self.exposes_protocol(headers.protocol) {
+        if self.exposes(|services| services.has_protocol(headers.protocol)) {
             return Ok(());
         }
-        let was_sent = |flow: Flow| flows.sent.contains(now, &flow, FLOW_LIFETIME);
         let pass_if = |passes: bool, reason| if passes { Ok(()) } else { Err(reason) };
         match Kind::of(headers) {
-            Some(Kind::Tcp { opens, destination }) => {
-                pass_if(!opens || self.tcp.contains(destination), DropReason::NotExposed)
+            Some(Kind::Tcp { source, destination, flags }) => {
+                let answers = || may_answer(flags) && self.has_connection(remembered, headers, source, destination);
+                let is_exposed = || self.exposes(|services| services.tcp.contains(destination));
+                pass_if(answers() || is_exposed(), DropReason::NotExposed)
             }
             Some(Kind::Udp { source, destination }) => {
-                let answers = || was_sent(udp_flow(&headers.reversed(), destination, source));
-                pass_if(self.udp.contains(destination) || answers(), DropReason::NotExposed)
+                let answers = || remembered.was_sent(&ports_flow(&headers.reversed(), destination, source));
+                let is_exposed = self.exposes(|services| services.udp.contains(destination));
+                pass_if(is_exposed || answers(), DropReason::NotExposed)
             }
-            Some(Kind::EchoRequest(_)) => pass_if(self.echo, DropReason::NotExposed),
+            Some(Kind::EchoRequest(_)) => pass_if(self.exposes(|services| services.echo), DropReason::NotExposed),
             Some(Kind::EchoReply(identifier)) => {
-                pass_if(was_sent(echo_flow(&headers.reversed(), identifier)), DropReason::Unsolicited)
+                let answers = remembered.was_sent(&echo_flow(&headers.reversed(), identifier));
+                pass_if(answers, DropReason::Unsolicited)
             }
             Some(Kind::Error(quoted)) => {
-                let is_ours = quoted.source == headers.destination && is_peers(quoted.destination);
-                pass_if(is_ours && self.may_have_sent(was_sent, &quoted), DropReason::Unsolicited)
+                let is_from_here = quoted.source == headers.destination && is_peers(quoted.destination);
+                pass_if(is_from_here && self.may_have_sent(remembered, &quoted), DropReason::Unsolicited)
             }
             Some(Kind::Other) => Err(DropReason::ProtocolNotExposed),
             None if headers.fragment.is_some() => Err(DropReason::StrayFragment),
@@ -237,32 +254,46 @@ impl Policy {
         }
     }
 
+    /// Whether a segment that opens nothing may belong to a connection. Of this machine's own, its kernel knows.
+    fn has_connection(&self, remembered: Remembered<'_>, headers: &Headers<'_>, source: u16, destination: u16) -> bool {
+        self.is_own || remembered.is_connection(&ports_flow(&headers.reversed(), destination, source))
+    }
+
     /// Whether an error may be about the packet of which `quoted` is the beginning, from here to the peer.
-    fn may_have_sent(&self, was_sent: impl Fn(Flow) -> bool, quoted: &Headers<'_>) -> bool {
+    fn may_have_sent(&self, remembered: Remembered<'_>, quoted: &Headers<'_>) -> bool {
         if quoted.is_later_fragment() {
             return false;
         }
         match Kind::of_quoted(quoted) {
-            Some(Kind::Tcp { .. }) => true,
-            Some(Kind::Udp { source, destination }) => {
-                self.udp.contains(source) || was_sent(udp_flow(quoted, source, destination))
+            Some(Kind::Tcp { source, destination, .. }) => {
+                let is_known = || remembered.is_connection(&ports_flow(quoted, source, destination));
+                self.is_own || self.exposes(|services| services.tcp.contains(source)) || is_known()
             }
-            Some(Kind::EchoRequest(identifier)) => was_sent(echo_flow(quoted, identifier)),
-            Some(Kind::EchoReply(_)) => self.echo,
-            Some(Kind::Error(_) | Kind::Other) | None => self.exposes_protocol(quoted.protocol),
+            Some(Kind::Udp { source, destination }) => {
+                let was_sent = || remembered.was_sent(&ports_flow(quoted, source, destination));
+                self.exposes(|services| services.udp.contains(source)) || was_sent()
+            }
+            Some(Kind::EchoRequest(identifier)) => remembered.was_sent(&echo_flow(quoted, identifier)),
+            Some(Kind::EchoReply(_)) => self.exposes(|services| services.echo),
+            Some(Kind::Error(_) | Kind::Other) | None => {
+                self.exposes(|services| services.has_protocol(quoted.protocol))
+            }
         }
     }
+}
 
-    fn exposes_protocol(&self, number: u8) -> bool {
-        self.protocols[usize::from(number / 64)] & 1 << (number % 64) != 0
-    }
+/// Whether a segment with these flags may belong to a connection that is open already: every one has ACK, but for some
+/// resets (RFC 9293 §3.10.7). Without either, a kernel tells by what it answers and what not which ports are open.
+fn may_answer(flags: u8) -> bool {
+    flags & TCP_ACK != 0 || flags & (TCP_RST | TCP_SYN) == TCP_RST
 }
 
 /// What a packet is, as far as that decides.
 enum Kind<'a> {
     Tcp {
-        opens: bool,
+        source: u16,
         destination: u16,
+        flags: u8,
     },
     Udp {
         source: u16,
@@ -276,10 +307,14 @@ enum Kind<'a> {
 }
 
 impl<'a> Kind<'a> {
-    /// `None` where the upper-layer header is cut short.
+    /// `None` where the upper-layer header is cut short, or says that it is.
     fn of(headers: &Headers<'a>) -> Option<Self> {
-        if headers.protocol == PROTOCOL_TCP && headers.message.len() < TCP_HEADER_LEN {
-            return None;
+        if headers.protocol == PROTOCOL_TCP {
+            let header: &[u8; TCP_HEADER_LEN] = headers.message.first_chunk()?;
+            let length = usize::from(header[TCP_DATA_OFFSET] >> 4) * 4;
+            if !(TCP_HEADER_LEN..=headers.message.len()).contains(&length) {
+                return None;
+            }
         }
         Self::of_quoted(headers)
     }
@@ -295,8 +330,8 @@ impl<'a> Kind<'a> {
         let field = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
         Some(match headers.protocol {
             PROTOCOL_TCP => {
-                let flags = message.get(13).copied().unwrap_or_default();
-                Self::Tcp { opens: flags & (TCP_SYN | TCP_ACK) == TCP_SYN, destination: field(2) }
+                let flags = message.get(TCP_FLAGS).copied().unwrap_or_default();
+                Self::Tcp { source: field(0), destination: field(2), flags }
             }
             PROTOCOL_UDP => Self::Udp { source: field(0), destination: field(2) },
             _ => match (headers.source.is_ipv4(), header[0]) {
@@ -315,8 +350,9 @@ const QUOTED_HEADER_LEN: usize = 8;
 /// the longest TCP header, in whole units.
 const LONGEST_JUDGED_HEADER: usize = 64;
 
-fn udp_flow(headers: &Headers<'_>, near: u16, far: u16) -> Flow {
-    flow(headers, PROTOCOL_UDP, u32::from(near) << 16 | u32::from(far))
+/// An exchange by UDP, or a TCP connection.
+fn ports_flow(headers: &Headers<'_>, near: u16, far: u16) -> Flow {
+    flow(headers, headers.protocol, u32::from(near) << 16 | u32::from(far))
 }
 
 /// Of either direction's protocol number, which ICMP and ICMPv6 do not share with UDP.

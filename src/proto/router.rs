@@ -385,7 +385,7 @@ impl Router {
         let packet = IpPacket::parse(frame.bytes).map_err(|_| DropReason::MalformedPacket)?;
         let peer = opened.peer;
         let from = (peer, packet.source());
-        if *last != Some(from) && self.allowed_ips.lookup(packet.source()) != Some(peer) {
+        if *last != Some(from) && !self.may_speak_for(peer, packet.source()) {
             return Err(DropReason::SourceNotAllowed);
         }
         *last = Some(from);
@@ -394,6 +394,11 @@ impl Router {
         }
         self.judge(opened.opened_at, peer, &packet)?;
         Ok(packet)
+    }
+
+    /// Whether `address` is `peer`'s. A prefix of its may cover an address of ours, in whose name nobody else speaks.
+    fn may_speak_for(&self, peer: PeerId, address: IpAddr) -> bool {
+        self.allowed_ips.lookup(address) == Some(peer) && !self.peers[peer.index()].policy.is_own(address)
     }
 
     /// Whether `peer` may send `packet`, from an address that it may use, by its policy.

@@ -150,6 +150,43 @@ fn check_speaks_json_and_tells_no_secret() {
 }
 
 #[test]
+fn check_speaks_json_of_a_refused_file_too() {
+    let site = Site::new();
+    site.write("underpass.toml", 0o644, valid_config().replace("role = \"proxy\"", "role = \"proxi\"\nports = 1"));
+    let file = site.text("underpass.toml");
+    let outcome = call(&["check", "--json", "--config", &file]);
+    assert_eq!(outcome.code, 3);
+    let refused: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
+    assert_eq!(
+        (&refused["schema_version"], &refused["valid"], &refused["count"]),
+        (&1.into(), &false.into(), &2.into())
+    );
+    assert_eq!(refused["config"], file.as_str());
+    let expected = serde_json::json!({
+        "file": file,
+        "line": 1,
+        "column": 8,
+        "key": "role",
+        "message": "\"proxi\" is not known",
+        "help": "write `role = \"proxy\"` beside the load balancer, `role = \"backend\"` beside an app server",
+    });
+    assert_eq!(refused["problems"][0], expected);
+    assert_eq!((&refused["problems"][1]["line"], &refused["problems"][1]["key"]), (&2.into(), &"ports".into()));
+
+    let outcome = call(&["check", "--json", "--config", &site.text("none.toml")]);
+    assert_eq!(outcome.code, 3);
+    let refused: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
+    let problem = &refused["problems"][0];
+    assert_eq!((problem["line"].as_u64(), problem["key"].as_str()), (None, None));
+    assert!(problem["message"].as_str().is_some_and(|message| !message.is_empty()));
+    let valid = answer(&["check", "--json", "--config", &{
+        site.write("underpass.toml", 0o644, valid_config());
+        file
+    }]);
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&valid).unwrap()["valid"], true);
+}
+
+#[test]
 fn ten_thousand_peers_are_judged_in_a_moment() {
     use std::fmt::Write as _;
     let site = Site::new();

@@ -95,6 +95,23 @@ fn the_initiators_suite_is_used() {
 }
 
 #[test]
+fn an_initiation_with_a_suite_that_is_not_accepted_is_refused_and_counted() {
+    for (proposed, accepted) in Suite::ALL.into_iter().zip(Suite::ALL.into_iter().rev()) {
+        let mut pair = Pair::with(|two| two.suite = Some(proposed), |_| ());
+        pair.two.set_accepted_suites(vec![accepted]);
+        pair.send(Side::One, b"x");
+        pair.settle();
+        assert_eq!(pair.refused, [(Side::Two, DropReason::SuiteNotAccepted)]);
+        assert_eq!(pair.two.status(pair.now).drops.of(DropReason::SuiteNotAccepted), 1);
+        assert_eq!(pair.sent.iter().filter(|(_, from, _)| *from == Side::Two).count(), 0, "it is answered");
+        // The next one is, from here on.
+        pair.two.set_accepted_suites(vec![proposed]);
+        pair.advance(seconds(10));
+        assert_eq!(pair.status(Side::Two).suite, Some(proposed));
+    }
+}
+
+#[test]
 fn the_responder_sends_nothing_before_the_initiators_first_transport_data() {
     let mut pair = Pair::new();
     pair.lose = Box::new(|side, datagram| match Message::parse(datagram) {

@@ -10,7 +10,7 @@ use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
-use underpass::proto::policy::{Policy, Service};
+use underpass::proto::policy::{Exposure, Policy};
 use underpass::proto::randomness::Entropy;
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::stats::LinkState;
@@ -83,7 +83,7 @@ fn peer(number: usize, is_called: bool) -> PeerConfig {
         persistent_keepalive: is_called.then(|| seconds(25)),
         suite: None,
         dscp: Dscp::default(),
-        policy: Policy::exposing([Service::Any]).into(),
+        policy: Policy::exposing(Exposure::everything()).into(),
     }
 }
 

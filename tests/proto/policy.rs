@@ -11,7 +11,8 @@ use crate::pair::{Pair, Side, inner_packet};
 
 #[test]
 fn what_the_fast_path_sent_may_be_answered_also_by_the_slow_path() {
-    let mut pair = Pair::with(|two| two.policy = Arc::new(Policy::default()), |_| ());
+    let policy = Policy::default().with_own_addresses([Side::One.inner().into()]);
+    let mut pair = Pair::with(|two| two.policy = Arc::new(policy), |_| ());
     pair.connect(Side::One);
     let [question, answer] = [(Side::One, [0x30, 0, 0x20, 0]), (Side::Two, [0x20, 0, 0x30, 0])].map(|(from, ports)| {
         let mut packet = inner_packet(from.inner(), from.other().inner(), b"x");

@@ -13,7 +13,7 @@ use underpass::proto::endpoint::Endpoint;
 use underpass::proto::event::Event;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
-use underpass::proto::policy::{Policy, Service};
+use underpass::proto::policy::{Exposure, Policy};
 use underpass::proto::transmit::{Dscp, Transmit};
 
 use crate::checks;
@@ -173,7 +173,7 @@ impl Simulation {
             persistent_keepalive: None,
             suite: None,
             dscp: Dscp::default(),
-            policy: Policy::exposing([Service::Any]).into(),
+            policy: Policy::exposing(Exposure::everything()).into(),
         }
     }
 

@@ -13,7 +13,8 @@ use underpass::proto::stats::DropCounters;
 
 use super::kernel;
 use super::packet::{
-    addresses, completed, decapsulated, direct_transport, ecn, is_atomic, is_v4, is_whole, mark_congestion, set_field,
+    addresses, completed, decapsulated, direct_transport, ecn, is_atomic, is_of_one, is_v4, is_whole, mark_congestion,
+    set_field,
 };
 
 pub(crate) const PARTIAL: u8 = 1;
@@ -68,9 +69,11 @@ pub(crate) struct Expectation {
 
 impl Expectation {
     /// Adds the next datagram, which arrived with `ecn` in its IP header; its plaintext as it was sealed or as it was opened.
-    /// `is_allowed` says whether its peer may use a source.
+    /// `is_allowed` says whether its peer may use a source. Everything is exposed to it that can be.
     pub(crate) fn add(&mut self, position: Position, ecn: Ecn, plaintext: &[u8], is_allowed: impl Fn(IpAddr) -> bool) {
-        self.add_judged(position, ecn, plaintext, is_allowed, |_| Ok(()));
+        let judge =
+            |packet: &[u8]| is_of_one(addresses(packet)[1]).then_some(()).ok_or(DropReason::DestinationNotExposed);
+        self.add_judged(position, ecn, plaintext, is_allowed, judge);
     }
 
     /// The same; `policy` says whether the peer may send a whole packet from an allowed source.

@@ -43,6 +43,17 @@ pub(crate) fn addresses(packet: &[u8]) -> [IpAddr; 2] {
     if is_v4(packet) { [12, 16].map(|at| v4(&packet[at..at + 4])) } else { [8, 24].map(|at| v6(&packet[at..at + 16])) }
 }
 
+/// Whether one machine can have it, and be asked for by it.
+pub(crate) fn is_of_one(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            let [first, ..] = address.octets();
+            first != 127 && !(224..=239).contains(&first) && !matches!(u32::from(address), 0 | u32::MAX)
+        }
+        IpAddr::V6(address) => address.octets()[0] != 0xff && u128::from(address) > 1,
+    }
+}
+
 fn v4(octets: &[u8]) -> IpAddr {
     Ipv4Addr::new(octets[0], octets[1], octets[2], octets[3]).into()
 }

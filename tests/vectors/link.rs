@@ -13,7 +13,7 @@ use underpass::proto::error::DropReason;
 use underpass::proto::event::Event;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
-use underpass::proto::policy::{Policy, Service};
+use underpass::proto::policy::{Exposure, Policy};
 use underpass::proto::randomness::Entropy;
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::stats::{LinkState, PeerStatus};
@@ -124,7 +124,7 @@ impl Setup {
                 persistent_keepalive: None,
                 suite: None,
                 dscp: Dscp::default(),
-                policy: Policy::exposing([Service::Any]).into(),
+                policy: Policy::exposing(Exposure::everything()).into(),
             },
         );
         device

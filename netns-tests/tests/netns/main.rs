@@ -15,6 +15,7 @@ mod exposed;
 mod fail_closed;
 mod faults;
 mod floods;
+mod forwarding;
 mod guard;
 mod guard_table;
 mod health;

@@ -145,6 +145,22 @@ fn what_has_changed_of_a_peer_takes_effect() {
     assert_eq!(proxy.status().peer("backend").text("public_key"), new.public);
 }
 
+/// The cable of [`Ends::wired`]; both sides switch to another key of the proxy side's at once, and sessions hide it still.
+#[test]
+fn a_reload_that_cuts_peers_off_says_so() {
+    let ends = Ends::wired("reload-cut-off");
+    let (mut proxy, mut backend) = ends.start_calling(ENDPOINT);
+    probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
+    let new = KeyPair::generate(&ends.proxy);
+    let said = proxy.reload(&ends.proxy_calling(ENDPOINT).private_key(&new));
+    assert!(said.contains("look again") && said.contains("previous_private_key_file = "), "{said}");
+    assert!(said.contains(&ends.proxy_keys.public) && said.contains(&new.public), "{said}");
+    assert!(proxy.process().log().contains("previous_private_key_file = "));
+    let said = backend.reload(&ends.backend_interface().peer(Peer::new("proxy", &new.public, PROXY)));
+    assert!(said.contains(&format!("next_public_key = \"{}\"", new.public)), "{said}");
+    assert!(backend.process().log().contains("next_public_key = "));
+}
+
 /// The cable of [`Ends::wired`]; the steps of docs/configuration.md, "Changing keys", without a restart.
 #[test]
 fn a_key_is_changed_without_a_new_session_while_all_are_told_in_turn() {

@@ -12,7 +12,7 @@ use super::super::raw::{RawHealth, keys_of};
 use super::super::{DeviceMode, Endpoint, Health, Refuse, SuiteChoice, Workers, health, interface, peer};
 use super::*;
 use crate::keys::PrivateKey;
-use crate::proto::policy::{PortRange, Service};
+use crate::proto::policy::{Exposure, PortRange, Service};
 use crate::proto::transmit::Dscp;
 
 /// Key files that exist only here: `N.key` holds the private key of 32 bytes N.
@@ -80,7 +80,7 @@ fn every_key_reaches_its_value() {
          fwmark = 0xca6c\ndscp = 63\ndevice = \"plain\"\nworkers = 4\npin_workers = true\nsuite = \"chacha20-poly1305\"\nexpose = [\"tcp/8080\", \"udp/53\"]\nrefuse = \"reset\"\ncontrol_socket = \"s.sock\"\ndrain_timeout = 30\n\
          [[proxy]]\nname = \"lb\"\npublic_key = \"{}\"\nnext_public_key = \"{}\"\nendpoint = \"lb.example.com:7001\"\n\
          addresses = [\"10.77.0.1\"]\nallowed_ips = [\"192.168.0.0/16\", \"10.77.0.1/32\"]\npreshared_key_file = \"9.key\"\n\
-         persistent_keepalive = 25\nsuite = \"aes-256-gcm\"\nexpose = [\"tcp/8000-8099\", \"any\"]\n",
+         persistent_keepalive = 25\nsuite = \"aes-256-gcm\"\nexpose = [\"tcp/8000-8099\", \"any/10.30.0.0/24\"]\n",
         private_key(2).public_key(),
         private_key(4).public_key()
     );
@@ -93,7 +93,7 @@ fn every_key_reaches_its_value() {
     assert_eq!(interface.dscp, Dscp::Value(63));
     assert!(interface.pin_workers);
     assert_eq!((interface.device, interface.suite), (DeviceMode::Plain, SuiteChoice::ChaCha20Poly1305));
-    assert_eq!(interface.expose, [Service::Tcp(8080.into()), Service::Udp(53.into())]);
+    assert_eq!(interface.expose, [Service::Tcp(8080.into()), Service::Udp(53.into())].map(Exposure::from));
     assert_eq!(interface.refuse, Refuse::Reset);
     assert_eq!(interface.control_socket, Path::new("/etc/underpass/s.sock"));
     assert_eq!(interface.drain_timeout, Duration::from_secs(30));
@@ -102,7 +102,8 @@ fn every_key_reaches_its_value() {
     assert_eq!(peer.endpoints, [Endpoint::Name { host: "lb.example.com".to_owned(), port: 7001 }]);
     assert_eq!(peer.allowed_ips, ["10.77.0.1/32".parse().unwrap(), "192.168.0.0/16".parse().unwrap()]);
     assert_eq!((peer.persistent_keepalive, peer.suite), (Some(Duration::from_secs(25)), SuiteChoice::Aes256Gcm));
-    assert_eq!(peer.expose, [Service::Tcp(PortRange { first: 8000, last: 8099 }), Service::Any]);
+    let ports = Service::Tcp(PortRange { first: 8000, last: 8099 });
+    assert_eq!(peer.expose, [ports.into(), Service::Any.within("10.30.0.0/24".parse().unwrap())]);
     assert!(peer.preshared_key.is_some());
 }
 
@@ -144,7 +145,7 @@ fn a_peer_without_a_suite_has_the_interface_s() {
 #[test]
 fn a_peer_without_a_list_of_its_own_reaches_what_the_interface_exposes() {
     let text = |line| minimal().replace("[[backend]]", &format!("expose = [\"tcp/9100\"]\n[[backend]]\n{line}"));
-    assert_eq!(parse(&text("")).unwrap().peers[0].expose, [Service::Tcp(9100.into())]);
+    assert_eq!(parse(&text("")).unwrap().peers[0].expose, [Service::Tcp(9100.into()).into()]);
     assert_eq!(parse(&text("expose = []\n")).unwrap().peers[0].expose, []);
 }
 
@@ -188,6 +189,37 @@ fn prefixes_may_overlap_but_not_be_equal() {
         problem(&second("10.77.0.11")),
         "backend \"app2\".allowed_ips: backend \"app1\" has 10.77.0.11/32 too, line 8"
     );
+}
+
+#[test]
+fn an_endpoint_that_is_routed_into_the_tunnel_is_refused_unless_marked() {
+    let text = |endpoint: &str, allowed: &str| {
+        format!("{}endpoint = \"{endpoint}\"\nallowed_ips = [\"{allowed}\"]\n", minimal())
+    };
+    for (endpoint, allowed, prefix) in [
+        ("192.0.2.1", "192.0.2.0/24", "192.0.2.0/24"),
+        ("192.0.2.1:7000", "192.0.2.1", "192.0.2.1/32"),
+        ("10.77.0.99", "192.0.2.0/24", "10.77.0.0/24"),
+        ("[2001:db8::1]", "2001:db8::/32", "2001:db8::/32"),
+    ] {
+        let text = text(endpoint, allowed);
+        assert!(problem(&text).contains(&format!("lies in {prefix}, which is routed into the tunnel")), "{endpoint}");
+        assert!(parse(&text.replace("[[backend]]", "fwmark = 1\n[[backend]]")).is_ok());
+    }
+    // No route is added for these: see "All traffic".
+    assert!(parse(&text("192.0.2.1", "0.0.0.0/0")).is_ok());
+    assert!(parse(&text("198.51.100.1", "192.0.2.0/24")).is_ok());
+}
+
+#[test]
+fn no_peer_has_an_address_of_this_machine_or_of_the_whole_network() {
+    for address in ["10.77.0.1", "10.77.0.0", "10.77.0.255"] {
+        for line in [format!("addresses = [\"{address}\"]"), format!("allowed_ips = [\"{address}/32\"]")] {
+            let text = minimal().replace("addresses = [\"10.77.0.11\"]", &line);
+            let key = line.split(' ').next().unwrap();
+            assert!(problem(&text).starts_with(&format!("backend \"app1\".{key}: {address} is ")), "{line}");
+        }
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN};
 use crate::packet::traffic_class::{Ecn, set_ecn};
 use crate::proto::endpoint::Endpoint;
 use crate::proto::peer::PeerConfig;
-use crate::proto::policy::{Policy, Service};
+use crate::proto::policy::{Exposure, Policy, Service};
 use crate::proto::stats::DropCounters;
 
 /// A peer that may seal what it likes, and us with a session to it.
@@ -34,14 +34,19 @@ type Frames = Vec<(u8, Vec<u8>)>;
 impl Link {
     /// The peer may send anything from 10.77.0.1 and fd00::1.
     fn new() -> Self {
-        Self::exposing(Service::Any)
+        Self::with_policy(Policy::exposing(Exposure::everything()))
     }
 
     fn exposing(service: Service) -> Self {
+        Self::with_policy(Policy::exposing([service]))
+    }
+
+    /// We have the addresses that samples go to.
+    fn with_policy(policy: Policy) -> Self {
         let now = clock::now();
         let [at, peer_at] = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
         let (mut us, mut peer) = (device(now, 1), device(now, 2));
-        let policy = Policy::exposing([service]).into();
+        let policy = policy.with_own_addresses(["10.77.0.2", "fd00::2"].map(|address| address.parse().unwrap())).into();
         let config_of_peer = config(2, Some(peer_at), &["10.77.0.1/32", "fd00::1/128"]);
         us.upsert_peer(now, PeerConfig { policy, ..config_of_peer }).unwrap();
         us.upsert_peer(now, config(3, None, &["10.77.0.0/24"])).unwrap();

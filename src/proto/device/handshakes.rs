@@ -168,6 +168,9 @@ impl Device {
             .ok_or(DropReason::InvalidMac1)?;
         self.limit(now, from, local, initiation.sender_index(), initiation.bytes)?;
         let suite = Suite::from_byte(initiation.suite()).ok_or(DropReason::UnknownSuite)?;
+        if !self.accepted_suites.contains(&suite) {
+            return Err(DropReason::SuiteNotAccepted);
+        }
         self.refresh_randomness();
         let private = &self.local_keys[local].private;
         consume_initiation(suite, initiation, private, &mut self.randomness).map_err(|_| DropReason::HandshakeFailed)

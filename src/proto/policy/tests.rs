@@ -12,7 +12,13 @@ const HERE: [&str; 2] = ["10.77.0.1", "fd77::1"];
 const PEER: [&str; 2] = ["10.77.0.11", "fd77::11"];
 const STRANGER: [&str; 2] = ["10.77.0.12", "fd77::12"];
 
+/// In a network behind this machine, and in none that is exposed.
+const BEHIND: [&str; 2] = ["10.30.0.5", "fd30::5"];
+const ELSEWHERE: [&str; 2] = ["10.31.0.5", "fd31::5"];
+
+const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
 /// A policy with what it remembers, and a clock.
@@ -24,8 +30,20 @@ struct Judge {
 
 impl Judge {
     fn exposing(services: &[Service]) -> Self {
+        Self::with_policy(Policy::exposing(services.iter().copied()))
+    }
+
+    /// Of this machine nothing is exposed, and `services` are in the networks of [`BEHIND`].
+    fn exposing_behind(services: &[Service]) -> Self {
+        let networks = ["10.30.0.0/24", "fd30::/64"].map(|network| network.parse().unwrap());
+        let within = |service: &Service| networks.map(|network| service.within(network));
+        Self::with_policy(Policy::exposing(services.iter().flat_map(within)))
+    }
+
+    fn with_policy(policy: Policy) -> Self {
         let now = start();
-        Self { policy: Policy::exposing(services.iter().copied()), flows: Flows::new(now, &[7; 32]), now }
+        let policy = policy.with_own_addresses(HERE.map(|address| address.parse().unwrap()));
+        Self { policy, flows: Flows::new(now, &[7; 32]), now }
     }
 
     fn send(&self, packet: &[u8]) {
@@ -136,15 +154,205 @@ fn tcp_connections_are_opened_to_exposed_ports_only() {
 }
 
 #[test]
-fn what_opens_no_tcp_connection_passes_between_any_ports() {
+fn what_may_belong_to_a_tcp_connection_passes_between_any_ports() {
     let judge = Judge::exposing(&[]);
     for (inward, _) in ways() {
-        for flags in [ACK, SYN | ACK, ACK | 0x08, 0x04, 0x01 | ACK, 0] {
+        for flags in [ACK, SYN | ACK, ACK | 0x08, RST, RST | ACK, FIN | ACK] {
             assert_eq!(judge.judge(&tcp(inward, 8080, 40_000, flags)), Ok(()), "{flags:#x}");
         }
-        let [source, destination] = inward;
-        let cut = packet([source, destination], PROTOCOL_TCP, &tcp(inward, 1, 2, ACK)[20..][..13]);
+        let cut = packet(inward, PROTOCOL_TCP, &tcp(inward, 1, 2, ACK)[tcp(inward, 1, 2, ACK).len() - 20..][..13]);
         assert_eq!(judge.judge(&cut), Err(DropReason::MalformedPacket));
+    }
+}
+
+#[test]
+fn no_scan_by_flags_that_answer_nothing_passes() {
+    const URG: u8 = 0x20;
+    let [nothing, port] = [&[][..], &[Service::Tcp(80.into())]].map(Judge::exposing);
+    for (inward, _) in ways() {
+        for (scan, flags) in
+            [("FIN", FIN), ("NULL", 0), ("XMAS", FIN | 0x08 | URG), ("URG", URG), ("SYN FIN", SYN | FIN)]
+        {
+            assert_eq!(nothing.judge(&tcp(inward, 40_000, 80, flags)), Err(DropReason::NotExposed), "{scan}");
+            assert_eq!(port.judge(&tcp(inward, 40_000, 81, flags)), Err(DropReason::NotExposed), "{scan}");
+        }
+        for flags in 0..=u8::MAX {
+            let may_be_known = flags & ACK != 0 || flags & (RST | SYN) == RST;
+            assert_eq!(nothing.judge(&tcp(inward, 40_000, 80, flags)).is_ok(), may_be_known, "{flags:#x}");
+        }
+    }
+}
+
+#[test]
+fn a_tcp_header_that_says_that_it_is_cut_is_refused() {
+    let judge = Judge::exposing(&[]);
+    for (inward, _) in ways() {
+        let whole = tcp(inward, 8080, 40_000, ACK);
+        let at = whole.len() - 8;
+        for (words, expected) in [(0, false), (4, false), (5, true), (6, false), (15, false)] {
+            let mut packet = whole.clone();
+            packet[at] = words << 4;
+            let expected = if expected { Ok(()) } else { Err(DropReason::MalformedPacket) };
+            assert_eq!(judge.judge(&packet), expected, "{words}");
+        }
+    }
+}
+
+/// The way to each of these addresses, and back.
+fn ways_to(targets: [&'static str; 2]) -> [([&'static str; 2], [&'static str; 2]); 2] {
+    [0, 1].map(|version| ([PEER[version], targets[version]], [targets[version], PEER[version]]))
+}
+
+#[test]
+fn what_is_exposed_of_this_machine_is_exposed_nowhere_else() {
+    let services = [Service::Tcp(80.into()), Service::Udp(53.into()), Service::Protocol(47), Service::Echo];
+    for judge in [Judge::exposing(&services), Judge::exposing(&[Service::Any]), Judge::exposing(&[])] {
+        for (inward, _) in [ways_to(BEHIND), ways_to(ELSEWHERE)].concat() {
+            for packet in [
+                tcp(inward, 40_000, 80, SYN),
+                tcp(inward, 40_000, 80, ACK),
+                tcp(inward, 40_000, 80, RST),
+                tcp(inward, 40_000, 80, SYN | ACK),
+                udp(inward, 40_000, 53),
+                echo_request(inward, 1),
+                echo_reply(inward, 1),
+                icmp(inward, [5, 137], &[0; 60]),
+                packet(inward, 47, &[]),
+                unreachable(inward, &tcp([inward[1], inward[0]], 1, 2, ACK)),
+            ] {
+                assert_eq!(judge.judge(&packet), Err(DropReason::DestinationNotExposed), "{inward:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_network_is_exposed_as_far_as_it_goes_and_this_machine_answers_pings() {
+    let judge = Judge::exposing_behind(&[Service::Tcp(80.into()), Service::Udp(53.into())]);
+    for (inward, _) in ways_to(BEHIND) {
+        assert_eq!(judge.judge(&tcp(inward, 40_000, 80, SYN)), Ok(()));
+        assert_eq!(judge.judge(&tcp(inward, 40_000, 80, ACK)), Ok(()));
+        assert_eq!(judge.judge(&udp(inward, 40_000, 53)), Ok(()));
+        assert_eq!(judge.judge(&echo_request(inward, 1)), Ok(()));
+        for packet in [tcp(inward, 40_000, 81, SYN), tcp(inward, 40_000, 81, ACK), udp(inward, 40_000, 54)] {
+            assert_eq!(judge.judge(&packet), Err(DropReason::NotExposed));
+        }
+    }
+    for (inward, _) in ways_to(ELSEWHERE) {
+        assert_eq!(judge.judge(&tcp(inward, 40_000, 80, SYN)), Err(DropReason::DestinationNotExposed));
+    }
+    for (inward, _) in ways() {
+        assert_eq!(judge.judge(&tcp(inward, 40_000, 80, SYN)), Err(DropReason::NotExposed));
+        assert_eq!(judge.judge(&echo_request(inward, 1)), Ok(()));
+    }
+}
+
+#[test]
+fn networks_that_overlap_each_count_and_this_machine_lies_in_those_around_it() {
+    let within = |service: Service, network: &str| service.within(network.parse().unwrap());
+    let judge = Judge::with_policy(Policy::exposing([
+        within(Service::Tcp(80.into()), "10.0.0.0/8"),
+        within(Service::Tcp(81.into()), "10.30.0.0/24"),
+    ]));
+    for (target, ports) in [(BEHIND[0], &[80, 81][..]), (ELSEWHERE[0], &[80]), (HERE[0], &[80])] {
+        for port in [80, 81, 82] {
+            let passes = judge.judge(&tcp([PEER[0], target], 40_000, port, SYN)).is_ok();
+            assert_eq!(passes, ports.contains(&port), "{target} {port}");
+        }
+    }
+}
+
+#[test]
+fn nothing_for_many_machines_or_for_none_is_exposed() {
+    let judge = Judge::with_policy(Policy::exposing(Exposure::everything()));
+    for target in ["224.0.0.1", "239.1.2.3", "255.255.255.255", "0.0.0.0", "127.0.0.1"] {
+        let refused = judge.judge(&udp([PEER[0], target], 1, 53));
+        assert_eq!(refused, Err(DropReason::DestinationNotExposed), "{target}");
+    }
+    for target in ["ff02::1", "::", "::1"] {
+        let refused = judge.judge(&udp([PEER[1], target], 1, 53));
+        assert_eq!(refused, Err(DropReason::DestinationNotExposed), "{target}");
+    }
+    for (inward, _) in [ways(), ways_to(BEHIND)].concat() {
+        assert_eq!(judge.judge(&tcp(inward, 1, 2, SYN)), Ok(()));
+    }
+}
+
+#[test]
+fn connections_of_machines_behind_this_one_are_answered() {
+    let mut judge = Judge::exposing(&[]);
+    for (inward, outward) in ways_to(BEHIND) {
+        let answers = [SYN | ACK, ACK, FIN | ACK, RST, RST | ACK];
+        for flags in answers {
+            let refused = judge.judge(&tcp(inward, 8080, 40_000, flags));
+            assert_eq!(refused, Err(DropReason::DestinationNotExposed), "nothing was sent");
+        }
+        judge.send(&tcp(outward, 40_000, 8080, SYN));
+        for flags in answers {
+            assert_eq!(judge.judge(&tcp(inward, 8080, 40_000, flags)), Ok(()), "{flags:#x}");
+        }
+        for packet in [
+            tcp(inward, 8080, 40_000, SYN),
+            tcp(inward, 8080, 40_000, FIN),
+            tcp(inward, 8081, 40_000, ACK),
+            tcp(inward, 8080, 40_001, ACK),
+            tcp(inward, 40_000, 8080, ACK),
+            udp(inward, 8080, 40_000),
+        ] {
+            assert_eq!(judge.judge(&packet), Err(DropReason::DestinationNotExposed));
+        }
+        assert_eq!(judge.judge(&unreachable(inward, &tcp(outward, 40_000, 8080, SYN))), Ok(()));
+        let other = judge.judge(&unreachable(inward, &tcp(outward, 40_001, 8080, SYN)));
+        assert_eq!(other, Err(DropReason::DestinationNotExposed));
+    }
+    judge.wait(CONNECTION_LIFETIME);
+    let (inward, outward) = ways_to(BEHIND)[0];
+    assert_eq!(judge.judge(&tcp(inward, 8080, 40_000, ACK)), Ok(()), "it has been silent for as long as it may");
+    judge.send(&tcp(outward, 40_000, 8080, ACK));
+    judge.wait(CONNECTION_LIFETIME);
+    assert_eq!(judge.judge(&tcp(inward, 8080, 40_000, ACK)), Ok(()));
+    judge.wait(Duration::from_secs(1));
+    assert_eq!(judge.judge(&tcp(inward, 8080, 40_000, ACK)), Err(DropReason::DestinationNotExposed));
+}
+
+#[test]
+fn a_reset_and_an_answer_of_what_is_exposed_open_no_way_back() {
+    let judge = Judge::exposing_behind(&[Service::Tcp(80.into())]);
+    for (inward, outward) in ways_to(BEHIND) {
+        judge.send(&tcp(outward, 80, 40_000, SYN | ACK));
+        judge.send(&tcp(outward, 81, 40_000, RST | ACK));
+        assert!(!judge.flows.connections.contains(judge.now, &of_ports(outward, 80, 40_000), CONNECTION_LIFETIME));
+        assert_eq!(judge.judge(&tcp(inward, 40_000, 81, ACK)), Err(DropReason::NotExposed));
+    }
+}
+
+fn of_ports([near, far]: [&str; 2], near_port: u16, far_port: u16) -> Flow {
+    let discriminator = u32::from(near_port) << 16 | u32::from(far_port);
+    Flow { near: near.parse().unwrap(), far: far.parse().unwrap(), protocol: PROTOCOL_TCP, discriminator }
+}
+
+#[test]
+fn udp_and_pings_of_machines_behind_this_one_are_answered() {
+    let judge = Judge::exposing(&[]);
+    for (inward, outward) in ways_to(BEHIND) {
+        judge.send(&udp(outward, 40_000, 53));
+        judge.send(&echo_request(outward, 5));
+        assert_eq!(judge.judge(&udp(inward, 53, 40_000)), Ok(()));
+        assert_eq!(judge.judge(&echo_reply(inward, 5)), Ok(()));
+        assert_eq!(judge.judge(&unreachable(inward, &udp(outward, 40_000, 53))), Ok(()));
+        assert_eq!(judge.judge(&udp(inward, 54, 40_000)), Err(DropReason::DestinationNotExposed));
+    }
+}
+
+#[test]
+fn fragments_for_a_network_pass_behind_the_first_and_nowhere_else() {
+    let judge = Judge::exposing_behind(&[Service::Udp(53.into())]);
+    for ((inward, _), (elsewhere, _)) in ways_to(BEHIND).into_iter().zip(ways_to(ELSEWHERE)) {
+        let long = |way| packet(way, PROTOCOL_UDP, &[ports(40_000, 53), vec![0; 300]].concat());
+        assert!(fragments(&long(inward), 128).iter().all(|part| judge.judge(part).is_ok()));
+        for part in fragments(&long(elsewhere), 128) {
+            assert_eq!(judge.judge(&part), Err(DropReason::DestinationNotExposed));
+        }
     }
 }
 
@@ -323,11 +531,12 @@ fn no_fragment_may_overwrite_what_another_was_judged_by() {
 }
 
 #[test]
-fn any_means_any() {
+fn any_means_any_of_this_machine() {
     let judge = Judge::exposing(&[Service::Any]);
     for (inward, _) in ways() {
         for packet in [
             tcp(inward, 1, 22, SYN),
+            tcp(inward, 1, 22, 0),
             udp(inward, 1, 22),
             echo_reply(inward, 1),
             icmp(inward, [5, 137], &[0; 60]),
@@ -338,79 +547,79 @@ fn any_means_any() {
     }
 }
 
-#[test]
-fn ranges_may_touch_overlap_and_come_in_any_order() {
-    let range = |first, last| PortRange { first, last };
-    let ports =
-        Ports::new([range(500, 600), range(1, 10), range(11, 20), range(550, 560), range(65_535, 65_535)].into_iter());
-    assert_eq!(*ports.0, [range(1, 20), range(500, 600), range(65_535, 65_535)]);
-    for (port, is_in) in [(0, false), (1, true), (20, true), (21, false), (500, true), (601, false), (65_535, true)] {
-        assert_eq!(ports.contains(port), is_in, "{port}");
-    }
-}
-
-/// What is sent and received, of few hosts, ports and protocols, so that much of it belongs together.
+/// What is sent and received, of few hosts, ports and protocols, so that much of it belongs together. The first number says
+/// whose: this machine's, or that of one in an exposed network or in none.
 #[derive(Debug, Clone)]
 enum Step {
-    Send(u8, u16, u16),
-    Receive(u8, u16, u16, u8),
+    Send(usize, u8, u16, u16, u8),
+    Receive(usize, u8, u16, u16, u8),
     Wait(u64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let port = || 1_u16..5;
     prop_oneof![
-        (0_u8..3, port(), port()).prop_map(|(kind, source, destination)| Step::Send(kind, source, destination)),
-        (0_u8..4, port(), port(), 0_u8..32).prop_map(|(kind, source, destination, flags)| Step::Receive(
-            kind,
-            source,
-            destination,
-            flags
-        )),
+        (0_usize..3, 0_u8..3, port(), port(), 0_u8..32)
+            .prop_map(|(host, kind, source, target, flags)| Step::Send(host, kind, source, target, flags)),
+        (0_usize..3, 0_u8..4, port(), port(), 0_u8..32)
+            .prop_map(|(host, kind, source, target, flags)| Step::Receive(host, kind, source, target, flags)),
         (0_u64..100).prop_map(Step::Wait),
+        Just(Step::Wait(CONNECTION_LIFETIME.as_secs() - 100)),
     ]
 }
 
 proptest! {
-    /// The twin has a list of exposed ports, and a map of all that was sent.
+    /// The twin has lists of exposed ports, and a map of all that was sent.
     #[test]
     fn agrees_with_a_slow_twin(
-        exposed in prop::collection::vec((any::<bool>(), 1_u16..5), 0..3),
+        exposed in prop::collection::vec((any::<bool>(), any::<bool>(), 1_u16..5), 0..4),
         steps in prop::collection::vec(step(), 0..60),
         version in 0_usize..2,
     ) {
-        let services: Vec<Service> = exposed
-            .iter()
-            .map(|(is_tcp, port)| if *is_tcp { Service::Tcp((*port).into()) } else { Service::Udp((*port).into()) })
-            .collect();
-        let mut judge = Judge::exposing(&services);
-        let mut sent: HashMap<(u8, u16, u16), Instant> = HashMap::new();
-        let (inward, outward) = ways()[version];
+        let network = [["10.30.0.0/24", "fd30::/64"][version]].map(|network| network.parse().unwrap());
+        let exposures = exposed.iter().map(|(is_tcp, is_behind, port)| {
+            let service = if *is_tcp { Service::Tcp((*port).into()) } else { Service::Udp((*port).into()) };
+            if *is_behind { service.within(network[0]) } else { service.into() }
+        });
+        let mut judge = Judge::with_policy(Policy::exposing(exposures));
+        let mut sent: HashMap<(usize, u8, u16, u16), Instant> = HashMap::new();
+        let hosts = [HERE[version], BEHIND[version], ELSEWHERE[version]];
+        let exposes = |host: usize, is_tcp, port| host < 2 && exposed.contains(&(is_tcp, host == 1, port));
         for step in steps {
             match step {
                 Step::Wait(seconds) => judge.wait(Duration::from_secs(seconds)),
-                Step::Send(kind, source, destination) => {
+                Step::Send(host, kind, source, target, flags) => {
+                    let outward = [hosts[host], PEER[version]];
                     judge.send(&match kind {
-                        0 => tcp(outward, source, destination, SYN),
-                        1 => udp(outward, source, destination),
+                        0 => tcp(outward, source, target, flags),
+                        1 => udp(outward, source, target),
                         _ => echo_request(outward, source),
                     });
-                    let number = if kind == 2 { 0 } else { destination };
-                    sent.insert((kind, source, number), judge.now);
+                    let number = if kind == 2 { 0 } else { target };
+                    if kind > 0 || flags & RST == 0 && !exposes(host, true, source) {
+                        sent.insert((host, kind, source, number), judge.now);
+                    }
                 }
-                Step::Receive(kind, source, destination, flags) => {
+                Step::Receive(host, kind, source, target, flags) => {
+                    let inward = [PEER[version], hosts[host]];
                     let packet = match kind {
-                        0 => tcp(inward, source, destination, flags),
-                        1 => udp(inward, source, destination),
+                        0 => tcp(inward, source, target, flags),
+                        1 => udp(inward, source, target),
                         2 => echo_reply(inward, source),
                         _ => echo_request(inward, source),
                     };
-                    let was_sent = |key| sent.get(&key).is_some_and(|at: &Instant| judge.now - *at <= FLOW_LIFETIME);
+                    let within = |key, lifetime| sent.get(&key).is_some_and(|at: &Instant| judge.now - *at <= lifetime);
+                    let is_established = flags & ACK != 0 || flags & (SYN | RST) == RST;
                     let passes = match kind {
-                        0 => exposed.contains(&(true, destination)) || flags & SYN == 0 || flags & ACK != 0,
-                        1 => exposed.contains(&(false, destination)) || was_sent((1, destination, source)),
-                        2 => was_sent((2, source, 0)),
-                        _ => !exposed.is_empty(),
+                        0 => exposes(host, true, target)
+                            || is_established && (host == 0 || within((host, 0, target, source), CONNECTION_LIFETIME)),
+                        1 => exposes(host, false, target) || within((host, 1, target, source), FLOW_LIFETIME),
+                        2 => within((host, 2, source, 0), FLOW_LIFETIME),
+                        _ => match host {
+                            0 => !exposed.is_empty(),
+                            1 => exposed.iter().any(|(_, is_behind, _)| *is_behind),
+                            _ => false,
+                        },
                     };
                     prop_assert_eq!(judge.judge(&packet).is_ok(), passes);
                 }
@@ -428,17 +637,6 @@ proptest! {
             judge.send(&packet);
         }
     }
-}
-
-#[test]
-fn services_are_written_as_they_are_configured() {
-    let written = |service: Service| service.to_string();
-    assert_eq!([Service::Any, Service::Echo].map(written), ["any", "icmp-echo"]);
-    assert_eq!(
-        [PortRange::ALL, 53.into(), PortRange { first: 8000, last: 8080 }].map(Service::Udp).map(written),
-        ["udp", "udp/53", "udp/8000-8080"]
-    );
-    assert_eq!([Service::Tcp(443.into()), Service::Protocol(47)].map(written), ["tcp/443", "ip/47"]);
 }
 
 #[test]

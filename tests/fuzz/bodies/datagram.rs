@@ -17,7 +17,7 @@ use underpass::proto::endpoint::Endpoint;
 use underpass::proto::event::Event;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
-use underpass::proto::policy::{Policy, Service};
+use underpass::proto::policy::{Exposure, Policy};
 use underpass::proto::randomness::Entropy;
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::transmit::Dscp;
@@ -69,7 +69,7 @@ fn peer(byte: u8) -> PeerConfig {
         persistent_keepalive: None,
         suite: None,
         dscp: Dscp::default(),
-        policy: Policy::exposing([Service::Any]).into(),
+        policy: Policy::exposing(Exposure::everything()).into(),
     }
 }
 

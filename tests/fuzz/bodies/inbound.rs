@@ -5,6 +5,7 @@
 //! The data is `TUN and policy (1)` and a list of steps: packets are made, spoilt, sealed and received.
 
 use std::cell::RefCell;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use underpass::dataplane::testing::{self, Receiver};
@@ -15,7 +16,7 @@ use underpass::proto::error::DropReason;
 use underpass::proto::policy::{PortRange, Service};
 
 use crate::choices::Choices;
-use crate::links::{Links, endpoint, owner};
+use crate::links::{Links, OWN, endpoint, owner};
 use crate::policy_twin::{Exposed, Policy, is_fragment};
 use crate::twin::delivery::{Drops, Expectation, counted, position};
 use crate::twin::packet::{is_v4, set_field};
@@ -279,8 +280,13 @@ impl<'w, 'd> Run<'w, 'd> {
         let World { links, receivers, .. } = &mut *self.world;
         let Links { now, us, .. } = &links[self.policed];
         let any = self.policed == 0;
-        let mut twins =
-            [(); 2].map(|()| Policy::new(Exposed { any, udp: vec![EXPOSED..=EXPOSED], ..Exposed::default() }));
+        let mut twins = [(); 2].map(|()| {
+            let port = Exposed { udp: vec![EXPOSED..=EXPOSED], ..Exposed::default() };
+            let everywhere = |network| ((network, 0), Exposed { any: true, ..Exposed::default() });
+            let all = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+            let networks = if any { all.map(everywhere).into() } else { vec![] };
+            Policy::new(&OWN, if any { Exposed::default() } else { port }, networks)
+        });
         // What is remembered of them outlasts a run: they are the target `policy`'s.
         let mut has_fragments = false;
         let mut notices = Vec::new();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use underpass::dataplane::testing::{config, device, handshake};
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::peer::PeerConfig;
-use underpass::proto::policy::{Policy, Service};
+use underpass::proto::policy::{Exposure, Policy, Service};
 use underpass::proto::router::Router;
 
 /// Both ends of two links.
@@ -20,6 +20,8 @@ pub(crate) struct Links {
 
 /// We have a number like a peer's.
 pub(crate) const US: usize = 9;
+/// Our tunnel addresses.
+pub(crate) const OWN: [&str; 2] = ["10.77.0.2", "fd00::2"];
 const OWNED: [&[&str]; 2] = [&["10.77.0.0/24", "fd00::/120"], &["10.77.0.3/32", "fd00::3/128"]];
 
 /// Which peer an inner address belongs to, the slow way.
@@ -30,7 +32,8 @@ pub(crate) fn owner(address: IpAddr) -> Option<usize> {
             address.octets().strip_prefix(&[0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).map(|last| last[0])
         }
     };
-    last.map(|last| usize::from(last == 3))
+    // We have the address that ends in 2.
+    last.filter(|last| *last != 2).map(|last| usize::from(last == 3))
 }
 
 /// Where a peer is, or [`US`].
@@ -45,10 +48,16 @@ fn address(number: usize) -> SocketAddr {
 impl Links {
     /// The peers may send whatever they like from their addresses.
     pub(crate) fn new() -> Self {
-        Self::exposing(Service::Any)
+        Self::with_policy(Policy::exposing(Exposure::everything()))
     }
 
+    /// The peers reach a service of ours.
     pub(crate) fn exposing(service: Service) -> Self {
+        Self::with_policy(Policy::exposing([service]))
+    }
+
+    fn with_policy(policy: Policy) -> Self {
+        let policy = Arc::new(policy.with_own_addresses(OWN.map(|address| address.parse().expect("an address"))));
         #[expect(clippy::disallowed_methods, reason = "any instant will do as the origin of virtual time")]
         let mut now = Instant::now();
         let mut us = device(now, US as u8);
@@ -56,8 +65,8 @@ impl Links {
             // Slower than the limit on handshakes.
             now += Duration::from_secs(1);
             let mut peer = device(now, number as u8);
-            let policy = Policy::exposing([service]).into();
-            let known = PeerConfig { policy, ..config(number as u8, Some(address(number)), OWNED[number]) };
+            let known =
+                PeerConfig { policy: policy.clone(), ..config(number as u8, Some(address(number)), OWNED[number]) };
             us.upsert_peer(now, known).expect("another's key");
             let everything = &["0.0.0.0/0", "::/0"];
             peer.upsert_peer(now, config(US as u8, Some(address(US)), everything)).expect("another's key");

@@ -34,6 +34,15 @@ const STEPS: u8 = 6;
 
 /// The last byte of our address and of the peers', in each IP version.
 const US: u8 = 9;
+const OWN: [&str; 2] = ["10.77.0.9", "fd77::9"];
+/// Networks behind us, by the number that stands for them, from 1 on: one, one that it lies in, an address of ours, everything.
+const NETWORKS: [[&str; 2]; 5] = [
+    ["10.77.0.12/30", "fd77::c/126"],
+    ["10.77.0.8/29", "fd77::8/125"],
+    ["10.77.0.9/32", "fd77::9/128"],
+    ["10.77.0.12/32", "fd77::c/128"],
+    ["0.0.0.0/0", "::/0"],
+];
 const PEERS: [&[&str]; 2] = [&["10.77.0.1/32", "fd77::1/128"], &["10.77.0.2/31", "fd77::2/127"]];
 const PROTOCOLS: [u8; 8] = [6, 17, 1, 58, 6, 17, 47, 0];
 
@@ -102,43 +111,61 @@ const MAX_STEPS: usize = 64;
 /// Between two runs: longer than a run, and than anything is remembered after it.
 const APART: Duration = Duration::from_secs(MAX_STEPS as u64 * 255 + 1000);
 
-/// `number (1)`, and for each service `kind (1), first (1), last (1)`.
+/// `number (1)`, and for each service `kind and destination (1), first (1), last (1)`.
 fn expose(device: &mut Device, now: Instant, peer: usize, choices: &mut Choices<'_>) -> (PeerId, twin::Policy) {
-    let mut exposed = Exposed::default();
-    let services: Vec<Service> = (0..choices.byte() % 4)
-        .map(|_| {
-            let [kind, first, last] = [(); 3].map(|()| choices.byte());
-            let range = PortRange { first: first.min(last).into(), last: first.max(last).into() };
-            match kind % 8 {
-                0..=2 => {
-                    exposed.tcp.push(range.first..=range.last);
-                    Service::Tcp(range)
-                }
-                3..=5 => {
-                    exposed.udp.push(range.first..=range.last);
-                    Service::Udp(range)
-                }
-                6 if first == 255 => {
-                    exposed.any = true;
-                    Service::Any
-                }
-                6 => {
-                    exposed.echo = true;
-                    Service::Echo
-                }
-                _ => {
-                    exposed.protocols.push(last);
-                    Service::Protocol(last)
+    let mut here = Exposed::default();
+    let mut networks: Vec<(twin::Network, Exposed)> = Vec::new();
+    let mut exposures = Vec::new();
+    for _ in 0..choices.byte() % 4 {
+        let [kind, first, last] = [(); 3].map(|()| choices.byte());
+        let service = |exposed: &mut Exposed| add_service(exposed, kind % 8, first, last);
+        match NETWORKS.get(usize::from(kind >> 3).wrapping_sub(1)) {
+            Some(of_each_version) => {
+                for network in of_each_version {
+                    let (address, bits) = network.split_once('/').expect("with its length");
+                    let known = (address.parse().expect("an address"), bits.parse().expect("a number"));
+                    networks.push((known, Exposed::default()));
+                    let service = service(&mut networks.last_mut().expect("one was added").1);
+                    exposures.push(service.within(network.parse().expect("a network")));
                 }
             }
-        })
-        .collect();
+            None => exposures.push(service(&mut here).into()),
+        }
+    }
     let number = peer as u8 + 1;
+    let own = OWN.map(|address| address.parse().expect("an address"));
     let config = PeerConfig {
-        policy: Policy::exposing(services).into(),
+        policy: Policy::exposing(exposures).with_own_addresses(own).into(),
         ..config(number, Some(SocketAddr::from(([192, 0, 2, number], 51900))), PEERS[peer])
     };
-    (device.upsert_peer(now, config).expect("another's key"), twin::Policy::new(exposed))
+    (device.upsert_peer(now, config).expect("another's key"), twin::Policy::new(&OWN, here, networks))
+}
+
+/// Both for the twin and for the policy.
+fn add_service(exposed: &mut Exposed, kind: u8, first: u8, last: u8) -> Service {
+    let range = PortRange { first: first.min(last).into(), last: first.max(last).into() };
+    match kind {
+        0..=2 => {
+            exposed.tcp.push(range.first..=range.last);
+            Service::Tcp(range)
+        }
+        3..=5 => {
+            exposed.udp.push(range.first..=range.last);
+            Service::Udp(range)
+        }
+        6 if first == 255 => {
+            exposed.any = true;
+            Service::Any
+        }
+        6 => {
+            exposed.echo = true;
+            Service::Echo
+        }
+        _ => {
+            exposed.protocols.push(last);
+            Service::Protocol(last)
+        }
+    }
 }
 
 /// Whether an address is one of a peer's.
