@@ -103,6 +103,8 @@ fn a_proxy_that_was_broken_into_reaches_nothing_behind_a_backend_that_forwards()
         sent += 1;
     }
     wait::until("all are refused", || backend.drops("destination_not_exposed") >= before + sent);
+    // Whatever was sent before this has come before it.
+    probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
     let targets = BEHIND.map(|target| target.parse::<IpAddr>().unwrap());
     let passed = heard_from(&ear, PROXY)
         .into_iter()
@@ -137,6 +139,26 @@ fn an_exposed_network_is_reached_at_its_ports_and_follows_a_reload() {
         assert!(connect(&ends.proxy, target, 8080).is_err());
         assert!(backend.drops("destination_not_exposed") > before);
     }
+}
+
+#[test]
+fn what_is_exposed_follows_the_tunnels_addresses_and_no_others_of_the_machine() {
+    const OTHER: &str = "10.77.0.21";
+    let ends = Ends::wired("own-addresses");
+    tcp_echo_at(&ends.backend, 8080);
+    let exposed = ends.backend_waiting().set("expose", list(["tcp/8080"]));
+    let backend = Daemon::start(&ends.backend, &exposed);
+    let known = ends.backend_peer().set("addresses", list([BACKEND[0], OTHER])).endpoint(ENDPOINT);
+    let _proxy = Daemon::start(&ends.proxy, &ends.proxy_interface().peer(known));
+    echoes(&mut connect(&ends.proxy, BACKEND[0], 8080).unwrap()).unwrap();
+    ends.backend.ip(&format!("address add {OTHER}/32 dev lo"));
+    let before = backend.drops("destination_not_exposed");
+    assert!(connect(&ends.proxy, OTHER, 8080).is_err());
+    assert!(backend.drops("destination_not_exposed") > before);
+    ends.backend.ip(&format!("address del {OTHER}/32 dev lo"));
+    let addresses = ["10.77.0.11/24", "10.77.0.21/24", "fd77::11/64"];
+    backend.reload(&exposed.set("addresses", list(addresses)));
+    echoes(&mut connect(&ends.proxy, OTHER, 8080).unwrap()).unwrap();
 }
 
 #[test]
@@ -199,9 +221,10 @@ fn scans_of_who_reaches_nothing_get_no_answer() {
                 // A reset passes: nobody answers it.
                 refused += u64::from(flags & (RST | SYN) != RST);
             }
+            // A TUN's queue holds a few hundred.
+            wait::until("they have come to the proxy side", || proxy.drops("not_exposed") >= before + refused);
         }
     }
-    wait::until("all have come to the proxy side", || proxy.drops("not_exposed") >= before + refused);
     // Whatever was answered before this has come back before it.
     probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
     let is_tcp = |packet: &&Vec<u8>| packet[if packet[0] >> 4 == 4 { 9 } else { 6 }] == crafted::TCP;

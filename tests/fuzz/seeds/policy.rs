@@ -4,6 +4,8 @@ use crate::policy::{EXPOSE, EXTENDED, FRAGMENT, LONG, Outcome, QUOTES, RAW, RECE
 
 const NOTHING: &[u8] = &[0];
 const TCP_80: &[u8] = &[1, 0, 80, 80];
+/// In the first of the networks behind us.
+const TCP_80_BEHIND: &[u8] = &[1, 8, 80, 80];
 const UDP_53: &[u8] = &[1, 3, 53, 53];
 const ECHO: &[u8] = &[1, 6, 0, 0];
 const PROTOCOL_47: &[u8] = &[1, 7, 0, 47];
@@ -25,6 +27,11 @@ fn packet(step: u8, shape: u8, protocol: u8, numbers: [u8; 3], rest: &[u8]) -> V
 
 fn body(shape: u8, protocol: u8, [one, two, flags]: [u8; 3]) -> Vec<u8> {
     vec![shape, 1, protocol, one, two, flags]
+}
+
+/// TCP between the first peer and a host behind us: two ports and flags.
+fn tcp_behind(step: u8, host: u8, [one, two, flags]: [u8; 3]) -> Vec<u8> {
+    vec![step, 0, 0, 0x80 | host << 2 | 1, TCP, one, two, flags]
 }
 
 fn seed(exposed: &[u8], steps: &[Vec<u8>]) -> Vec<u8> {
@@ -59,7 +66,22 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>, Outcome)> {
     let reload = [receive(TCP, [40, 80, SYN]), [&[EXPOSE, 0], UDP_53].concat(), receive(TCP, [40, 80, SYN])];
     let spoilt = packet(SPOILT, 0, TCP, [80, 40, ACK], &[1, 33, ACK | SYN]);
     let raw = [&[RAW, 0, 20][..], &[0x45, 0, 0, 20, 0, 0, 0, 0, 64, 47, 0, 0, 10, 77, 0, 1, 10, 77, 0, 9]].concat();
+    let network = [
+        tcp_behind(RECEIVE, 12, [40, 80, SYN]),
+        tcp_behind(RECEIVE, 12, [40, 81, SYN]),
+        tcp_behind(RECEIVE, 5, [40, 80, SYN]),
+        receive(TCP, [40, 80, SYN]),
+    ];
+    let gateway = [
+        tcp_behind(SEND, 12, [40, 80, SYN]),
+        tcp_behind(RECEIVE, 12, [80, 40, ACK]),
+        tcp_behind(RECEIVE, 12, [80, 40, 0]),
+        tcp_behind(RECEIVE, 12, [80, 41, ACK]),
+        tcp_behind(RECEIVE, 13, [80, 40, ACK]),
+    ];
     vec![
+        ("network", seed(TCP_80_BEHIND, &network), passed(1, 3)),
+        ("gateway", seed(NOTHING, &gateway), passed(1, 3)),
         ("tcp", seed(TCP_80, &tcp), passed(2, 1)),
         ("udp-answers", seed(NOTHING, &answers), passed(1, 2)),
         ("pings", seed(ECHO, &pings), passed(2, 1)),
