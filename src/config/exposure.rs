@@ -19,9 +19,6 @@ use crate::proto::policy::{Exposure, PortRange, Service};
 const RULE: &str = "write \"tcp/8080\", \"udp/53\", a range such as \"tcp/8000-8099\", or \"icmp-echo\" for pings alone; in a \
                     network behind this machine \"tcp/10.30.0.0/24:8080\" or \"tcp/[fd30::]/64:8080\"";
 const PROTOCOLS: [&str; 5] = ["tcp", "udp", "icmp-echo", "any", "ip"];
-/// How alike a word is to a protocol that was probably meant: `tpc` passes, `http` and `sctp` do not.
-const ALIKE: f64 = 0.75;
-
 /// A service and where it is exposed.
 pub(super) fn exposure(text: &str) -> Checked<Exposure> {
     match text.split_once('/') {
@@ -119,13 +116,12 @@ fn unknown_protocol(text: &str, protocol: &str, at: &str) -> Refusal {
     }
 }
 
+/// The protocol that was probably meant: one letter is wrong, missing, too many or exchanged with the next.
 fn similar(protocol: &str) -> Option<&'static str> {
-    let likeness = |known: &&'static str| strsim::jaro_winkler(protocol, known);
     if matches!(protocol, "icmp" | "ping" | "echo" | "icmpv6") {
         return Some("icmp-echo");
     }
-    let best = PROTOCOLS.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
-    (protocol.len() <= best.len() + 1 && likeness(&best) >= ALIKE && protocol != "sctp").then_some(best)
+    PROTOCOLS.into_iter().find(|known| strsim::osa_distance(protocol, known) == 1)
 }
 
 /// A service of this machine's own.
