@@ -19,6 +19,7 @@ use crate::proto::policy::{Exposure, PortRange, Service};
 const RULE: &str = "write \"tcp/8080\", \"udp/53\", a range such as \"tcp/8000-8099\", or \"icmp-echo\" for pings alone; in a \
                     network behind this machine \"tcp/10.30.0.0/24:8080\" or \"tcp/[fd30::]/64:8080\"";
 const PROTOCOLS: [&str; 5] = ["tcp", "udp", "icmp-echo", "any", "ip"];
+
 /// A service and where it is exposed.
 pub(super) fn exposure(text: &str) -> Checked<Exposure> {
     match text.split_once('/') {
