@@ -1,9 +1,10 @@
 //! What may stand on the command line. The doc comments are the text of `--help` and of the manual pages.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use ipnet::IpNet;
 
 use crate::control::verify::Port;
 use crate::logging::LogFormat;
@@ -53,6 +54,12 @@ pub enum Command {
     Drain(DrainArguments),
     /// Have a link called draining no longer
     Undrain(DrainArguments),
+    /// Let a network that is no longer configured be reached in the clear
+    ///
+    /// What a configuration has led into the tunnel stays refused when it no longer does, so that no reload sends its traffic
+    /// out in the clear. This ends that, for all of it that lies in NETWORK. What is configured stays as it is. Where no daemon
+    /// runs it needs root.
+    Open(OpenArguments),
     /// Start a running daemon anew without interrupting traffic
     ///
     /// The program and the configuration as they lie on disk take the running daemon's place, in the same process, with
@@ -144,6 +151,22 @@ pub struct DrainArguments {
     /// Which daemon.
     #[command(flatten)]
     pub daemon: DaemonArguments,
+}
+
+/// Arguments of `open`.
+#[derive(Debug, Clone, Args)]
+pub struct OpenArguments {
+    /// What to open, such as 10.1.0.0/16; 0.0.0.0/0 and ::/0 are everything
+    #[arg(value_name = "NETWORK", value_parser = network)]
+    pub prefix: IpNet,
+    /// Which daemon.
+    #[command(flatten)]
+    pub daemon: DaemonArguments,
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    network.map(|network| network.trunc()).map_err(|_| "a network is written as 10.1.0.0/16 or fd01::/64".into())
 }
 
 /// Arguments of `status`.

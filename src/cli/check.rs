@@ -12,7 +12,7 @@ use super::arguments::CheckArguments;
 use super::lines::{HEADING, line, optional_line, reach_line, texts};
 use super::{Exit, Failure};
 use crate::config::{Config, ConfigError, Health, Interface, Peer, Problem, Refuse};
-use crate::control::{forwarding, sandbox};
+use crate::control::{forwarding, open, sandbox};
 
 /// Raised when a field of the JSON is renamed, removed or changes its meaning.
 const SCHEMA_VERSION: u32 = 1;
@@ -129,6 +129,7 @@ struct InterfacePlan {
     drain_timeout: u64,
     sandbox: bool,
     fail_closed: bool,
+    open: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -174,7 +175,7 @@ impl Plan {
             health: HealthPlan::new(&config.health),
             peers: config.peers.iter().map(PeerPlan::new).collect(),
             routes: config.peers.iter().flat_map(routes_of).collect(),
-            advice: config.advice(),
+            advice: config.advice().into_iter().chain(open::refused_beside(config).iter().map(still_refused)).collect(),
             notes: forwarding::advice(config).into_iter().collect(),
         }
     }
@@ -196,6 +197,13 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+fn still_refused(network: &IpNet) -> String {
+    format!(
+        "{network} is still refused, though it is no longer led into the tunnel; `underpass open {network}`, or \
+         interface.open, lets it be reached in the clear"
+    )
 }
 
 impl InterfacePlan {
@@ -220,6 +228,7 @@ impl InterfacePlan {
             drain_timeout: interface.drain_timeout.as_secs(),
             sandbox: interface.sandbox,
             fail_closed: interface.fail_closed,
+            open: texts(&interface.open),
         }
     }
 
@@ -246,6 +255,7 @@ impl InterfacePlan {
         let without =
             if self.fail_closed { "what is for peers is refused" } else { "what is for peers goes another way" };
         line(out, "without it", without)?;
+        optional_line(out, "open", Some(self.open.join(", ")).filter(|open| !open.is_empty()))?;
         line(out, "sandbox", if self.sandbox { "on" } else { "off" })
     }
 }

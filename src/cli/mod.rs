@@ -17,6 +17,7 @@ pub mod genpsk;
 mod key_output;
 mod lines;
 pub mod man;
+pub mod open;
 pub mod pubkey;
 mod quantity;
 pub mod reload;
@@ -45,6 +46,7 @@ pub fn execute(arguments: Arguments, out: &mut dyn Write) -> Result<(), Failure>
         Command::Reload(arguments) => reload::run(&arguments, out)?,
         Command::Drain(arguments) => drain::run(&arguments, true, out)?,
         Command::Undrain(arguments) => drain::run(&arguments, false, out)?,
+        Command::Open(arguments) => open::run(&arguments, out)?,
         Command::Restart(arguments) => restart::run(&arguments, out)?,
         Command::Verify(arguments) => verify::run(&arguments, out)?,
         Command::Audit(arguments) => audit::run(&arguments, out)?,

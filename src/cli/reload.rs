@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::io::Write;
 
+use ipnet::IpNet;
+
 use super::Failure;
 use super::arguments::DaemonArguments;
 use crate::control::api::Reload;
@@ -15,7 +17,7 @@ pub fn run(arguments: &DaemonArguments, out: &mut dyn Write) -> Result<(), Failu
 }
 
 fn render(reload: &Reload) -> String {
-    let Reload { config, added, removed, changed, keys, needs_restart, left, notes } = reload;
+    let Reload { config, added, removed, changed, keys, needs_restart, left, notes, refused } = reload;
     let mut text = format!("{} is in effect", config.display());
     let is_same = added.is_empty() && removed.is_empty() && changed.is_empty() && keys.is_empty();
     text += if is_same { ", nothing was changed\n" } else { "\n" };
@@ -29,7 +31,13 @@ fn render(reload: &Reload) -> String {
     needs_restart.iter().for_each(|key| line("needs restart", key));
     left.iter().for_each(|problem| line("left behind", problem));
     notes.iter().for_each(|note| line("look again", note));
+    refused.iter().for_each(|network| line("still refused", &still_refused(network)));
     text
+}
+
+/// Of a network that is not configured any longer.
+pub(super) fn still_refused(network: &IpNet) -> String {
+    format!("{network}; `underpass open {network}` lets it pass in the clear")
 }
 
 #[cfg(test)]
@@ -49,6 +57,7 @@ mod tests {
             needs_restart: vec!["interface.workers".into()],
             left: vec![],
             notes: vec!["app1: its public_key was replaced".into()],
+            refused: vec!["10.1.0.0/16".parse().unwrap()],
         };
         let expected = "\
 /etc/underpass/proxy.toml is in effect
@@ -58,6 +67,7 @@ mod tests {
   changed        interface.fwmark
   needs restart  interface.workers
   look again     app1: its public_key was replaced
+  still refused  10.1.0.0/16; `underpass open 10.1.0.0/16` lets it pass in the clear
 ";
         assert_eq!(render(&reload), expected);
         let same = Reload { config: "x.toml".into(), ..Reload::default() };

@@ -42,7 +42,7 @@ impl From<ClientError> for Failure {
             ClientError::Refused { code: ErrorCode::ConfigRefused, .. } => Exit::Config,
             ClientError::Refused { code: ErrorCode::UnknownPeer, .. } => Exit::Usage,
             ClientError::Refused {
-                code: ErrorCode::ReloadFailed | ErrorCode::RestartFailed | ErrorCode::Stopping,
+                code: ErrorCode::ReloadFailed | ErrorCode::RestartFailed | ErrorCode::OpenFailed | ErrorCode::Stopping,
                 ..
             }
             | ClientError::NoRestart { .. } => Exit::Other,
@@ -72,6 +72,7 @@ fn render(status: &StatusReport, width: Option<usize>) -> String {
         write_table(&mut text, &rows, &shown, widths);
     }
     write_roamed(&mut text, status);
+    write_routes(&mut text, status);
     write_drops(&mut text, status);
     text
 }
@@ -87,6 +88,22 @@ fn write_roamed(text: &mut String, status: &StatusReport) {
             "{gap}{}: {endpoint} is no configured endpoint; the peer has connected from there",
             peer.name
         );
+    }
+}
+
+/// What goes around the tunnel, and what is refused beside the configuration.
+fn write_routes(text: &mut String, status: &StatusReport) {
+    for peer in &status.peers {
+        if let Some(route) = &peer.route {
+            let _ = writeln!(text, "\n{WARNING}{}: not into the tunnel:{WARNING:#} {route}", peer.name);
+        }
+    }
+    if let Some(missing) = &status.routes.missing {
+        let _ = writeln!(text, "\n{WARNING}missing:{WARNING:#} {missing}");
+    }
+    if !status.routes.refused.is_empty() {
+        let refused = list(&status.routes.refused);
+        let _ = writeln!(text, "\nstill refused, no longer configured: {refused} (underpass open NETWORK)");
     }
 }
 
@@ -262,6 +279,25 @@ refused: 3 malformed
         }
         status.peers[0].endpoint_source = Some(EndpointSource::Roamed);
         assert!(text(&status).contains("\napp1: 192.0.2.10:51900 is no configured endpoint"), "{}", text(&status));
+    }
+
+    #[test]
+    fn what_the_routes_do_is_told_below_the_table() {
+        let mut status = status();
+        status.peers[0].route = Some("10.77.0.11 via 192.0.2.1 dev eth0".into());
+        status.routes.refused = vec!["10.1.0.0/16".parse().unwrap()];
+        status.routes.missing = Some("route 10.99.0.0/16".into());
+        let text = anstream::adapter::strip_str(&render(&status, None)).to_string();
+        let expected = "
+app1: not into the tunnel: 10.77.0.11 via 192.0.2.1 dev eth0
+
+missing: route 10.99.0.0/16
+
+still refused, no longer configured: 10.1.0.0/16 (underpass open NETWORK)
+
+refused: 3 malformed
+";
+        assert!(text.ends_with(expected), "{text}");
     }
 
     #[test]

@@ -50,6 +50,7 @@ pub(super) const EXAMPLES: &[(&str, &str)] = &[
     ("drain_timeout", "30"),
     ("sandbox", "true"),
     ("fail_closed", "true"),
+    ("open", "[\"10.1.0.0/16\"]"),
 ];
 
 /// What every IPv4 host takes (RFC 791 §3.1).
@@ -94,6 +95,7 @@ pub(super) struct Draft {
     drain_timeout: Duration,
     sandbox: bool,
     fail_closed: bool,
+    open: Vec<IpNet>,
 }
 
 impl Draft {
@@ -135,6 +137,7 @@ impl Draft {
             drain_timeout: check_drain_timeout(scope, raw.drain_timeout),
             fail_closed: scope.get("fail_closed", raw.fail_closed).is_none_or(Spanned::into_inner),
             sandbox: scope.get("sandbox", raw.sandbox).is_none_or(Spanned::into_inner),
+            open: check_open(scope, raw.open),
             name,
             private_key,
             previous_private_key,
@@ -186,6 +189,7 @@ impl Draft {
             drain_timeout: self.drain_timeout,
             sandbox: self.sandbox,
             fail_closed: self.fail_closed,
+            open: self.open,
         })
     }
 }
@@ -346,6 +350,11 @@ fn check_drain_timeout(scope: &mut Scope<'_, '_>, raw: Option<Field<i64>>) -> Du
     let why = "this is in seconds, 0 ends at once";
     let seconds = scope.check("drain_timeout", seconds, |s| value::number(*s, 0..=MAX_DRAIN_TIMEOUT, why));
     Duration::from_secs(seconds.unwrap_or_default().into())
+}
+
+fn check_open(scope: &mut Scope<'_, '_>, raw: Option<Field<List>>) -> Vec<IpNet> {
+    let list = scope.get("open", raw);
+    scope.check_each("open", list, value::allowed_prefix).into_iter().map(Spanned::into_inner).collect()
 }
 
 fn refuse_same_key(

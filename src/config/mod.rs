@@ -150,6 +150,9 @@ pub struct Interface {
     pub sandbox: bool,
     /// Whether packets for peers are refused while the interface is not there.
     pub fail_closed: bool,
+    /// Networks that may be reached in the clear: what earlier configurations had refused of them is not refused any longer,
+    /// and more specific routes to them are no fault.
+    pub open: Vec<IpNet>,
 }
 
 /// The `[health]` table: where load balancers and monitors may ask how the links are. Whoever reaches an address there may.

@@ -46,6 +46,7 @@ pub(super) struct RawInterface {
     pub(super) drain_timeout: Option<Field<i64>>,
     pub(super) sandbox: Option<Field<bool>>,
     pub(super) fail_closed: Option<Field<bool>>,
+    pub(super) open: Option<Field<List>>,
 }
 
 /// `[health]`.

@@ -34,6 +34,11 @@ pub enum Command {
         /// Its name.
         peer: String,
     },
+    /// Refuse what an earlier configuration led into the tunnel no longer, as far as it lies in a network.
+    Open {
+        /// The network.
+        prefix: IpNet,
+    },
     /// The program on disk takes the running one's place. Answered only if it can't; else the connection ends.
     Restart,
 }
@@ -50,6 +55,8 @@ pub enum Response {
     Reload(ReloadReport),
     /// The answer to [`Command::Drain`] and [`Command::Undrain`].
     Drain(DrainReport),
+    /// The answer to [`Command::Open`].
+    Open(OpenReport),
 }
 
 /// Why a request was refused.
@@ -94,6 +101,8 @@ pub enum ErrorCode {
     Stopping,
     /// The program on disk can't take the running one's place.
     RestartFailed,
+    /// The system did not let a network be opened.
+    OpenFailed,
     /// The daemon could not answer.
     Internal,
     /// A code of a newer daemon.
@@ -130,6 +139,9 @@ pub struct Reload {
     /// What will go wrong later, and what to write instead. An older daemon says nothing of it.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// Networks that are refused though they are no longer configured, until somebody opens them.
+    #[serde(default)]
+    pub refused: Vec<IpNet>,
 }
 
 /// A peer that a reload has changed.
@@ -159,6 +171,26 @@ pub struct Drain {
     pub draining: bool,
 }
 
+/// What was opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenReport {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// Which networks.
+    pub open: Opened,
+}
+
+/// What came of opening a network.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Opened {
+    /// Networks that are refused no longer.
+    pub opened: Vec<IpNet>,
+    /// Networks that overlap with it and stay as they are, since they are configured.
+    pub configured: Vec<IpNet>,
+    /// Networks that are still refused though they are no longer configured.
+    pub refused: Vec<IpNet>,
+}
+
 /// The state of a daemon.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StatusReport {
@@ -174,6 +206,9 @@ pub struct StatusReport {
     /// Whether tunnel addresses are refused on other interfaces. Without, of a daemon that does not tell.
     #[serde(default)]
     pub guard: GuardReport,
+    /// Whether this machine's routes are as they should be. Without, of a daemon that does not watch them.
+    #[serde(default)]
+    pub routes: RoutesReport,
     /// The other ends, in the configuration's order.
     pub peers: Vec<PeerReport>,
     /// Refused packets and datagrams since the start, by reason; every reason is present.
@@ -224,6 +259,17 @@ pub enum GuardState {
     Unknown,
 }
 
+/// Whether this machine's routes are as they should be.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RoutesReport {
+    /// How often something of the daemon's own was put back that somebody had taken away.
+    pub repairs: u64,
+    /// What of its own is missing, in the words of `ip`. Null if nothing is.
+    pub missing: Option<String>,
+    /// Networks that are refused though they are no longer configured, until somebody opens them.
+    pub refused: Vec<IpNet>,
+}
+
 /// This machine's end of its links.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InterfaceReport {
@@ -268,6 +314,9 @@ pub struct PeerReport {
     pub reason: Option<String>,
     /// Since when it is in this state, in seconds since 1970, with a fraction.
     pub state_since: f64,
+    /// Which of its packets do not go into the tunnel, and by which routes. Null if all do.
+    #[serde(default)]
+    pub route: Option<String>,
     /// Where datagrams to it go, once known.
     pub endpoint: Option<SocketAddr>,
     /// How it came to be known. Null without an endpoint, or of a daemon that does not tell.
@@ -419,6 +468,7 @@ pub(crate) mod tests {
             state,
             reason: (state != LinkState::Up).then(|| "no-traffic".into()),
             state_since: 1_800_000_000.5,
+            route: None,
             endpoint: None,
             endpoint_source: None,
             allowed_ips: vec!["10.77.0.11/32".parse().unwrap()],
@@ -453,6 +503,7 @@ pub(crate) mod tests {
             },
             sandbox: SandboxReport::default(),
             guard: GuardReport::default(),
+            routes: RoutesReport::default(),
             peers: vec![
                 PeerReport {
                     endpoint: Some("192.0.2.10:51900".parse().unwrap()),
@@ -477,7 +528,8 @@ pub(crate) mod tests {
     fn a_request_goes_there_and_back() {
         let [drain, undrain] = ["app1", "app2"].map(str::to_owned);
         let draining = [Command::Drain { peer: drain }, Command::Undrain { peer: undrain }];
-        for command in [Command::Status, Command::Reload, Command::Restart].into_iter().chain(draining) {
+        let open = Command::Open { prefix: "10.1.0.0/16".parse().unwrap() };
+        for command in [Command::Status, Command::Reload, Command::Restart, open].into_iter().chain(draining) {
             assert_eq!(Command::decode(&command.encode()), Ok(command));
         }
         assert_eq!(Command::decode(br#"{"version":1,"command":"status","later":true}"#), Ok(Command::Status));
@@ -500,7 +552,8 @@ pub(crate) mod tests {
     #[test]
     fn an_answer_is_one_line_and_goes_there_and_back() {
         let error = Response::from(ApiError::new(ErrorCode::Busy, "line\nbreak"));
-        for response in [Response::Status(Box::new(status())), error] {
+        let open = Response::Open(OpenReport { schema_version: SCHEMA_VERSION, open: Opened::default() });
+        for response in [Response::Status(Box::new(status())), error, open] {
             let line = response.encode();
             assert_eq!(line.iter().filter(|&&byte| byte == b'\n').count(), 1);
             assert_eq!(Response::decode(&line).unwrap(), response);

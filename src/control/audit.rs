@@ -79,6 +79,7 @@ pub(super) fn asked(command: &Command, user: u32, process: Option<i32>) {
         Command::Restart => ("restart", None),
         Command::Drain { peer } => ("drain", Some(peer)),
         Command::Undrain { peer } => ("undrain", Some(peer)),
+        Command::Open { .. } => ("open", None),
     };
     tracing::info!(target: TARGET, event = "command", command, peer, user, process, "asked on the control socket");
 }
@@ -87,6 +88,11 @@ pub(super) fn asked(command: &Command, user: u32, process: Option<i32>) {
 pub(super) fn drained(peer: &str, draining: bool) {
     let event = if draining { "peer-drained" } else { "peer-undrained" };
     tracing::info!(target: TARGET, event, peer, "{}", if draining { "draining" } else { "no longer draining" });
+}
+
+/// What was refused of earlier configurations may pass in the clear.
+pub(super) fn opened(networks: &str) {
+    tracing::info!(target: TARGET, event = "networks-opened", networks, "no longer refused");
 }
 
 /// All links are draining, since the daemon is about to end.

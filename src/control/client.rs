@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use super::api::{Command, Drain, ErrorCode, Reload, Response, StatusReport};
+use ipnet::IpNet;
+
+use super::api::{Command, Drain, ErrorCode, Opened, Reload, Response, StatusReport};
 use crate::config::CONTROL_SOCKET_DIRECTORY;
 
 /// Why a daemon could not be asked.
@@ -123,6 +125,14 @@ pub fn set_draining(socket: &Path, peer: String, draining: bool) -> Result<Drain
     }
 }
 
+/// Has the daemon behind `socket` refuse nothing of `prefix` any longer that is not configured.
+pub fn open(socket: &Path, prefix: IpNet) -> Result<Opened, ClientError> {
+    match ask(socket, &Command::Open { prefix }, RELOAD_TIMEOUT)? {
+        Response::Open(report) => Ok(report.open),
+        other => Err(ClientError::of(socket, other)),
+    }
+}
+
 /// Has the daemon behind `socket` restart in place, and asks the new one for its status once it answers.
 pub fn restart(socket: &Path) -> Result<StatusReport, ClientError> {
     match ask(socket, &Command::Restart, RESTART_TIMEOUT) {
@@ -162,6 +172,7 @@ fn refusal(code: ErrorCode) -> &'static str {
         ErrorCode::ConfigRefused => "nothing was changed",
         ErrorCode::ReloadFailed => "the configuration could not be applied",
         ErrorCode::UnknownPeer => "nothing to do",
+        ErrorCode::OpenFailed => "not all of it could be opened",
         _ => "the daemon refused the request",
     }
 }

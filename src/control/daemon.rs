@@ -29,13 +29,13 @@ use super::remembered::RememberedPeers;
 use super::report::{Identity, PeerNames};
 use super::resolver::{Families, Resolver};
 use super::restart::{self, Program, RestartRequests, Restarts};
+use super::routes::{Found, Plan, RouteSockets, Routes};
 use super::running::{Request, Running};
 use super::sandbox::Sandbox;
 use super::signals::Signals;
 use super::socket::{ControlSocket, SocketError};
 use super::systemd::{self, Readiness};
-use super::{forwarding, handover};
-use super::{translate, watchdog};
+use super::{forwarding, handover, open, translate, watchdog};
 use crate::config::{Config, Peer, written};
 use crate::dataplane::inheritance::Inherited;
 use crate::dataplane::{Dataplane, Failure, Handle, StartError, clock};
@@ -77,7 +77,7 @@ pub fn run(config: Config, file: &Path) -> Result<(), DaemonError> {
 }
 
 /// In this order, undone in reverse by the end of each one's scope: signals, device and sockets, addresses and routes,
-/// control socket, sockets for health checks, threads, look-ups. The sandbox is for good.
+/// what watches them, control socket, sockets for health checks, threads, look-ups. The sandbox is for good.
 async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>) -> Result<(), DaemonError> {
     let mut signals = Signals::new().map_err(DaemonError::Runtime)?;
     let (mut restarts, restart_requests) =
@@ -90,7 +90,9 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
     let is_kept = inheritance.has_interface();
     let mut dataplane = Dataplane::open(dataplane_config, inheritance)?;
     handover::leave(&dataplane.descriptors(), kept);
-    let guard = RefCell::new(configure_interface(&config, &dataplane, is_kept).await?);
+    let (guard, plan) = configure_interface(&config, &dataplane, is_kept).await?;
+    let (guard, routes) = (RefCell::new(guard), Routes::new(plan));
+    let route_sockets = RouteSockets::open()?;
     handover::remove_stale_socket(&config.interface.control_socket);
     let socket = ControlSocket::bind(&config.interface.control_socket)?;
     let health = HealthListeners::bind(&config.health).await?;
@@ -124,7 +126,8 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
     let (requests, mut requested) = channel(MAX_REQUESTS);
     let log = LinkLog::new(newest.clone());
     let round_trips = RoundTrips::new(newest.clone());
-    let board = start_board(newest, guard.borrow().report(), dataplane.handle());
+    let handle = dataplane.handle();
+    let board = start_board(newest, (guard.borrow().report(), routes.found()), handle.clone());
     let followers = Followers {
         board: board.clone(),
         log,
@@ -137,7 +140,7 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
     let pulse = dataplane.pulse();
     let dataplane = RefCell::new(dataplane);
     let control_socket = config.interface.control_socket.clone();
-    let mut running = Running::new(file.to_owned(), config, identity, &dataplane, &resolver, &guard);
+    let mut running = Running::new(file.to_owned(), config, identity, (&dataplane, &resolver), (&guard, &routes));
     let work = async {
         let may_drain = tokio::select! {
             may_drain = running.serve(&mut signals, &mut requested) => may_drain,
@@ -152,7 +155,8 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
         failure = first_failure(failed) => Err(DaemonError::Failed(failure)),
         never = followers.follow(changed) => match never {},
         never = socket.serve(answer) => match never {},
-        never = health.serve(board, round_trips) => match never {},
+        never = health.serve(board.clone(), round_trips) => match never {},
+        never = route_sockets.watch(&routes, handle, board) => match never {},
         never = watchdog::watch(&pulse) => match never {},
         never = Guard::watch(&guard) => match never {},
     };
@@ -192,15 +196,20 @@ fn tell_remembered(peer: &Peer, endpoint: SocketAddr) {
 }
 
 /// The guard comes before the addresses, and after the look whether they are anybody else's, who would be cut off.
-async fn configure_interface(config: &Config, dataplane: &Dataplane, is_kept: bool) -> Result<Guard, DaemonError> {
+async fn configure_interface(
+    config: &Config,
+    dataplane: &Dataplane,
+    is_kept: bool,
+) -> Result<(Guard, Plan), DaemonError> {
     let settings = translate::interface_settings(config, dataplane.interface_index(), dataplane.offload());
     let settings = InterfaceSettings { is_kept, is_prepared: dataplane.is_prepared(), ..settings };
     let netlink = Netlink::open()?;
     netlink.check(&settings).await?;
     let guard = Guard::start(&config.interface.name, translate::guard_subject(config));
-    netlink.configure(&settings).await?;
+    let refused = netlink.configure(&settings).await?;
     warn_of(config, &dataplane.local_addresses(), &netlink, &settings).await;
-    Ok(guard)
+    open::warn_of_refused(&refused);
+    Ok((guard, translate::route_watch_plan(config, settings, refused)))
 }
 
 /// Says in the log what of a configuration will not work as it stands.
@@ -275,13 +284,22 @@ async fn first_failure(mut failures: UnboundedReceiver<Failure>) -> Failure {
     }
 }
 
-fn start_board(identity: watch::Receiver<Arc<Identity>>, guard: watch::Receiver<GuardReport>, handle: Handle) -> Board {
-    Board::start(move || report(Arc::clone(&identity.borrow()), guard.borrow().clone(), handle.clone()))
+fn start_board(
+    identity: watch::Receiver<Arc<Identity>>,
+    machine: (watch::Receiver<GuardReport>, watch::Receiver<Found>),
+    handle: Handle,
+) -> Board {
+    Board::start(move || report(Arc::clone(&identity.borrow()), machine.clone(), handle.clone()))
 }
 
-async fn report(identity: Arc<Identity>, guard: GuardReport, handle: Handle) -> Option<StatusReport> {
+async fn report(
+    identity: Arc<Identity>,
+    (guard, found): (watch::Receiver<GuardReport>, watch::Receiver<Found>),
+    handle: Handle,
+) -> Option<StatusReport> {
     let status = status(&handle).await?;
-    Some(identity.report(clock::now(), clock::unix_time(), &status, guard))
+    let (guard, found) = (guard.borrow(), found.borrow());
+    Some(identity.report(clock::now(), clock::unix_time(), &status, (&guard, &found)))
 }
 
 /// What clients of the control socket are answered with.

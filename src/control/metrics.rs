@@ -87,6 +87,7 @@ impl Collector for Scrape {
         let encoder = &mut encoder;
         self.encode_identity(encoder)?;
         self.encode_states(encoder)?;
+        self.encode_routes(encoder)?;
         self.encode_quality(encoder)?;
         self.encode_traffic(encoder)?;
         encode_process(encoder)
@@ -132,6 +133,22 @@ impl Scrape {
         }
         let help = "When the link came to be in its state.";
         self.gauge(encoder, "underpass_link_state_since_timestamp_seconds", help, |peer| Some(peer.state_since))
+    }
+
+    fn encode_routes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Whether packets for the peer, or for parts of its prefixes, do not go into the tunnel.";
+        let diverted = |peer: &PeerReport| Some(i64::from(peer.route.is_some()));
+        self.gauge(encoder, "underpass_link_route_diverted", help, diverted)?;
+        let routes = &self.report.routes;
+        let help = "Addresses, routes and settings of the daemon's own that were taken away and put back.";
+        let mut repairs = encoder.encode_descriptor("underpass_route_repairs", help, None, MetricType::Counter)?;
+        repairs.encode_counter::<NoLabelSet, _, f64>(&routes.repairs, None)?;
+        let help = "Whether something of the daemon's own is missing and could not be put back.";
+        let mut missing = encoder.encode_descriptor("underpass_routes_missing", help, None, MetricType::Gauge)?;
+        missing.encode_gauge(&i64::from(routes.missing.is_some()))?;
+        let help = "Networks that are refused though they are no longer configured.";
+        let mut refused = encoder.encode_descriptor("underpass_refused_networks", help, None, MetricType::Gauge)?;
+        refused.encode_gauge(&(i64::try_from(routes.refused.len()).unwrap_or(i64::MAX)))
     }
 
     fn encode_quality(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -274,6 +291,8 @@ mod tests {
         has(r#"underpass_link_reason{peer="app2",reason="no-traffic"} 1"#);
         has(r#"underpass_link_up{peer="app1"} 1"#);
         has(r#"underpass_link_up{peer="app2"} 0"#);
+        has(r#"underpass_link_route_diverted{peer="app1"} 0"#);
+        has("underpass_route_repairs_total 0");
     }
 
     #[test]

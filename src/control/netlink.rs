@@ -23,12 +23,18 @@ use crate::packet::message::TRANSPORT_OVERHEAD;
 
 mod changes;
 mod closed;
+mod drift;
 mod existing;
+mod lookup;
+mod monitor;
 mod route_get;
 
 pub use changes::{Failed, InterfaceChanges};
-pub use closed::closed_routes;
 use closed::is_refusal;
+pub use closed::{closed_routes, still_refused};
+pub use drift::{Drift, KernelRoute, Readings, Repaired};
+pub use lookup::{Question, Way};
+pub use monitor::RouteMonitor;
 pub use route_get::Lookup;
 
 /// What the kernel must know of the tunnel interface before packets flow.
@@ -52,10 +58,12 @@ pub struct InterfaceSettings {
     pub routes: Vec<Route>,
     /// What is refused while the interface is not there.
     pub closed: Vec<Route>,
+    /// What of earlier configurations' refusals is not to stay.
+    pub open: Vec<IpNet>,
 }
 
 /// A route into the tunnel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Route {
     /// What is reached.
     pub destination: IpNet,
@@ -212,21 +220,18 @@ impl Netlink {
     }
 
     /// Makes the device ready for packets, after [`check`](Self::check): limits, addresses, up, routes. Of one that is kept,
-    /// only what differs is touched.
-    pub async fn configure(&self, settings: &InterfaceSettings) -> Result<(), NetlinkError> {
+    /// only what differs is touched. Returns what is refused though it is no longer configured.
+    pub async fn configure(&self, settings: &InterfaceSettings) -> Result<Vec<Route>, NetlinkError> {
         let mut missing = Missing::of(settings);
-        match self.close(settings).await {
-            // It stays without a daemon, and refuses what nobody reads.
-            Err(NetlinkError::NoPermission { .. }) if settings.is_prepared => {}
-            closed => closed?,
-        }
+        let refused = self.close(settings).await?;
         self.configure_link(settings, &mut missing).await?;
         let kept = self.keep_routes(settings).await?;
         for route in settings.routes.iter().filter(|route| !kept.contains(route)) {
             let added = self.add_route(settings, *route, Existing::Refuse).await;
             missing.or(added, |name| format!("ip route add {} dev {name} table {}", route.destination, route.table))?;
         }
-        missing.check()
+        missing.check()?;
+        Ok(refused)
     }
 
     async fn configure_link(
@@ -429,13 +434,17 @@ impl Drop for Netlink {
 
 impl InterfaceSettings {
     fn refused(&self, action: &str, error: &rtnetlink::Error) -> NetlinkError {
-        let interface = self.name.clone();
+        NetlinkError::refused(&self.name, action, error)
+    }
+}
+
+impl NetlinkError {
+    fn refused(interface: &str, action: &str, error: &rtnetlink::Error) -> Self {
+        let (interface, action) = (interface.to_owned(), action.to_owned());
         match errno(error) {
-            Some(Errno::EPERM) => NetlinkError::NoPermission { interface, action: action.to_owned() },
-            Some(errno) => NetlinkError::Refused { interface, action: action.to_owned(), source: errno.into() },
-            None => {
-                NetlinkError::Refused { interface, action: action.to_owned(), source: io::Error::other(error.clone()) }
-            }
+            Some(Errno::EPERM) => Self::NoPermission { interface, action },
+            Some(errno) => Self::Refused { interface, action, source: errno.into() },
+            None => Self::Refused { interface, action, source: io::Error::other(error.clone()) },
         }
     }
 }

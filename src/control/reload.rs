@@ -24,9 +24,10 @@ use super::netlink::{Failed, InterfaceChanges, InterfaceSettings, Netlink, Netli
 use super::nftables::GuardError;
 use super::report::{Identity, PeerNames};
 use super::resolver::{Families, NamedPeer, Resolver};
+use super::routes::networks;
 use super::running::Running;
 use super::systemd::{self, Readiness};
-use super::{daemon, translate};
+use super::{daemon, open, translate};
 use crate::config::{Config, ConfigError, Diff, Interface, written};
 use crate::dataplane::{BindError, OtherSockets, PeerChange};
 use crate::keys::PublicKey;
@@ -91,6 +92,7 @@ impl Running<'_> {
                 let now = peer_keys(&self.config);
                 audit::reloaded(&reload, |name| now.get(name).or(before.get(name)).copied());
                 warn_of_rest(&reload);
+                open::warn_of_networks(&reload.refused);
                 systemd::notify(Readiness::Ready);
                 Ok(ReloadReport { schema_version: SCHEMA_VERSION, reload })
             }
@@ -111,6 +113,8 @@ impl Running<'_> {
         let changes = InterfaceChanges::between(&self.interface_settings(&self.config), &settings);
         let sockets = self.other_sockets(&new.interface)?;
         let netlink = Netlink::open()?;
+        let routes = self.routes;
+        let held = routes.hold().await;
         netlink.check_new(&settings, &changes).await?;
         self.guard.borrow_mut().prepare(translate::guard_subject(&new))?;
         if let Err(failed) = netlink.add(&settings, &changes).await {
@@ -140,13 +144,19 @@ impl Running<'_> {
         });
         let mut left: Vec<String> =
             netlink.remove(&settings, &changes).await.iter().map(|error| chain(error)).collect();
-        left.extend(netlink.close(&settings).await.err().map(|error| chain(&error)));
+        let closed = netlink.close(&settings).await;
+        let refused = closed.unwrap_or_else(|error| {
+            left.push(chain(&error));
+            held.refused.clone()
+        });
         left.extend(self.guard.borrow_mut().finish().err().map(|error| chain(&error)));
         let notes = new.cut_off_since(&self.config);
         self.config = new;
         let listen = self.dataplane.borrow().local_addresses();
         daemon::warn_of(&self.config, &listen, &netlink, &settings).await;
-        Ok(Reload { notes, ..self.report(diff, left) })
+        let report = Reload { notes, refused: networks(&refused), ..self.report(diff, left) };
+        routes.replace(held, translate::route_watch_plan(&self.config, settings, refused));
+        Ok(report)
     }
 
     /// What stays is refused beside what was before.
@@ -158,7 +168,8 @@ impl Running<'_> {
 
     fn interface_settings(&self, config: &Config) -> InterfaceSettings {
         let dataplane = self.dataplane.borrow();
-        translate::interface_settings(config, dataplane.interface_index(), dataplane.offload())
+        let settings = translate::interface_settings(config, dataplane.interface_index(), dataplane.offload());
+        InterfaceSettings { is_prepared: dataplane.is_prepared(), ..settings }
     }
 
     /// `None` where what is listened on stays as it is.
@@ -239,6 +250,7 @@ impl Running<'_> {
             needs_restart: texts(diff.needs_restart),
             left,
             notes: Vec::new(),
+            refused: Vec::new(),
         }
     }
 }
@@ -347,7 +359,7 @@ fn left_behind(left: &[NetlinkError]) -> String {
 }
 
 /// An error with its causes, in one line.
-fn chain(error: &dyn Error) -> String {
+pub(super) fn chain(error: &dyn Error) -> String {
     match error.source() {
         Some(cause) => format!("{error}: {}", chain(cause)),
         None => error.to_string(),

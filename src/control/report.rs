@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::api::{EndpointSource, GuardReport, InterfaceReport, LinkState, PeerReport, SCHEMA_VERSION, StatusReport};
+use super::api::{
+    EndpointSource, GuardReport, InterfaceReport, LinkState, PeerReport, RoutesReport, SCHEMA_VERSION, StatusReport,
+};
+use super::routes::Found;
 use super::sandbox::Sandbox;
 use crate::config::{Config, Role};
 use crate::dataplane::clock;
@@ -74,7 +77,13 @@ impl PeerNames {
 
 impl Identity {
     /// The whole answer to `status`.
-    pub fn report(&self, now: Instant, unix_time: Duration, status: &DeviceStatus, guard: GuardReport) -> StatusReport {
+    pub fn report(
+        &self,
+        now: Instant,
+        unix_time: Duration,
+        status: &DeviceStatus,
+        (guard, found): (&GuardReport, &Found),
+    ) -> StatusReport {
         let by_key: HashMap<&PublicKey, &PeerStatus> =
             status.peers.iter().map(|peer| (&peer.public_key, peer)).collect();
         let peers = self.peers.ordered.iter();
@@ -83,8 +92,9 @@ impl Identity {
             unix_time: unix_time.as_secs(),
             interface: self.interface_report(now, &status.public_key),
             sandbox: self.sandbox.report(),
-            guard,
-            peers: peers.filter_map(|(key, name)| Some(peer_report(name, by_key.get(key)?))).collect(),
+            guard: guard.clone(),
+            routes: routes_report(found),
+            peers: peers.filter_map(|(key, name)| Some(peer_report(name, by_key.get(key)?, found))).collect(),
             drops: status.drops.iter().map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
         }
     }
@@ -107,13 +117,19 @@ impl Identity {
     }
 }
 
-fn peer_report(name: &str, status: &PeerStatus) -> PeerReport {
+fn routes_report(found: &Found) -> RoutesReport {
+    let missing = Some(found.missing.clone()).filter(|missing| !missing.is_empty());
+    RoutesReport { repairs: found.repairs, missing, refused: found.refused.clone() }
+}
+
+fn peer_report(name: &str, status: &PeerStatus, found: &Found) -> PeerReport {
     PeerReport {
         name: name.to_owned(),
         public_key: status.public_key.to_string(),
         state: link_state(status.state),
         reason: status.reason.map(|reason| reason.as_str().to_owned()),
         state_since: status.state_since.as_secs_f64(),
+        route: found.faults.get(&status.public_key).cloned(),
         endpoint: status.endpoint.map(|endpoint| endpoint.remote),
         endpoint_source: status.endpoint_source.map(endpoint_source),
         allowed_ips: status.allowed_ips.clone(),
@@ -219,7 +235,8 @@ pub(super) mod tests {
         drops.add(DropReason::Malformed, 3);
         let status = DeviceStatus { public_key: key(9), peers: statuses, drops };
         let (now, unix_time) = (started_at + Duration::from_secs(61), Duration::from_secs(1_800_000_001));
-        identity.report(now, unix_time, &status, GuardReport::default())
+        let found = Found { faults: HashMap::from([(key(1), "10.77.0.11 dev eth0".to_owned())]), ..Found::default() };
+        identity.report(now, unix_time, &status, (&GuardReport::default(), &found))
     }
 
     #[test]
@@ -228,6 +245,8 @@ pub(super) mod tests {
         let report = report(peers, vec![peer_status(key(2)), peer_status(key(1))]);
         let named: Vec<_> = report.peers.iter().map(|peer| (peer.name.as_str(), peer.public_key.clone())).collect();
         assert_eq!(named, [("zebra", key(1).to_string()), ("ant", key(2).to_string())]);
+        let routes: Vec<_> = report.peers.iter().map(|peer| peer.route.as_deref()).collect();
+        assert_eq!(routes, [Some("10.77.0.11 dev eth0"), None]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What commands change of a daemon that runs, and the one owner of it: the configuration, the names of peers, and which of
 //! their links are draining.
 //!
-//! One command is carried out after the other. How, is in [`reload`](super::reload) and [`drain`](super::drain).
+//! One command is carried out after the other. How, is in [`reload`](super::reload),
+//! [`drain`](super::drain) and [`open`](super::open).
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use super::drain::Drained;
 use super::nftables::Guard;
 use super::report::Identity;
 use super::resolver::Resolver;
+use super::routes::Routes;
 use super::signals::{Asked, Signals};
 use crate::config::Config;
 use crate::dataplane::{Dataplane, Handle};
@@ -32,6 +34,7 @@ pub struct Running<'a> {
     pub(super) handle: Handle,
     pub(super) resolver: &'a RefCell<Resolver>,
     pub(super) guard: &'a RefCell<Guard>,
+    pub(super) routes: &'a Routes,
 }
 
 /// A command, and who waits for the answer.
@@ -47,12 +50,11 @@ impl<'a> Running<'a> {
         file: PathBuf,
         config: Config,
         identity: watch::Sender<Arc<Identity>>,
-        dataplane: &'a RefCell<Dataplane>,
-        resolver: &'a RefCell<Resolver>,
-        guard: &'a RefCell<Guard>,
+        (dataplane, resolver): (&'a RefCell<Dataplane>, &'a RefCell<Resolver>),
+        (guard, routes): (&'a RefCell<Guard>, &'a Routes),
     ) -> Self {
         let handle = dataplane.borrow().handle();
-        Self { file, config, identity, drained: Drained::default(), dataplane, handle, resolver, guard }
+        Self { file, config, identity, drained: Drained::default(), dataplane, handle, resolver, guard, routes }
     }
 
     /// Does what signals and requests ask for, until the daemon is to end. Returns whether its links may drain before.
@@ -84,6 +86,7 @@ impl<'a> Running<'a> {
             Command::Reload => self.reload_and_tell().await.map(Response::Reload),
             Command::Drain { peer } => self.set_draining(peer, true).map(Response::Drain),
             Command::Undrain { peer } => self.set_draining(peer, false).map(Response::Drain),
+            Command::Open { prefix } => self.open(prefix).await.map(Response::Open),
         };
         answer.unwrap_or_else(Response::from)
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::num::NonZero;
 use std::thread;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::config::{Config, DeviceMode, Endpoint, Peer, Refuse, Role, SuiteChoice, Workers};
 use crate::dataplane::{self, DataplaneConfig};
@@ -14,9 +14,10 @@ use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
 use crate::proto::policy::Policy;
 
-use super::netlink::{InterfaceSettings, MAIN_TABLE, RoutePlan, closed_routes};
+use super::netlink::{InterfaceSettings, MAIN_TABLE, Route, RoutePlan, closed_routes};
 use super::nftables::GuardSubject;
 use super::resolver::NamedPeer;
+use super::routes::{Plan, WatchedPeer};
 
 /// What the data plane starts with. Endpoints that are names are not known yet.
 pub fn dataplane_config(config: &Config) -> DataplaneConfig {
@@ -52,7 +53,10 @@ pub fn peer_configs(config: &Config) -> Vec<PeerConfig> {
 pub fn interface_settings(config: &Config, index: u32, offload: bool) -> InterfaceSettings {
     let interface = &config.interface;
     let routes = route_plan(config).routes;
-    let closed = if interface.fail_closed { closed_routes(&interface.addresses, &routes) } else { Vec::new() };
+    let (closed, open) = match interface.fail_closed {
+        true => (closed_routes(&interface.addresses, &routes), interface.open.clone()),
+        false => (Vec::new(), vec![IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())]),
+    };
     InterfaceSettings {
         index,
         name: interface.name.clone(),
@@ -63,6 +67,25 @@ pub fn interface_settings(config: &Config, index: u32, offload: bool) -> Interfa
         is_prepared: false,
         routes,
         closed,
+        open,
+    }
+}
+
+/// How the routes are to be from here on, where `refused` is what earlier configurations have had refused.
+pub fn route_watch_plan(config: &Config, settings: InterfaceSettings, refused: Vec<Route>) -> Plan {
+    let peers = config.peers.iter().map(watched_peer).collect();
+    Plan { settings, refused, open: config.interface.open.clone(), peers }
+}
+
+fn watched_peer(peer: &Peer) -> WatchedPeer {
+    let is_further =
+        |prefix: &&IpNet| prefix.prefix_len() > 0 && !peer.addresses.iter().any(|own| IpNet::from(*own) == **prefix);
+    WatchedPeer {
+        public_key: peer.public_key,
+        name: peer.name.clone(),
+        addresses: peer.addresses.clone(),
+        prefixes: peer.allowed_ips.iter().filter(is_further).copied().collect(),
+        endpoints: addresses(peer).map(|endpoint| endpoint.ip()).collect(),
     }
 }
 

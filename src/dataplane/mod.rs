@@ -28,7 +28,7 @@ use crate::proto::event::Event;
 use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
 use crate::proto::randomness::Entropy;
-use crate::proto::stats::DeviceStatus;
+use crate::proto::stats::{DeviceStatus, RouteFault};
 
 use self::counters::Counters;
 use self::inheritance::{Inheritance, Role};
@@ -371,6 +371,11 @@ impl Handle {
     /// Has a peer's link called draining, or no longer.
     pub fn set_draining(&self, key: PublicKey, draining: bool) {
         self.commands.send(Command::SetDraining(key, draining));
+    }
+
+    /// Tells how much of what is for a peer this machine's routes keep from the tunnel interface.
+    pub fn set_route_fault(&self, key: PublicKey, fault: Option<RouteFault>) {
+        self.commands.send(Command::SetRouteFault(key, fault));
     }
 
     /// Asks for the state of the device and its peers, and everything that was dropped. `reply` is called on a thread of

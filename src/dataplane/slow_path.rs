@@ -27,7 +27,7 @@ use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
 use crate::proto::router::{Notice, Router};
 use crate::proto::staged::StagedPacket;
-use crate::proto::stats::DeviceStatus;
+use crate::proto::stats::{DeviceStatus, RouteFault};
 use crate::proto::transmit::{Transmit, Way};
 
 use super::clock;
@@ -66,6 +66,7 @@ pub(super) enum Command {
     SetPrivateKey(PrivateKey, Option<PrivateKey>),
     SetAcceptedSuites(Vec<Suite>),
     SetDraining(PublicKey, bool),
+    SetRouteFault(PublicKey, Option<RouteFault>),
     UseSockets(Sockets),
     Status(Box<dyn FnOnce(DeviceStatus) + Send>),
     ShowLife(Arc<Beat>),
@@ -264,6 +265,7 @@ impl SlowPath {
                 Ok(Command::SetPrivateKey(key, previous)) => self.device.set_private_key(now, key, previous),
                 Ok(Command::SetAcceptedSuites(suites)) => self.device.set_accepted_suites(suites),
                 Ok(Command::SetDraining(key, draining)) => drop(self.device.set_draining(now, &key, draining)),
+                Ok(Command::SetRouteFault(key, fault)) => drop(self.device.set_route_fault(now, &key, fault)),
                 Ok(Command::UseSockets(sockets)) => self.sender = Sender::new(sockets),
                 Ok(Command::Status(reply)) => reply(self.status()),
                 Ok(Command::ShowLife(beat)) => beat.answer(),

@@ -6,8 +6,8 @@
 //! of four kinds:
 //!
 //! - **inputs** `handle_datagram`, `handle_packet`, `handle_notice`, `handle_timeout`;
-//! - **commands** `upsert_peer`, `remove_peer`, `set_endpoints`, `set_draining`, `set_private_key`, `set_unix_time`,
-//!   `set_accepted_suites`, `renew_sessions`, `shutdown`;
+//! - **commands** `upsert_peer`, `remove_peer`, `set_endpoints`, `set_draining`, `set_route_fault`, `set_private_key`,
+//!   `set_unix_time`, `set_accepted_suites`, `renew_sessions`, `shutdown`;
 //! - **outputs** `poll_transmit`, `poll_event`, `poll_router`, each called until it has no more;
 //! - **`poll_timeout`**, after the outputs: when to call `handle_timeout` if nothing else happens.
 //!

@@ -20,7 +20,7 @@ use super::policy::Policy;
 use super::session::Session;
 use super::session_slots::SessionSlots;
 use super::staged::StagedQueue;
-use super::stats::{EndpointSource, LinkReason, LinkState};
+use super::stats::{EndpointSource, LinkReason, LinkState, RouteFault};
 use super::tai64n::Tai64N;
 use super::timers::{Timer, TimerTable};
 use super::traffic::Traffic;
@@ -95,6 +95,8 @@ pub(super) struct Peer {
     pub(super) is_key_refused: bool,
     /// By command.
     pub(super) is_draining: bool,
+    /// What was found out about this machine's routes.
+    pub(super) route_fault: Option<RouteFault>,
     /// Sessions that were agreed.
     pub(super) handshakes: u64,
     /// Bytes of handshakes and of sessions that are no more.
@@ -181,6 +183,7 @@ impl Peer {
             is_gone: false,
             is_key_refused: false,
             is_draining: false,
+            route_fault: None,
             handshakes: 0,
             past_sent_bytes: 0,
             past_received_bytes: 0,
@@ -262,7 +265,9 @@ impl Peer {
         if self.usable_session(now).is_some() {
             return match () {
                 () if self.liveness.is_dead() => down(LinkReason::Unanswered),
+                () if self.route_fault == Some(RouteFault::Addresses) => down(LinkReason::Route),
                 () if self.is_draining => (LinkState::Draining, Some(LinkReason::Drained)),
+                () if self.route_fault.is_some() => (LinkState::Degraded, Some(LinkReason::Route)),
                 () if self.liveness.is_degraded() => (LinkState::Degraded, Some(LinkReason::Loss)),
                 () if self.path_mtu.is_narrow() => (LinkState::Degraded, Some(LinkReason::Mtu)),
                 () => (LinkState::Up, None),
@@ -275,6 +280,7 @@ impl Peer {
             () if is_wanted || self.sessions.next().is_some_and(|session| !session.is_expired(now)) => {
                 down(LinkReason::NoHandshake)
             }
+            () if self.route_fault == Some(RouteFault::Addresses) => down(LinkReason::Route),
             () => (LinkState::Idle, Some(LinkReason::NoTraffic)),
         }
     }

@@ -74,6 +74,8 @@ pub enum LinkReason {
     Unanswered,
     /// Down: the peer said that it is going away.
     Goodbye,
+    /// Down or degraded: packets for the peer, or for some of its prefixes, do not reach the tunnel interface.
+    Route,
     /// Idle: no session, and nothing to send.
     NoTraffic,
 }
@@ -89,6 +91,15 @@ pub enum EndpointSource {
     Learned,
     /// The peer was there before this device began, and the configuration names none.
     Remembered,
+}
+
+/// How much of what is for a peer this machine's routes keep from the tunnel interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RouteFault {
+    /// Some of its further prefixes, or parts of them: its link is degraded.
+    Part,
+    /// Its addresses: its link is down.
+    Addresses,
 }
 
 /// One peer, as [`Device::status`](super::device::Device::status) tells it.
@@ -185,6 +196,7 @@ impl LinkReason {
             Self::KeyRefused => "key-refused",
             Self::Unanswered => "unanswered",
             Self::Goodbye => "goodbye",
+            Self::Route => "route",
             Self::NoTraffic => "no-traffic",
         }
     }

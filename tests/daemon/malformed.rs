@@ -125,6 +125,14 @@ const REPLACED: &[Row] = &[
     (12, "drain_timeout = -1", "interface.drain_timeout", "-1 is too small", "a number from 0 to 86400"),
     (12, "drain_timeout = 86401", "interface.drain_timeout", "86401 is too large", "a number from 0 to 86400"),
     (12, "sandbox = \"on\"", "interface.sandbox", "a string, not true or false", "`sandbox = true`"),
+    (
+        12,
+        "open = [\"10.1.0.1/16\"]",
+        "interface.open",
+        "has bits set beyond its prefix length",
+        "\"10.1.0.0/16\" for the network",
+    ),
+    (12, "open = true", "interface.open", "true or false, not a list of strings", "`open = [\"10.1.0.0/16\"]`"),
     (12, "fail_closed = 1", "interface.fail_closed", "a number, not true or false", "`fail_closed = true`"),
     (12, "drain_timeout = \"30s\"", "interface.drain_timeout", "a string, not a whole number", "`drain_timeout = 30`"),
     // Peers.

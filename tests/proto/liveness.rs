@@ -15,7 +15,7 @@ use underpass::proto::event::Event;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::randomness::Entropy;
 use underpass::proto::router::Notice;
-use underpass::proto::stats::{LinkReason, LinkState};
+use underpass::proto::stats::{LinkReason, LinkState, RouteFault};
 
 use crate::pair::{InFlight, LATENCY, PING_DATAGRAM_LEN, Pair, Side, UNIX_TIME, device_config, peer_config, seconds};
 
@@ -333,6 +333,42 @@ fn a_drained_link_carries_on_and_is_called_draining_until_undrained() {
     assert!(pair.one.set_draining(now, &key, false));
     assert_eq!(link(&mut pair), (LinkState::Up, None));
     assert!(!pair.one.set_draining(now, &Side::One.public_key(), true), "nobody by that key");
+}
+
+#[test]
+fn a_link_whose_traffic_the_routes_keep_from_the_tunnel_is_down_and_carries_on() {
+    let mut pair = watched();
+    let key = Side::Two.public_key();
+    let set = |pair: &mut Pair, fault| {
+        let now = pair.now;
+        assert!(pair.one.set_route_fault(now, &key, fault));
+        link(pair)
+    };
+    let (down, degraded) = ((LinkState::Down, Some(LinkReason::Route)), (LinkState::Degraded, Some(LinkReason::Route)));
+    assert_eq!(set(&mut pair, Some(RouteFault::Part)), degraded);
+    assert_eq!(set(&mut pair, Some(RouteFault::Addresses)), down);
+    pair.send(Side::One, b"still carried");
+    pair.settle();
+    assert_eq!(pair.payloads(Side::Two), [b"still carried"]);
+    let now = pair.now;
+    assert!(pair.one.set_draining(now, &key, true));
+    assert_eq!(link(&mut pair), down, "no new connection arrives there, drained or not");
+    assert_eq!(set(&mut pair, Some(RouteFault::Part)).0, LinkState::Draining);
+    let now = pair.now;
+    assert!(pair.one.set_draining(now, &key, false));
+    assert_eq!(set(&mut pair, None), (LinkState::Up, None));
+    assert_eq!(told(&pair).first(), Some(&degraded));
+    assert!(!pair.one.set_route_fault(now, &Side::One.public_key(), None), "nobody by that key");
+}
+
+#[test]
+fn an_idle_link_whose_traffic_the_routes_keep_from_the_tunnel_is_down() {
+    let mut pair = Pair::new();
+    let (now, key) = (pair.now, Side::Two.public_key());
+    assert!(pair.one.set_route_fault(now, &key, Some(RouteFault::Part)));
+    assert_eq!(link(&mut pair), (LinkState::Idle, Some(LinkReason::NoTraffic)));
+    assert!(pair.one.set_route_fault(now, &key, Some(RouteFault::Addresses)));
+    assert_eq!(link(&mut pair), (LinkState::Down, Some(LinkReason::Route)));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use netns_tests::capture::{Capture, TcpDump};
 use netns_tests::frame::Content;
 use netns_tests::nginx::NginxApp;
-use netns_tests::underpass::{Config, Daemon};
+use netns_tests::underpass::{self, Config, Daemon, KeyPair, Peer, list};
 use netns_tests::{Host, probe, wait};
 use nix::sys::signal::Signal;
 
@@ -55,15 +55,18 @@ fn kill(daemon: &mut Daemon, host: &Host) {
     wait::until("its interface is gone", || !host.has_interface("underpass0"));
 }
 
+/// A packet that went around the tunnel. A daemon's datagrams to one that is killed are answered by ICMP.
+fn around(capture: &Capture) -> Option<Content> {
+    capture.contents().find(|content| {
+        !matches!(content, Content::Arp | Content::NeighbourDiscovery | Content::Udp(_) | Content::Ip(ICMP | ICMP_V6))
+    })
+}
+
 fn assert_nothing_readable(capture: &Capture) {
     for marker in [QUESTION, ANSWER] {
         assert_eq!(capture.count_containing(marker), 0, "{marker} is readable on the wire");
     }
-    // A daemon's datagrams to one that is killed are answered by ICMP.
-    let around = capture.contents().find(|content| {
-        !matches!(content, Content::Arp | Content::NeighbourDiscovery | Content::Udp(_) | Content::Ip(ICMP | ICMP_V6))
-    });
-    assert_eq!(around, None, "a packet went around the tunnel");
+    assert_eq!(around(capture), None, "a packet went around the tunnel");
 }
 
 /// The trap of [`trap`], and that it is one.
@@ -154,6 +157,8 @@ fn refusals_outlive_the_daemon_are_its_own_again_and_follow_the_configuration() 
     let proxy = Daemon::start(&ends.proxy, &behind(ends.proxy_interface().set("fwmark", "7")));
     assert_eq!(refusals(&ends.proxy), ["10.77.0.0/24", "10.99.0.0/16", "default", "fd77::/64"]);
     proxy.reload(&ends.proxy_calling(ENDPOINT));
+    assert_eq!(refusals(&ends.proxy), ["10.77.0.0/24", "10.99.0.0/16", "default", "fd77::/64"]);
+    assert_eq!(proxy.ask(&["open", "0.0.0.0/0"]).code(), 0);
     assert_eq!(refusals(&ends.proxy), networks);
     assert!(proxy.reload(&ends.proxy_calling(ENDPOINT).set("fail_closed", "false")).contains("interface.fail_closed"));
     assert_eq!(refusals(&ends.proxy), Vec::<String>::new());
@@ -170,4 +175,91 @@ fn refusals_outlive_the_daemon_are_its_own_again_and_follow_the_configuration() 
     assert_eq!(Daemon::start(&ends.proxy, &open).stop(), 0);
     assert_eq!(refusals(&ends.proxy), ["10.77.0.11", "10.78.0.0/24", "fd77::11"]);
     assert!(ends.proxy.routes("-4").contains("unreachable 10.66.0.0/16"), "an operator's own");
+}
+
+/// Routes for each peer's addresses alone, since a network of the interface would be refused for all of them.
+fn hosts(config: Config) -> Config {
+    config.set("addresses", list(["10.77.0.1/32", "fd77::1/128"]))
+}
+
+/// The trap of [`trap`]. The peer is removed from the configuration, and another takes its place.
+#[test]
+fn a_reload_that_removes_a_peer_sends_nothing_in_the_clear_until_its_address_is_opened() {
+    let ends = trap("removed-peer");
+    let _backend = Daemon::start(&ends.backend, &ends.backend_waiting());
+    let proxy = Daemon::start(&ends.proxy, &hosts(ends.proxy_calling(ENDPOINT)));
+    let _app = NginxApp::start(&ends.backend, app(), ANSWER);
+    assert!(ask(&ends.proxy));
+    let sniffer = TcpDump::start(&ends.proxy, "wan");
+    let other = KeyPair::generate(&ends.proxy);
+    let without = hosts(ends.proxy_interface().peer(Peer::new("other", &other.public, ["10.77.0.12"])));
+    let said = proxy.reload(&without);
+    assert!(!ask(&ends.proxy));
+    assert!(said.contains("still refused  10.77.0.11/32; `underpass open 10.77.0.11/32`"), "{said}");
+    assert_eq!(proxy.stop(), 0);
+    assert!(!ask(&ends.proxy));
+    let proxy = Daemon::start(&ends.proxy, &without);
+    assert!(!ask(&ends.proxy));
+    assert_eq!(refusals(&ends.proxy), ["10.77.0.11", "10.77.0.12", "fd77::11"]);
+    assert_nothing_readable(&sniffer.stop());
+
+    assert_eq!(proxy.status().part("routes").texts("refused"), ["10.77.0.11/32", "fd77::11/128"]);
+    assert!(proxy.ask(&["status"]).stdout.contains("still refused, no longer configured: 10.77.0.11/32, fd77::11/128"));
+    let check = underpass::command(&ends.proxy).args(["check", "--config"]).arg(without.write(&ends.proxy)).run();
+    assert!(check.contains("10.77.0.11/32 is still refused"), "{check}");
+    let sniffer = TcpDump::start(&ends.proxy, "wan");
+    let opened = proxy.ask(&["open", "10.77.0.0/24"]);
+    let expected = "open: 10.77.0.11/32\n\
+                    still configured, so refused without the tunnel: 10.77.0.12/32\nstill refused: fd77::11/128\n";
+    assert_eq!((opened.code(), opened.stdout.as_str()), (0, expected));
+    assert_eq!(refusals(&ends.proxy), ["10.77.0.12", "fd77::11"]);
+    ask(&ends.proxy);
+    assert!(around(&sniffer.stop()).is_some(), "what was opened does not pass");
+}
+
+/// The cable of [`Ends::wired`].
+#[test]
+fn what_stays_refused_follows_prefixes_restarts_and_the_configuration() {
+    let ends = Ends::wired("still-refused");
+    let behind = |prefixes: &[&str]| {
+        let peer = ends.backend_peer().endpoint(ENDPOINT).allowed_ips(prefixes.iter().copied());
+        ends.proxy_interface().peer(peer)
+    };
+    let own = ["10.77.0.0/24", "fd77::/64"];
+    let with = |more: &[&str]| {
+        let mut all: Vec<String> = own.iter().chain(more).map(|&network| network.to_owned()).collect();
+        all.sort();
+        all
+    };
+    let proxy = Daemon::start(&ends.proxy, &behind(&["10.66.0.0/16", "fd66::/48"]));
+    assert_eq!(refusals(&ends.proxy), with(&["10.66.0.0/16", "fd66::/48"]));
+    proxy.reload(&behind(&["10.66.1.0/24"]));
+    assert_eq!(refusals(&ends.proxy), with(&["10.66.0.0/16", "10.66.1.0/24", "fd66::/48"]));
+    let wider = proxy.reload(&behind(&["10.66.0.0/15"]));
+    assert!(wider.contains("still refused  fd66::/48;") && !wider.contains("10.66.1.0/24"), "{wider}");
+    assert_eq!(refusals(&ends.proxy), with(&["10.66.0.0/15", "fd66::/48"]));
+    // Nothing of it stands in the way of what is routed again.
+    let routed = ends.proxy.command("ip").args(["route", "get", "10.66.1.1"]).run();
+    assert!(routed.contains("dev underpass0"), "{routed}");
+
+    proxy.reload(&behind(&[]).set("open", list(["10.66.0.0/16"])));
+    assert_eq!(refusals(&ends.proxy), with(&["10.67.0.0/16", "fd66::/48"]));
+    let moved = behind(&[]).set("addresses", list(["10.78.0.1/24", "fd77::1/64"]));
+    proxy.reload(&moved);
+    let after = ["10.67.0.0/16", "10.77.0.0/24", "10.77.0.11", "10.78.0.0/24", "fd66::/48", "fd77::/64"];
+    assert!(
+        refusals(&ends.proxy).iter().all(|network| after.contains(&network.as_str())),
+        "{:?}",
+        refusals(&ends.proxy)
+    );
+    assert!(refusals(&ends.proxy).contains(&"10.77.0.0/24".to_owned()), "its network was another before");
+    assert_eq!(proxy.stop(), 0);
+    let open = |network: &str| underpass::command(&ends.proxy).args(["open", network]).run();
+    assert_eq!(open("fd66::/32"), "open: fd66::/48\n");
+    assert_eq!(open("10.67.128.0/17"), "open: 10.67.128.0/17\n");
+    assert!(refusals(&ends.proxy).contains(&"10.67.0.0/17".to_owned()));
+    assert_eq!(open("10.200.0.0/16"), "nothing in 10.200.0.0/16 was refused beside what is configured\n");
+    open("0.0.0.0/0");
+    open("::/0");
+    assert_eq!(refusals(&ends.proxy), Vec::<String>::new());
 }

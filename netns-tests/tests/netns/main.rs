@@ -30,6 +30,7 @@ mod prepared;
 mod reload;
 mod reordering;
 mod restart;
+mod routes;
 mod sandbox;
 mod security;
 mod service_unit;

@@ -170,6 +170,7 @@ mod tests {
             is_prepared: false,
             routes: routes.collect(),
             closed: Vec::new(),
+            open: Vec::new(),
         }
     }
 

@@ -58,6 +58,9 @@ fn remedy_of(reason: &str) -> &'static str {
         "key-refused" => "each side needs the other's public key: compare `underpass pubkey` with the configurations",
         "unanswered" => "the network between, or the machine, has failed: try to reach its endpoint",
         "goodbye" => "its daemon was stopped: start it again",
+        "route" => {
+            "`underpass status` names the route that takes its traffic around the tunnel: remove it, or the rule"
+        }
         "loss" => "the network between loses packets: look at it and at the interfaces' counters",
         "mtu" => "the path carries less than the interface's MTU: see path MTU in docs/operations.md",
         _ => "see docs/operations.md for this reason",

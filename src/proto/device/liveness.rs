@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::keys::PublicKey;
 use crate::packet::frame::Control;
 use crate::proto::constants::{
     ALTERNATIVE_AFTER_PINGS, CONNECTED_INTERVAL, LIVENESS_INTERVAL, LIVENESS_PINGS_PER_SECOND, PING_AFTER_DATA,
@@ -13,12 +14,24 @@ use crate::proto::event::Event;
 use crate::proto::liveness::Finding;
 use crate::proto::peer::{Peer, ReturnPath};
 use crate::proto::peer_table::PeerId;
+use crate::proto::stats::RouteFault;
 use crate::proto::timers::Timer;
 use crate::proto::transmit::Way;
 
 use super::{Device, SLOW_PATH_LANE};
 
 impl Device {
+    /// Takes what was found out about this machine's routes to a peer: `None` where all that is for it reaches the tunnel.
+    /// Nothing but its link's state changes; the session goes on. Returns whether there is such a peer.
+    pub fn set_route_fault(&mut self, now: Instant, key: &PublicKey, fault: Option<RouteFault>) -> bool {
+        let Some(id) = self.peers.by_key(key) else { return false };
+        if let Some(peer) = self.peers.get_mut(id) {
+            peer.route_fault = fault;
+        }
+        self.settle(now, id);
+        true
+    }
+
     /// Looks after a peer's link: it has a session, or data passes again, or it is time.
     pub(super) fn tend_link(&mut self, now: Instant, id: PeerId) {
         let interval = self.ping_interval();

@@ -1,0 +1,96 @@
+//! What the kernel would do with a packet: it is asked, so that rules, tables and metrics count as they do for packets.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures_util::TryStreamExt as _;
+use nix::errno::Errno;
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType, RouteVia};
+
+use super::{Netlink, errno, output_interface, table};
+
+/// A packet that this machine might send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Question {
+    /// Where to.
+    pub destination: IpAddr,
+    /// Where from, if a program has chosen.
+    pub source: Option<IpAddr>,
+}
+
+/// Where it would go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Out by an interface.
+    Out {
+        /// Its index.
+        interface: u32,
+        /// The next hop, if it is another one than the destination.
+        gateway: Option<IpAddr>,
+        /// The routing table that says so, where the kernel tells.
+        table: u32,
+    },
+    /// To this machine itself.
+    Local,
+    /// Nowhere: a route or rule refuses it, or there is none.
+    Refused,
+}
+
+impl Netlink {
+    /// Where the kernel sends a packet without a mark. `None` where it does not say.
+    pub async fn way(&self, question: Question) -> Option<Way> {
+        let answer = self.handle.route().get(message(question)).execute().try_next().await;
+        match answer {
+            Ok(route) => way(&route?),
+            Err(error) => is_refusal(errno(&error)?).then_some(Way::Refused),
+        }
+    }
+}
+
+fn message(Question { destination, source }: Question) -> RouteMessage {
+    let mut message = match destination {
+        IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build(),
+        IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build(),
+    };
+    message.header.flags = RouteFlags::LookupTable;
+    if let Some(source) = source {
+        message.header.source_prefix_length = if source.is_ipv4() { 32 } else { 128 };
+        message.attributes.push(RouteAttribute::Source(address(source)));
+    }
+    message
+}
+
+fn address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(address) => RouteAddress::Inet(address),
+        IpAddr::V6(address) => RouteAddress::Inet6(address),
+    }
+}
+
+fn way(route: &RouteMessage) -> Option<Way> {
+    match route.header.kind {
+        RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast => Some(Way::Local),
+        RouteType::Unicast => {
+            Some(Way::Out { interface: output_interface(route)?, gateway: gateway(route), table: table(route) })
+        }
+        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw => Some(Way::Refused),
+        _ => None,
+    }
+}
+
+pub(super) fn gateway(route: &RouteMessage) -> Option<IpAddr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(address)) | RouteAttribute::Via(RouteVia::Inet(address)) => {
+            Some((*address).into())
+        }
+        RouteAttribute::Gateway(RouteAddress::Inet6(address)) | RouteAttribute::Via(RouteVia::Inet6(address)) => {
+            Some((*address).into())
+        }
+        _ => None,
+    })
+}
+
+/// The kernel's words for unreachable, prohibited and blackholed, and for no route at all.
+fn is_refusal(errno: Errno) -> bool {
+    matches!(errno, Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL | Errno::ESRCH)
+}
