@@ -123,7 +123,8 @@ fn what_has_changed_of_a_peer_takes_effect() {
     probe::ping(&ends.proxy, "10.99.0.1").assert_all_answered();
     assert!(ends.proxy.routes("-6").contains("fd99::/32 dev underpass0"));
     proxy.reload(&ends.proxy_calling(ENDPOINT));
-    assert!(!ends.proxy.routes("-4").contains("10.99.0.0/16") && !ends.proxy.routes("-6").contains("fd99::/32"));
+    let (v4, v6) = (ends.proxy.routes("-4"), ends.proxy.routes("-6"));
+    assert!(!v4.contains("10.99.0.0/16 dev underpass0") && !v6.contains("fd99::/32 dev underpass0"), "{v4}{v6}");
     probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
 
     // It is found at another address.

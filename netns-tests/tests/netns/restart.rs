@@ -194,7 +194,7 @@ fn what_no_longer_fits_the_configuration_is_made_anew() {
     proxy.config = base(peer()).set("listen", "51999");
     proxy.kill_and_restart();
     let (v4, v6) = (ends.proxy.routes("-4"), ends.proxy.routes("-6"));
-    assert!(!v4.contains("10.99.0.0/16") && !v6.contains("fd99::/32"), "{v4}{v6}");
+    assert!(!v4.contains("10.99.0.0/16 dev underpass0") && !v6.contains("fd99::/32 dev underpass0"), "{v4}{v6}");
     assert!(v4.contains("10.98.0.0/16"), "{v4}");
 
     // Other addresses.
@@ -202,7 +202,10 @@ fn what_no_longer_fits_the_configuration_is_made_anew() {
     proxy.kill_and_restart();
     assert_eq!(proxy.interface_number(), number);
     let (v4, v6) = (ends.proxy.routes("-4"), ends.proxy.routes("-6"));
-    assert!(v4.contains("10.77.0.0/16") && !v4.contains("10.77.0.0/24") && !v6.contains("fd77::/64"), "{v4}{v6}");
+    assert!(
+        v4.contains("10.77.0.0/16") && !v4.contains("10.77.0.0/24") && !v6.contains("fd77::/64 dev underpass0"),
+        "{v4}{v6}"
+    );
     probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
 
     // Another number of workers needs another device.
