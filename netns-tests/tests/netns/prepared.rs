@@ -88,6 +88,8 @@ fn a_daemon_without_any_capability_runs_on_a_device_that_was_made_for_it() {
             let expected =
                 format!("Uid: 65534\nCapInh: {none}\nCapPrm: {none}\nCapEff: {none}\nCapBnd: {none}\nCapAmb: {none}\n");
             assert_eq!(capabilities(&daemon), expected);
+            let status = ends.proxy.command(PROGRAM).args(["status", "--json", "--socket", SOCKET]).run();
+            assert!(status.contains("\"missing\": null") && status.contains("\"repairs\": 0"), "{status}");
             assert!(ask(&ends.proxy, "reload"), "{}", daemon.log());
             assert!(ask(&ends.proxy, "restart"), "{}", daemon.log());
             probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();

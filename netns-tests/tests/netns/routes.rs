@@ -155,8 +155,11 @@ fn a_part_of_a_prefix_that_is_taken_around_the_tunnel_degrades_the_link() {
 fn set_up(host: &Host) -> BTreeSet<String> {
     let routes = ["-4", "-6"].map(|family| host.routes(family)).concat();
     let ours = routes.lines().filter(|line| line.contains("dev underpass0") || line.contains("proto 151"));
-    let is_told = |word: &&str| word.starts_with(|first: char| first.is_ascii_hexdigit()) || *word == "unreachable";
-    let destination = |line: &str| line.split_whitespace().take(2).take_while(is_told).collect::<Vec<_>>().join(" ");
+    let destination = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let is_address = words[0].contains(['.', ':']) || words[0] == "default";
+        if is_address { words[0].to_owned() } else { words[..2].join(" ") }
+    };
     let mut found: BTreeSet<String> = ours.map(destination).collect();
     let command = || host.command("ip");
     let addresses = command().args(["-oneline", "address", "show", "dev", "underpass0"]).run();
@@ -277,8 +280,11 @@ fn sound_installations_raise_no_alarm() {
     .enumerate()
     {
         let ends = Ends::wired(&format!("sound-{number}"));
+        let (into_it, beside): (Vec<&str>, Vec<&str>) =
+            commands.iter().partition(|command| command.ends_with("underpass0"));
+        ip_all(&ends.proxy, &beside);
         let (proxy, _backend) = start(&ends, behind, more);
-        ip_all(&ends.proxy, commands);
+        ip_all(&ends.proxy, &into_it);
         // Has it look once more, after all of them.
         ends.proxy.ip("route add 203.0.113.0/24 via 10.1.0.2");
         wait::holds_during(Duration::from_millis(500), &format!("installation {number} is sound"), || {

@@ -86,7 +86,9 @@ impl Drift {
     pub fn between(settings: &InterfaceSettings, refused: &[Route], readings: &Readings) -> Self {
         let lacks = |there: &HashSet<Route>, route: &Route| !there.contains(route);
         let routes = settings.routes.iter().copied().chain(networks(&settings.addresses));
-        let refusals = settings.closed.iter().chain(refused).copied();
+        // A device that was made beforehand stays without a daemon, and refuses what nobody reads.
+        let closed = if settings.is_prepared { &[][..] } else { &settings.closed };
+        let refusals = closed.iter().chain(refused).copied();
         Self {
             mtu: readings.mtu.is_some_and(|mtu| mtu != u32::from(settings.mtu)),
             is_down: !readings.is_up,
@@ -314,6 +316,13 @@ mod tests {
     #[test]
     fn nothing_is_missing_of_what_is_whole() {
         assert!(Drift::between(&settings(), &[route("10.66.0.0/16")], &whole()).is_empty());
+    }
+
+    #[test]
+    fn a_device_that_was_made_beforehand_needs_no_refusals() {
+        let settings = InterfaceSettings { is_prepared: true, ..settings() };
+        let readings = Readings { refusals: HashSet::new(), ..whole() };
+        assert!(Drift::between(&settings, &[], &readings).is_empty());
     }
 
     #[test]
