@@ -297,7 +297,7 @@ impl Netlink {
 
     /// The interface that datagrams to `destination` with this firewall mark would leave by.
     pub async fn egress(&self, destination: IpAddr, fwmark: Option<u32>) -> Option<u32> {
-        output_interface(&self.route_get(destination, fwmark).await.ok()??)
+        output_interface(&self.route_get(destination, None, fwmark).await.ok()??)
     }
 
     /// The kernel itself allows an address twice; packets then go astray without a word.

@@ -1,11 +1,9 @@
 //! What the kernel would do with a packet: it is asked, so that rules, tables and metrics count as they do for packets.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use futures_util::TryStreamExt as _;
 use nix::errno::Errno;
-use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType, RouteVia};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
 
 use super::{Netlink, errno, output_interface, table};
 
@@ -38,32 +36,11 @@ pub enum Way {
 
 impl Netlink {
     /// Where the kernel sends a packet without a mark. `None` where it does not say.
-    pub async fn way(&self, question: Question) -> Option<Way> {
-        let answer = self.handle.route().get(message(question)).execute().try_next().await;
-        match answer {
+    pub async fn way(&self, Question { destination, source }: Question) -> Option<Way> {
+        match self.route_get(destination, source, None).await {
             Ok(route) => way(&route?),
             Err(error) => is_refusal(errno(&error)?).then_some(Way::Refused),
         }
-    }
-}
-
-fn message(Question { destination, source }: Question) -> RouteMessage {
-    let mut message = match destination {
-        IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build(),
-        IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build(),
-    };
-    message.header.flags = RouteFlags::LookupTable;
-    if let Some(source) = source {
-        message.header.source_prefix_length = if source.is_ipv4() { 32 } else { 128 };
-        message.attributes.push(RouteAttribute::Source(address(source)));
-    }
-    message
-}
-
-fn address(address: IpAddr) -> RouteAddress {
-    match address {
-        IpAddr::V4(address) => RouteAddress::Inet(address),
-        IpAddr::V6(address) => RouteAddress::Inet6(address),
     }
 }
 

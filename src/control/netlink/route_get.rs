@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use futures_util::TryStreamExt as _;
 use nix::errno::Errno;
 use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType};
 
 use super::{Netlink, errno, output_interface};
 
@@ -27,24 +27,38 @@ pub enum Lookup {
 impl Netlink {
     /// Asks where packets to `destination` with this firewall mark would go.
     pub async fn lookup(&self, destination: IpAddr, fwmark: Option<u32>) -> Lookup {
-        match self.route_get(destination, fwmark).await {
+        match self.route_get(destination, None, fwmark).await {
             Ok(Some(route)) => of_route(&route),
             Ok(None) => Lookup::Unknown,
             Err(error) => of_error(errno(&error)),
         }
     }
 
+    /// The same from `source`, if a program has chosen one, in the kernel's words.
     pub(super) async fn route_get(
         &self,
         destination: IpAddr,
+        source: Option<IpAddr>,
         fwmark: Option<u32>,
     ) -> Result<Option<RouteMessage>, rtnetlink::Error> {
         let mut message = match destination {
             IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build(),
             IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build(),
         };
+        message.header.flags = RouteFlags::LookupTable;
+        if let Some(source) = source {
+            message.header.source_prefix_length = if source.is_ipv4() { 32 } else { 128 };
+            message.attributes.push(RouteAttribute::Source(route_address(source)));
+        }
         message.attributes.extend(fwmark.map(RouteAttribute::Mark));
         self.handle.route().get(message).execute().try_next().await
+    }
+}
+
+fn route_address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(address) => RouteAddress::Inet(address),
+        IpAddr::V6(address) => RouteAddress::Inet6(address),
     }
 }
 
