@@ -31,7 +31,7 @@ mod route_get;
 
 pub use changes::{Failed, InterfaceChanges};
 use closed::is_refusal;
-pub use closed::{closed_routes, still_refused};
+pub use closed::{closed_routes, still_refused, without};
 pub use drift::{Drift, KernelRoute, Readings, Repaired};
 pub use lookup::{Question, Way};
 pub use monitor::RouteMonitor;
@@ -282,6 +282,7 @@ impl Netlink {
             is_prepared: false,
             routes: Vec::new(),
             closed: Vec::new(),
+            open: Vec::new(),
         };
         self.configure_link(&settings, &mut Missing::of(&settings)).await
     }

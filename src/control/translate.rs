@@ -14,7 +14,7 @@ use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
 use crate::proto::policy::Policy;
 
-use super::netlink::{InterfaceSettings, MAIN_TABLE, Route, RoutePlan, closed_routes};
+use super::netlink::{InterfaceSettings, MAIN_TABLE, Route, RoutePlan, closed_routes, without};
 use super::nftables::GuardSubject;
 use super::resolver::NamedPeer;
 use super::routes::{Plan, WatchedPeer};
@@ -92,14 +92,14 @@ fn watched_peer(peer: &Peer) -> WatchedPeer {
 /// What is to be refused on other interfaces. `None` if nothing is to be.
 pub fn guard_subject(config: &Config) -> Option<GuardSubject> {
     let interface = &config.interface;
-    let routes = route_plan(config).routes.into_iter();
+    let routes = route_plan(config).routes.into_iter().filter(|route| route.table == MAIN_TABLE);
     let mut ports: Vec<u16> = interface.listen.iter().map(SocketAddr::port).collect();
     ports.sort_unstable();
     ports.dedup();
     interface.fail_closed.then(|| GuardSubject {
         interface: interface.name.clone(),
         addresses: interface.addresses.clone(),
-        routed: routes.filter(|route| route.table == MAIN_TABLE).map(|route| route.destination).collect(),
+        routed: routes.flat_map(|route| without(route.destination, &interface.open)).collect(),
         endpoints: config.peers.iter().flat_map(addresses).map(|endpoint| endpoint.ip()).collect(),
         ports,
         fwmark: interface.fwmark,

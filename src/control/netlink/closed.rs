@@ -156,7 +156,7 @@ pub(super) fn is_refusal_of(route: &RouteMessage, interface: &str) -> bool {
 }
 
 /// The networks that are left of `net` once each of `open` is taken out of it.
-fn without(net: IpNet, open: &[IpNet]) -> Vec<IpNet> {
+pub fn without(net: IpNet, open: &[IpNet]) -> Vec<IpNet> {
     open.iter().fold(vec![net], |left, hole| left.into_iter().flat_map(|net| subtract(net, *hole)).collect())
 }
 
