@@ -69,6 +69,8 @@ fn stated_constants() -> Vec<(String, String)> {
         ("PATH_RAISE_INTERVAL", time(c::PATH_RAISE_INTERVAL)),
         ("ALTERNATIVE_AFTER_PINGS", c::ALTERNATIVE_AFTER_PINGS.to_string()),
         ("ALTERNATIVE_DELAY", time(c::ALTERNATIVE_DELAY)),
+        ("CANDIDATE_INTERVAL", time(c::CANDIDATE_INTERVAL)),
+        ("CANDIDATES_PER_SECOND", c::CANDIDATES_PER_SECOND.to_string()),
         ("PREFERRED_PROBE_INTERVAL", time(c::PREFERRED_PROBE_INTERVAL)),
         ("PREFERRED_PONGS", c::PREFERRED_PONGS.to_string()),
         ("COOKIE_LIFETIME", time(c::COOKIE_LIFETIME)),

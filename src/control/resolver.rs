@@ -173,6 +173,9 @@ struct Pace {
     longest: Duration,
 }
 
+/// The most addresses of one answer that are used: more than any peer has, and few enough to be tried in turn within a second.
+const MAX_ADDRESSES: usize = 8;
+
 const PACE: Pace = Pace {
     first_retry: Duration::from_secs(1),
     last_retry: Duration::from_secs(60),
@@ -202,7 +205,7 @@ async fn follow<L, F, U>(
                 Ok(found) => {
                     valid_for = valid_for.min(found.valid_for);
                     let before = known.remove(host).unwrap_or_default();
-                    known.insert(host, in_order_of(&before, found.addresses));
+                    known.insert(host, chosen(&before, found.addresses, families));
                 }
                 Err(error) => failure = Some((host, error)),
             }
@@ -244,11 +247,30 @@ fn name(endpoint: &Endpoint) -> Option<&str> {
     }
 }
 
-/// Those that were known keep their places, so that a server that deals out its addresses in turn moves no link.
-fn in_order_of(before: &[IpAddr], found: Vec<IpAddr>) -> Vec<IpAddr> {
+/// The addresses of an answer that are used: at most [`MAX_ADDRESSES`], of families that have a socket. Known ones come first
+/// and keep their places, so that a server that deals out its addresses in turn moves no link; a family has at least half
+/// of the places if it has as many addresses, whichever was first in the answer.
+fn chosen(before: &[IpAddr], found: Vec<IpAddr>, families: Families) -> Vec<IpAddr> {
     let kept = before.iter().copied().filter(|address| found.contains(address));
     let added = found.iter().copied().filter(|address| !before.contains(address));
-    kept.chain(added).collect()
+    let mut chosen: Vec<IpAddr> = Vec::new();
+    let mut left = share_places(&found, families);
+    for address in kept.chain(added) {
+        let left = if address.is_ipv4() { &mut left.0 } else { &mut left.1 };
+        if *left > 0 && !chosen.contains(&address) {
+            *left -= 1;
+            chosen.push(address);
+        }
+    }
+    chosen
+}
+
+/// How many addresses of IPv4 and of IPv6 are used.
+fn share_places(found: &[IpAddr], families: Families) -> (usize, usize) {
+    let v4 = if families.v4 { found.iter().filter(|address| address.is_ipv4()).count() } else { 0 };
+    let v6 = if families.v6 { found.iter().filter(|address| address.is_ipv6()).count() } else { 0 };
+    let share = |other: usize| MAX_ADDRESSES - other.min(MAX_ADDRESSES / 2);
+    (v4.min(share(v6)), v6.min(share(v4)))
 }
 
 /// All addresses of a family that we have a socket for, in the order of the endpoints.
@@ -269,6 +291,11 @@ fn addresses(endpoints: &[Endpoint], known: &HashMap<&str, Vec<IpAddr>>, familie
         }
     }
     addresses
+}
+
+/// The addresses that a name has now, by the same servers and files.
+pub async fn addresses_of_name(host: &str) -> io::Result<Vec<IpAddr>> {
+    Ok(look_up(host.to_owned()).await?.addresses)
 }
 
 /// The configuration of the system's resolver is read anew each time: it changes with the network.
@@ -373,6 +400,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_answer_of_4000_addresses_gives_eight_of_both_families_and_the_same_when_it_is_shuffled() {
+        let address = |number: u16| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, number]);
+        let v4 = |number: u16| IpAddr::from([198, 18, (number >> 8) as u8, number as u8]);
+        let many: Vec<IpAddr> = (0..2000).map(address).chain((0..2000).map(v4)).collect();
+        let (mut shuffled, last) = (many.clone(), "203.0.113.1".parse().unwrap());
+        shuffled.reverse();
+        shuffled.insert(0, last);
+        let answer = |addresses: Vec<IpAddr>, valid_for| Ok(Found { addresses, valid_for });
+        let answers = vec![answer(many, SHORT), answer(shuffled, SHORT), found(&["203.0.113.1"], LONG)];
+        let (_resolver, mut updated) = follow_app1(app1(&["app1.example"]), BOTH, answers);
+        let used = next(&mut updated).await;
+        let expected: Vec<IpAddr> = (0..4).map(address).chain((0..4).map(v4)).collect();
+        assert_eq!(used.iter().map(SocketAddr::ip).collect::<Vec<_>>(), expected);
+        assert_eq!(next(&mut updated).await, [at("203.0.113.1:51900")], "the shuffled answer changed nothing");
+    }
+
+    #[test]
+    fn a_family_leaves_the_places_that_it_does_not_need_to_the_other() {
+        let v4 = |number: u8| IpAddr::from([192, 0, 2, number]);
+        let v6: IpAddr = "2001:db8::1".parse().unwrap();
+        let found: Vec<IpAddr> = (0..20).map(v4).chain([v6]).collect();
+        let expected: Vec<IpAddr> = (0..7).map(v4).chain([v6]).collect();
+        assert_eq!(chosen(&[], found.clone(), BOTH), expected);
+        let only_v4 = Families { v4: true, v6: false };
+        assert_eq!(chosen(&[], found, only_v4), (0..8).map(v4).collect::<Vec<_>>());
+        assert!(chosen(&[], vec![v6], only_v4).is_empty());
+    }
+
+    #[tokio::test]
     async fn looks_again_when_the_time_to_live_is_over() {
         let answers = vec![found(&["192.0.2.1"], SHORT), found(&["192.0.2.2"], LONG)];
         let (_resolver, mut updated) = follow_app1(app1(&["app1.example"]), BOTH, answers);
@@ -419,8 +475,8 @@ mod tests {
     #[test]
     fn known_addresses_keep_their_places_whatever_the_order_of_the_answer() {
         let [a, b, c] = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|text| text.parse::<IpAddr>().unwrap());
-        assert_eq!(in_order_of(&[a, b], vec![c, b, a]), [a, b, c]);
-        assert_eq!(in_order_of(&[a, b], vec![c, b]), [b, c]);
+        assert_eq!(chosen(&[a, b], vec![c, b, a], BOTH), [a, b, c]);
+        assert_eq!(chosen(&[a, b], vec![c, b], BOTH), [b, c]);
     }
 
     #[tokio::test]

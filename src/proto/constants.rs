@@ -83,6 +83,10 @@ pub const DEGRADED_UNTIL_LOSS: f64 = 0.10;
 pub const ALTERNATIVE_AFTER_PINGS: u32 = 3;
 /// An initiation that was not answered goes to the peer's other endpoints after this long (RFC 8305 §5).
 pub const ALTERNATIVE_DELAY: Duration = Duration::from_millis(250);
+/// A peer's other endpoints are tried in turn, one in this interval after the first two: seven of them within a second.
+pub const CANDIDATE_INTERVAL: Duration = Duration::from_millis(150);
+/// Of all peers together at most so many are tried: with more peers, each more rarely.
+pub const CANDIDATES_PER_SECOND: u32 = 1_000;
 /// Endpoints that come before the one in use are probed this often.
 pub const PREFERRED_PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// One of them is used again after it has answered so often in a row.

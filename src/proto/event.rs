@@ -99,3 +99,20 @@ pub enum Event {
         endpoint: Endpoint,
     },
 }
+
+impl Event {
+    /// Whose it is, by the configured key.
+    pub fn peer(&self) -> PublicKey {
+        match self {
+            Self::Packet { peer, .. }
+            | Self::SessionEstablished { peer, .. }
+            | Self::SessionEnded { peer }
+            | Self::LinkChanged { peer, .. }
+            | Self::RoundTrip { peer, .. }
+            | Self::HandshakeUnanswered { peer }
+            | Self::HandshakeGivenUp { peer }
+            | Self::Goodbye { peer }
+            | Self::EndpointChanged { peer, .. } => *peer,
+        }
+    }
+}

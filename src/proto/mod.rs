@@ -85,6 +85,7 @@
 
 mod aead;
 pub mod allowed_ips;
+mod candidates;
 pub mod constants;
 pub mod cookie;
 pub mod device;
@@ -96,6 +97,7 @@ pub mod handshake;
 mod lane_paths;
 mod liveness;
 pub mod noise;
+pub mod pace;
 pub mod path_mtu;
 pub mod peer;
 pub mod peer_table;

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use crate::keys::{PresharedKey, PublicKey};
 
+use super::candidates::Candidates;
 use super::cookie::{CookieJar, MacKeys};
 use super::endpoint::Endpoint;
 use super::lane_paths::LanePaths;
@@ -63,6 +64,7 @@ pub(super) struct Peer {
     pub(super) endpoint: Option<Endpoint>,
     /// Where it was before this device began.
     pub(super) remembered: Option<SocketAddr>,
+    pub(super) candidates: Candidates,
     /// Where it was when we were told that it is elsewhere, and when that was.
     pub(super) left: Option<LeftPlace>,
     /// Set while we want a session and nobody has answered yet.
@@ -161,6 +163,7 @@ impl Peer {
             active_remote: 0,
             endpoint: config.endpoints.first().copied(),
             remembered: None,
+            candidates: Candidates::default(),
             left: None,
             attempt: None,
             last_initiation_at: None,

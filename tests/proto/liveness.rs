@@ -587,3 +587,24 @@ fn a_first_endpoint_that_is_dead_from_the_start_costs_a_fraction_of_a_second() {
     let took = until(&mut pair, "up", |pair| pair.is_up(Side::One));
     assert!(took < Duration::from_millis(350), "{took:?}");
 }
+
+#[test]
+fn eight_endpoints_that_do_not_answer_are_all_tried_and_get_less_than_20_datagrams_a_second() {
+    let addresses: Vec<SocketAddr> = (1..=8).map(|number| SocketAddr::from(([203, 0, 113, number], 51900))).collect();
+    let endpoints: Vec<Endpoint> = addresses.iter().copied().map(Endpoint::new).collect();
+    let mut pair = Pair::with(
+        |two| {
+            two.watched = true;
+            two.endpoints = endpoints;
+        },
+        |_| (),
+    );
+    pair.advance(seconds(1));
+    let tried: BTreeSet<SocketAddr> = pair.destinations.iter().map(|(_, to)| *to).collect();
+    assert_eq!(tried, addresses.into_iter().collect());
+    pair.advance(seconds(120));
+    let sent: Vec<Instant> = pair.destinations.iter().map(|(at, _)| *at).collect();
+    let within_a_second = |first: &Instant| sent.iter().filter(|at| (*first..*first + seconds(1)).contains(at)).count();
+    let most = sent.iter().map(within_a_second).max();
+    assert!(most <= Some(20), "{most:?}");
+}

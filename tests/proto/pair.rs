@@ -90,6 +90,8 @@ pub(crate) struct Pair {
     pub wire: VecDeque<InFlight>,
     /// Every datagram sent, with its sender.
     pub sent: Vec<(Instant, Side, Vec<u8>)>,
+    /// Where side one sent each.
+    pub destinations: Vec<(Instant, SocketAddr)>,
     /// Every packet delivered, with its receiver.
     pub delivered: Vec<(Instant, Side, Vec<u8>)>,
     pub events: Vec<(Side, Event)>,
@@ -199,6 +201,7 @@ impl Pair {
             addresses: [Side::One.address(), Side::Two.address()],
             wire: VecDeque::new(),
             sent: Vec::new(),
+            destinations: Vec::new(),
             delivered: Vec::new(),
             events: Vec::new(),
             refused: Vec::new(),
@@ -310,6 +313,9 @@ impl Pair {
         for side in [Side::One, Side::Two] {
             while let Some(transmit) = self.device(side).poll_transmit() {
                 self.sent.push((self.now, side, transmit.payload.clone()));
+                if side == Side::One {
+                    self.destinations.push((self.now, transmit.endpoint.remote));
+                }
                 let is_too_long = !transmit.may_fragment && transmit.payload.len() > self.longest[side as usize];
                 if is_too_long || (self.lose)(side, &transmit.payload) {
                     continue;

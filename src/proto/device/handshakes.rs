@@ -48,7 +48,7 @@ impl Device {
         self.refresh_randomness();
         self.release_pending(id);
         let index = self.peers.allocate_index(id, &mut self.randomness);
-        let parameters = self.parameters();
+        let (parameters, candidate_interval) = (self.parameters(), self.candidate_interval());
         let peer = self.peers.get_mut(id).expect("the caller has found it");
         let is_eager = peer.is_kept();
         let Some(attempt) = peer.attempt.as_mut() else { return self.peers.release_index(index) };
@@ -79,12 +79,12 @@ impl Device {
         attempt.pending = Some((pending, index));
         attempt.message = message;
         let is_retry = attempt.initiations > 1;
-        let has_others = peer.config.endpoints.iter().any(|other| other.remote != endpoint.remote);
-        if has_others && attempt.call_back_to.is_none() {
-            // Nobody answers at this address, or has answered there lately: whoever forwards a datagram of a peer makes it
-            // seem to have roamed there.
-            let is_lost = is_retry || peer.liveness.is_dead();
-            peer.timers.set(Timer::Alternatives, if is_lost { now } else { now + ALTERNATIVE_DELAY });
+        // Nobody answers at this address, or has answered there lately: whoever forwards a datagram of a peer makes it
+        // seem to have roamed there.
+        let is_lost = is_retry || peer.liveness.is_dead();
+        if attempt.call_back_to.is_none() && peer.candidates.start_round(&peer.config.endpoints, endpoint.remote) {
+            let wanted = if is_lost { now } else { now + ALTERNATIVE_DELAY };
+            peer.timers.set(Timer::Alternatives, wanted.max(peer.candidates.next_at(now, candidate_interval)));
         }
         self.send_newest_initiation(now, id);
     }
@@ -92,8 +92,10 @@ impl Device {
     /// Sends the newest initiation once more where it went.
     pub(super) fn repeat_initiation(&mut self, now: Instant, id: PeerId) {
         self.send_newest_initiation(now, id);
-        if self.peers.get_mut(id).is_some_and(|peer| peer.timers.get(Timer::Alternatives).is_none()) {
-            self.send_to_alternatives(now, id);
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let Some(endpoint) = peer.endpoint.filter(|_| peer.timers.get(Timer::Alternatives).is_none()) else { return };
+        if peer.candidates.start_round(&peer.config.endpoints, endpoint.remote) {
+            self.send_to_next_candidate(now, id);
         }
     }
 
@@ -113,16 +115,22 @@ impl Device {
         }
     }
 
-    /// Sends the newest initiation to the endpoints where it has not gone yet: the first that answers is used.
-    pub(super) fn send_to_alternatives(&mut self, now: Instant, id: PeerId) {
+    /// Sends the newest initiation to the next of the peer's other endpoints, and has the rest of the round follow at their
+    /// pace: the first that answers is used.
+    pub(super) fn send_to_next_candidate(&mut self, now: Instant, id: PeerId) {
+        let interval = self.candidate_interval();
         let Some(peer) = self.peers.get_mut(id) else { return };
         let (Some(attempt), Some(endpoint)) = (&peer.attempt, peer.endpoint) else { return };
-        for other in peer.config.endpoints.iter().filter(|other| other.remote != endpoint.remote) {
+        if let Some(candidate) = peer.candidates.take(now, interval, &peer.config.endpoints, endpoint.remote) {
             peer.past_sent_bytes += attempt.message.len() as u64;
+            peer.traffic.on_sent(now, false);
             let payload = attempt.message.clone();
-            self.transmits.push_back(Transmit::handshake(*other, peer.config.dscp, payload));
+            self.transmits.push_back(Transmit::handshake(candidate, peer.config.dscp, payload));
         }
-        peer.traffic.on_sent(now, false);
+        if peer.candidates.has_more() {
+            let next = peer.candidates.next_at(now, interval);
+            peer.timers.set(Timer::Alternatives, next.max(now + Duration::from_millis(1)));
+        }
     }
 
     /// Forgets the attempt under way, with its ephemeral keys.

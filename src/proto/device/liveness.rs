@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use crate::keys::PublicKey;
 use crate::packet::frame::Control;
 use crate::proto::constants::{
-    ALTERNATIVE_AFTER_PINGS, CONNECTED_INTERVAL, LIVENESS_INTERVAL, LIVENESS_PINGS_PER_SECOND, PING_AFTER_DATA,
-    PREFERRED_PONGS, PREFERRED_PROBE_INTERVAL,
+    ALTERNATIVE_AFTER_PINGS, CANDIDATE_INTERVAL, CANDIDATES_PER_SECOND, CONNECTED_INTERVAL, LIVENESS_INTERVAL,
+    LIVENESS_PINGS_PER_SECOND, PING_AFTER_DATA, PREFERRED_PONGS, PREFERRED_PROBE_INTERVAL,
 };
 use crate::proto::endpoint::Endpoint;
 use crate::proto::error::DropReason;
@@ -60,7 +60,7 @@ impl Device {
                     self.initiate(now, id);
                 }
                 if unanswered >= ALTERNATIVE_AFTER_PINGS {
-                    self.probe_alternatives(now, id);
+                    self.probe_next_candidate(now, id);
                 }
             }
             Some(Finding::Died) => {
@@ -118,14 +118,13 @@ impl Device {
         self.initiate(now, id);
     }
 
-    /// Asks at the peer's other endpoints whether it hears us there.
-    fn probe_alternatives(&mut self, now: Instant, id: PeerId) {
+    /// Asks at the next of the peer's other endpoints whether it hears us there, unless their pace forbids it.
+    fn probe_next_candidate(&mut self, now: Instant, id: PeerId) {
+        let interval = self.candidate_interval();
         let Some(peer) = self.peers.get_mut(id) else { return };
-        let current = peer.endpoint.map(|endpoint| endpoint.remote);
-        let others = peer.config.endpoints.iter().filter(|endpoint| Some(endpoint.remote) != current);
-        let others: Vec<Endpoint> = others.copied().collect();
-        for endpoint in others {
-            self.probe(now, id, endpoint);
+        let Some(endpoint) = peer.endpoint else { return };
+        if let Some(candidate) = peer.candidates.take(now, interval, &peer.config.endpoints, endpoint.remote) {
+            self.probe(now, id, candidate);
         }
     }
 
@@ -198,6 +197,12 @@ impl Device {
     fn ping_interval(&self) -> Duration {
         let peers = u32::try_from(self.peers.len()).unwrap_or(u32::MAX);
         LIVENESS_INTERVAL.max(Duration::from_secs(1) / LIVENESS_PINGS_PER_SECOND * peers)
+    }
+
+    /// A name may lead anywhere: neither one peer's addresses nor those of many are a stream of datagrams.
+    pub(super) fn candidate_interval(&self) -> Duration {
+        let peers = u32::try_from(self.peers.len()).unwrap_or(u32::MAX);
+        CANDIDATE_INTERVAL.max(Duration::from_secs(1) / CANDIDATES_PER_SECOND * peers)
     }
 }
 

@@ -34,7 +34,7 @@ impl Device {
             Timer::Rekey => self.initiate(now, id),
             Timer::Expiry => self.on_expiry(now, id),
             Timer::Liveness => self.tend_link(now, id),
-            Timer::Alternatives => self.send_to_alternatives(now, id),
+            Timer::Alternatives => self.send_to_next_candidate(now, id),
             Timer::LanePaths => self.on_lane_paths(now, id),
             Timer::PathMtu => self.tend_path(now, id),
         }
