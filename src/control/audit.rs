@@ -30,25 +30,27 @@ pub(super) struct Connected<'a> {
     pub(super) state: &'static str,
     /// Why, if it is not simply up.
     pub(super) reason: Option<&'static str>,
+    /// How many changes the line stands for, if several came within a second.
+    pub(super) changes: Option<u64>,
 }
 
 /// A link carries traffic that carried none.
 pub(super) fn connected(link: Connected<'_>) {
-    let Connected { peer, key, endpoint, suite, state, reason } = link;
+    let Connected { peer, key, endpoint, suite, state, reason, changes } = link;
     let endpoint = endpoint.map(display);
     tracing::info!(
-        target: TARGET, event = "peer-connected", peer, key = key.short(), endpoint, suite, reason, "link {state}"
+        target: TARGET, event = "peer-connected", peer, key = key.short(), endpoint, suite, reason, changes, "link {state}"
     );
 }
 
 /// A link carries traffic no longer. `expected` if nobody need look.
 pub(super) fn disconnected(link: Connected<'_>, expected: bool) {
-    let Connected { peer, key, endpoint, state, reason, .. } = link;
+    let Connected { peer, key, endpoint, state, reason, changes, .. } = link;
     let (key, endpoint) = (key.short(), endpoint.map(display));
     if expected {
-        tracing::info!(target: TARGET, event = "peer-disconnected", peer, key, endpoint, reason, "link {state}");
+        tracing::info!(target: TARGET, event = "peer-disconnected", peer, key, endpoint, reason, changes, "link {state}");
     } else {
-        tracing::warn!(target: TARGET, event = "peer-disconnected", peer, key, endpoint, reason, "link {state}");
+        tracing::warn!(target: TARGET, event = "peer-disconnected", peer, key, endpoint, reason, changes, "link {state}");
     }
 }
 
@@ -74,7 +76,7 @@ pub(super) fn sessions_renewed(cause: Interruption) {
 /// A client of the control socket wants something to be done. The system tells who it is.
 pub(super) fn asked(command: &Command, user: u32, process: Option<i32>) {
     let (command, peer) = match command {
-        Command::Status => return,
+        Command::Status | Command::Compare => return,
         Command::Reload => ("reload", None),
         Command::Restart => ("restart", None),
         Command::Drain { peer } => ("drain", Some(peer)),

@@ -3,18 +3,18 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::future::pending;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc::Receiver;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::board::Board;
+use super::event_queue::{Arrived, EventReceiver};
 use super::link_log::LinkLog;
 use super::metrics::RoundTrips;
 use super::remembered::RememberedPeers;
 use super::resolver::Resolver;
+use crate::dataplane::clock;
 use crate::proto::event::Event;
 use crate::proto::stats::LinkState;
 
@@ -35,30 +35,32 @@ pub struct Followers<'a> {
 
 impl Followers<'_> {
     /// Tells them of each event, until dropped.
-    pub async fn follow(mut self, mut events: Receiver<Event>) -> Infallible {
-        let mut batch = Vec::new();
-        let mut writes = interval(WRITE_INTERVAL);
+    pub async fn follow(mut self, events: EventReceiver) -> Infallible {
+        let (mut writes, mut settles) = (interval(WRITE_INTERVAL), interval(SETTLE_INTERVAL));
         writes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        settles.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                1.. = events.recv_many(&mut batch, MAX_BATCH) => self.tell_all(&mut batch).await,
+                arrived = events.receive() => self.tell_all(arrived).await,
                 _ = writes.tick(), if self.remembered.borrow().is_changed() => self.remembered.borrow_mut().write(),
-                else => pending::<()>().await,
+                _ = settles.tick(), if self.log.withholds() => self.log.settle(clock::now()),
             }
         }
     }
 
-    /// Where a peer is, the log reads from one report for all of `events`: they do not say it of one who is where it was.
-    async fn tell_all(&mut self, events: &mut Vec<Event>) {
-        let report = if events.iter().any(is_up) { self.board.report().await } else { None };
+    /// Where a peer is, the log reads from one report for all that `arrived`: events do not say it of one who is where it was.
+    async fn tell_all(&mut self, arrived: Vec<Arrived>) {
+        let report = if arrived.iter().any(|arrived| is_up(&arrived.event)) { self.board.report().await } else { None };
         let peers = report.iter().flat_map(|report| &report.peers);
         let endpoints = peers.filter_map(|peer| Some((peer.name.as_str(), peer.endpoint?))).collect();
-        events.drain(..).for_each(|event| self.tell(&event, &endpoints));
+        let now = clock::now();
+        arrived.iter().for_each(|arrived| self.tell(now, arrived, &endpoints));
     }
 
-    fn tell(&mut self, event: &Event, endpoints: &HashMap<&str, SocketAddr>) {
+    fn tell(&mut self, now: Instant, arrived: &Arrived, endpoints: &HashMap<&str, SocketAddr>) {
+        let event = &arrived.event;
         self.round_trips.count(event);
-        self.log.log(event, endpoints);
+        self.log.log(now, arrived, endpoints);
         self.remembered.borrow_mut().note(event);
         if let Event::LinkChanged { peer, state, .. } = event {
             self.resolver.borrow().set_down(peer, *state == LinkState::Down);
@@ -70,7 +72,7 @@ fn is_up(event: &Event) -> bool {
     matches!(event, Event::LinkChanged { state, .. } if *state != LinkState::Down && *state != LinkState::Idle)
 }
 
-/// As many links as may come up together for one report.
-const MAX_BATCH: usize = 4096;
 /// Between two writes of the file of peers' endpoints.
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two looks at lines that were withheld.
+const SETTLE_INTERVAL: Duration = Duration::from_secs(1);

@@ -101,9 +101,10 @@ pub enum Event {
 }
 
 impl Event {
-    /// Whose it is, by the configured key.
-    pub fn peer(&self) -> PublicKey {
+    /// Whose it is, by the configured key; none of what a stranger may have done, or what is about all.
+    pub fn peer(&self) -> Option<PublicKey> {
         match self {
+            Self::InitiationRefused { .. } | Self::SessionsRenewed { .. } => None,
             Self::Packet { peer, .. }
             | Self::SessionEstablished { peer, .. }
             | Self::SessionEnded { peer }
@@ -112,7 +113,7 @@ impl Event {
             | Self::HandshakeUnanswered { peer }
             | Self::HandshakeGivenUp { peer }
             | Self::Goodbye { peer }
-            | Self::EndpointChanged { peer, .. } => *peer,
+            | Self::EndpointChanged { peer, .. } => Some(*peer),
         }
     }
 }
