@@ -21,6 +21,7 @@ pub mod capture;
 pub mod certificates;
 pub mod churn;
 pub mod crafted;
+pub mod dns;
 pub mod ends;
 pub mod flood;
 pub mod frame;

@@ -19,7 +19,7 @@ Exit codes:
   5  an address or port is in use or cannot be bound
   6  there is no TUN device, or it reports an error
   7  the daemon cannot be reached
-  8  verify: a check has failed";
+  8  verify: a check has failed; doctor: something is wrong";
 
 /// Encrypted, authenticated tunnel between a load balancer and its app servers.
 #[derive(Debug, Parser)]
@@ -78,6 +78,12 @@ pub enum Command {
     /// is not reached in the clear around it. Says what to do about each failure, and changes nothing. Exit code 8 if a
     /// check has failed.
     Verify(VerifyArguments),
+    /// Find out why a link is not what it should be
+    ///
+    /// Asks the running daemon, the configuration file, the kernel and the name servers about one peer, from either side of
+    /// the link and also without a daemon, and prints what is wrong: the most likely cause first, each with the line that mends
+    /// it. Changes nothing. Exit code 8 if something is wrong.
+    Doctor(DoctorArguments),
     /// Print what an auditor asks of this machine
     ///
     /// Algorithms, keys with their files and ages, when each link was last rekeyed, who may speak for which addresses and
@@ -167,6 +173,23 @@ pub struct OpenArguments {
 fn network(text: &str) -> Result<IpNet, String> {
     let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     network.map(|network| network.trunc()).map_err(|_| "a network is written as 10.1.0.0/16 or fd01::/64".into())
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, Clone, Args)]
+pub struct DoctorArguments {
+    /// The peer's name in the configuration
+    #[arg(value_name = "PEER")]
+    pub peer: String,
+    /// Which daemon.
+    #[command(flatten)]
+    pub daemon: DaemonArguments,
+    /// The configuration file [default: the daemon's, else the one in /etc/underpass that has the peer]
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print JSON, with all that was found, instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `status`.

@@ -22,7 +22,7 @@ pub enum Exit {
     Device = 6,
     /// The daemon cannot be reached.
     Unreachable = 7,
-    /// A check of a running installation has failed.
+    /// A check of a running installation has failed, or something is wrong with a link.
     Unverified = 8,
 }
 

@@ -10,6 +10,7 @@ pub mod close;
 mod columns;
 pub mod completions;
 pub mod demo;
+pub mod doctor;
 pub mod drain;
 pub mod failure;
 pub mod genkey;
@@ -49,6 +50,7 @@ pub fn execute(arguments: Arguments, out: &mut dyn Write) -> Result<(), Failure>
         Command::Open(arguments) => open::run(&arguments, out)?,
         Command::Restart(arguments) => restart::run(&arguments, out)?,
         Command::Verify(arguments) => verify::run(&arguments, out)?,
+        Command::Doctor(arguments) => doctor::run(&arguments, out)?,
         Command::Audit(arguments) => audit::run(&arguments, out)?,
         Command::Close(arguments) => close::run(&arguments, out)?,
         Command::Completions(arguments) => completions::run(&arguments, out)?,

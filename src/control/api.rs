@@ -3,7 +3,7 @@
 //! Only types, reading and writing them; the sockets are in [`socket`](super::socket) and [`client`](super::client).
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -24,6 +24,8 @@ pub enum Command {
     Status,
     /// Read the configuration file again, and change what is different.
     Reload,
+    /// Say what is different in the configuration file, and change nothing.
+    Compare,
     /// Call a peer's link draining.
     Drain {
         /// Its name.
@@ -53,6 +55,8 @@ pub enum Response {
     Status(Box<StatusReport>),
     /// The answer to [`Command::Reload`].
     Reload(ReloadReport),
+    /// The answer to [`Command::Compare`].
+    Compare(CompareReport),
     /// The answer to [`Command::Drain`] and [`Command::Undrain`].
     Drain(DrainReport),
     /// The answer to [`Command::Open`].
@@ -117,6 +121,15 @@ pub struct ReloadReport {
     pub schema_version: u32,
     /// What was different.
     pub reload: Reload,
+}
+
+/// What a reload would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompareReport {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// What is different. Nothing is `left`.
+    pub compare: Reload,
 }
 
 /// What was different in the configuration file.
@@ -213,6 +226,41 @@ pub struct StatusReport {
     pub peers: Vec<PeerReport>,
     /// Refused packets and datagrams since the start, by reason; every reason is present.
     pub drops: BTreeMap<String, u64>,
+    /// Initiations that were refused, by key and reason, the newest first: a bounded number.
+    #[serde(default)]
+    pub refused_initiations: Vec<RefusedReport>,
+}
+
+/// Initiations of one key that were refused for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedReport {
+    /// The peer that has the key, by its name. Null for a stranger.
+    pub peer: Option<String>,
+    /// The static key that initiated, in base64. Null where it is not known.
+    pub public_key: Option<String>,
+    /// Where the newest seems to have come from: an address that anyone can write.
+    pub from: SocketAddr,
+    /// A reason as in `drops`.
+    pub reason: String,
+    /// How many there were.
+    pub count: u64,
+    /// When the newest came, in seconds since 1970.
+    pub latest: u64,
+}
+
+/// An error that the network sent by ICMP about datagrams to an endpoint. Nobody vouches for it: it changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkErrorReport {
+    /// Where the datagrams went.
+    pub endpoint: SocketAddr,
+    /// The error, as `port unreachable`.
+    pub what: String,
+    /// The machine that says so.
+    pub from: IpAddr,
+    /// How many were told of this endpoint.
+    pub count: u64,
+    /// When the newest came, in seconds since 1970.
+    pub latest: u64,
 }
 
 /// What a daemon has given up, and what it has left.
@@ -299,6 +347,9 @@ pub struct InterfaceReport {
     /// Set while something keeps the machine's clock right. Null where the system does not say.
     #[serde(default)]
     pub clock_synchronized: Option<bool>,
+    /// The configuration file that it reads. Null of a daemon that does not tell.
+    #[serde(default)]
+    pub config: Option<PathBuf>,
 }
 
 /// One peer and its link.
@@ -346,6 +397,9 @@ pub struct PeerReport {
     pub pings: u64,
     /// Those of them that were lost.
     pub pings_lost: u64,
+    /// The newest error that the network sent about datagrams to its endpoint.
+    #[serde(default)]
+    pub network_error: Option<NetworkErrorReport>,
 }
 
 /// How a peer's endpoint came to be known.
@@ -483,6 +537,7 @@ pub(crate) mod tests {
             handshakes: 0,
             pings: 0,
             pings_lost: 0,
+            network_error: None,
         };
         StatusReport {
             schema_version: SCHEMA_VERSION,
@@ -500,6 +555,7 @@ pub(crate) mod tests {
                 version: "0.1.0".into(),
                 private_key_written: Some(1_700_000_000),
                 clock_synchronized: Some(false),
+                config: None,
             },
             sandbox: SandboxReport::default(),
             guard: GuardReport::default(),
@@ -517,6 +573,7 @@ pub(crate) mod tests {
                 peer("app2", LinkState::Idle),
             ],
             drops: BTreeMap::from([("malformed".to_owned(), 3)]),
+            refused_initiations: Vec::new(),
         }
     }
 
@@ -529,7 +586,8 @@ pub(crate) mod tests {
         let [drain, undrain] = ["app1", "app2"].map(str::to_owned);
         let draining = [Command::Drain { peer: drain }, Command::Undrain { peer: undrain }];
         let open = Command::Open { prefix: "10.1.0.0/16".parse().unwrap() };
-        for command in [Command::Status, Command::Reload, Command::Restart, open].into_iter().chain(draining) {
+        let others = [Command::Status, Command::Reload, Command::Compare, Command::Restart, open];
+        for command in others.into_iter().chain(draining) {
             assert_eq!(Command::decode(&command.encode()), Ok(command));
         }
         assert_eq!(Command::decode(br#"{"version":1,"command":"status","later":true}"#), Ok(Command::Status));

@@ -116,6 +116,14 @@ pub fn reload(socket: &Path) -> Result<Reload, ClientError> {
     }
 }
 
+/// Asks the daemon behind `socket` what is different in its configuration file.
+pub fn compare(socket: &Path) -> Result<Reload, ClientError> {
+    match ask(socket, &Command::Compare, RELOAD_TIMEOUT)? {
+        Response::Compare(report) => Ok(report.compare),
+        other => Err(ClientError::of(socket, other)),
+    }
+}
+
 /// Has a peer's link called draining by the daemon behind `socket`, or no longer.
 pub fn set_draining(socket: &Path, peer: String, draining: bool) -> Result<Drain, ClientError> {
     let command = if draining { Command::Drain { peer } } else { Command::Undrain { peer } };

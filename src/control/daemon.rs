@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use super::api::{ApiError, Command, ErrorCode, GuardReport, Response, StatusReport};
 use super::audit;
 use super::board::Board;
+use super::event_queue::event_queue;
 use super::followers::Followers;
 use super::health::{HealthError, HealthListeners};
 use super::link_log::LinkLog;
@@ -103,9 +104,9 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
     let sandbox = Sandbox::enter(&config, file, restarts.program());
     restarts.enter(&sandbox);
     let (failures, failed) = unbounded_channel();
-    let (events, changed) = channel(MAX_CHANGES);
+    let (events, changed) = event_queue();
     // Nobody listens any more once the end has begun.
-    dataplane.start(move |failure| drop(failures.send(failure)), move |event| drop(events.try_send(event)))?;
+    dataplane.start(move |failure| drop(failures.send(failure)), move |event| events.send(event))?;
     let identity = Identity {
         interface: config.interface.name.clone(),
         role: config.role,
@@ -113,6 +114,7 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
         listen: dataplane.local_addresses(),
         mtu: config.interface.mtu,
         offload: dataplane.offload(),
+        file: file.to_owned(),
         started_at,
         private_key_written: written(&config.interface.private_key_file),
         sandbox,
@@ -344,8 +346,6 @@ async fn stop(dataplane: Dataplane) {
     }
 }
 
-/// Changes that wait for the log; past it they are not logged. Every link of a large proxy may come up at once.
-const MAX_CHANGES: usize = 4096;
 /// As many as clients of the control socket are served at a time; a further one waits for its turn.
 const MAX_REQUESTS: usize = 32;
 /// The slow path answers between two timers.

@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::api::{ApiError, ChangedPeer, ErrorCode, Reload, ReloadReport, SCHEMA_VERSION};
+use super::api::{ApiError, ChangedPeer, CompareReport, ErrorCode, Reload, ReloadReport, SCHEMA_VERSION};
 use super::audit;
 use super::netlink::{Failed, InterfaceChanges, InterfaceSettings, Netlink, NetlinkError};
 use super::nftables::GuardError;
@@ -164,6 +164,14 @@ impl Running<'_> {
         if let Err(error) = self.guard.borrow_mut().rollback() {
             tracing::warn!(error = chain(&error), "the nftables table refuses what the new configuration has, too");
         }
+    }
+
+    /// What a reload would change.
+    pub(super) async fn compare(&self) -> Result<CompareReport, ApiError> {
+        let readable = self.identity.borrow().sandbox.readable();
+        let file = load(&self.file, readable).await?;
+        let compare = self.report(Diff::between(&self.config, &file), &[]);
+        Ok(CompareReport { schema_version: SCHEMA_VERSION, compare })
     }
 
     fn interface_settings(&self, config: &Config) -> InterfaceSettings {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -31,6 +32,8 @@ pub struct Identity {
     pub mtu: u16,
     /// Set if the kernel hands over superpackets.
     pub offload: bool,
+    /// The configuration file.
+    pub file: PathBuf,
     /// When the daemon started.
     pub started_at: Instant,
     /// When the file of the private key was written, in seconds since 1970.
@@ -96,6 +99,7 @@ impl Identity {
             routes: routes_report(found),
             peers: peers.filter_map(|(key, name)| Some(peer_report(name, by_key.get(key)?, found))).collect(),
             drops: status.drops.iter().map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
+            refused_initiations: Vec::new(),
         }
     }
 
@@ -113,6 +117,7 @@ impl Identity {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             private_key_written: self.private_key_written,
             clock_synchronized: clock::is_synchronized(),
+            config: Some(self.file.clone()),
         }
     }
 }
@@ -144,6 +149,7 @@ fn peer_report(name: &str, status: &PeerStatus, found: &Found) -> PeerReport {
         handshakes: status.handshakes,
         pings: status.pings,
         pings_lost: status.pings_lost,
+        network_error: None,
     }
 }
 
@@ -223,6 +229,7 @@ pub(super) mod tests {
             offload: false,
             started_at: clock::now(),
             private_key_written: Some(1_700_000_000),
+            file: PathBuf::new(),
             sandbox: Sandbox::default(),
             peers,
         }

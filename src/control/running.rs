@@ -84,6 +84,7 @@ impl<'a> Running<'a> {
         let answer = match command {
             Command::Status | Command::Restart => Err(ApiError::new(ErrorCode::Internal, "this is not asked here")),
             Command::Reload => self.reload_and_tell().await.map(Response::Reload),
+            Command::Compare => self.compare().await.map(Response::Compare),
             Command::Drain { peer } => self.set_draining(peer, true).map(Response::Drain),
             Command::Undrain { peer } => self.set_draining(peer, false).map(Response::Drain),
             Command::Open { prefix } => self.open(prefix).await.map(Response::Open),

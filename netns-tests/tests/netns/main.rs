@@ -10,6 +10,7 @@ mod audit;
 mod carrier;
 mod chaos;
 mod demo;
+mod doctor;
 mod ecn;
 mod exposed;
 mod fail_closed;
