@@ -119,6 +119,7 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
         private_key_written: written(&config.interface.private_key_file),
         sandbox,
         peers: PeerNames::new(&config),
+        network_errors: dataplane.network_errors(),
     };
     let resolver = RefCell::new(start_resolver(&config, &dataplane));
     log_start(&config, &identity, is_kept);

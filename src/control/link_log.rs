@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use tracing::Level;
 use tracing::field::display;
 
 use super::audit::{self, Connected};
@@ -91,6 +92,9 @@ impl LinkLog {
             return link.audit(now, &key, &name);
         }
         let Link { endpoint, has_been_up, .. } = *link;
+        if change.is_for_debugging(has_been_up) && !tracing::enabled!(Level::DEBUG) {
+            return;
+        }
         if let Some(withheld) = self.limits.take(now, key, change.line(), arrived.skipped) {
             write_line(change, &name, endpoint, has_been_up, (withheld > 0).then_some(withheld));
         }
@@ -187,6 +191,15 @@ impl Link {
 }
 
 impl Change {
+    /// Whether it is worth a line at DEBUG only.
+    fn is_for_debugging(self, has_been_up: bool) -> bool {
+        match self {
+            Self::Renewed | Self::StillSilent => true,
+            Self::Link(LinkState::Down, Some(LinkReason::NoHandshake)) => !has_been_up,
+            _ => false,
+        }
+    }
+
     fn line(self) -> Line {
         match self {
             Self::Connected(..) | Self::Disconnected(..) | Self::Link(..) => Line::Link,
@@ -207,7 +220,7 @@ fn write_line(change: Change, peer: &str, endpoint: Option<SocketAddr>, has_been
     let endpoint = endpoint.map(display);
     match change {
         Change::Connected(..) | Change::Disconnected(..) => {}
-        Change::Link(LinkState::Down, Some(LinkReason::NoHandshake)) if !has_been_up => {
+        Change::Link(..) if change.is_for_debugging(has_been_up) => {
             tracing::debug!(peer, withheld, "link down: no handshake was answered yet");
         }
         Change::Link(state, reason) => {

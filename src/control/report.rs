@@ -3,17 +3,19 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
 use super::api::{
-    EndpointSource, GuardReport, InterfaceReport, LinkState, PeerReport, RoutesReport, SCHEMA_VERSION, StatusReport,
+    EndpointSource, GuardReport, InterfaceReport, LinkState, NetworkErrorReport, PeerReport, RoutesReport,
+    SCHEMA_VERSION, StatusReport,
 };
 use super::routes::Found;
 use super::sandbox::Sandbox;
 use crate::config::{Config, Role};
-use crate::dataplane::clock;
+use crate::dataplane::{NetworkError, NetworkErrors, clock};
 use crate::keys::PublicKey;
 use crate::proto::stats::{self, DeviceStatus, PeerStatus};
 
@@ -42,6 +44,8 @@ pub struct Identity {
     pub sandbox: Sandbox,
     /// In the configuration's order.
     pub peers: PeerNames,
+    /// What the network says of endpoints.
+    pub network_errors: Arc<NetworkErrors>,
 }
 
 /// How people call the peers.
@@ -97,10 +101,15 @@ impl Identity {
             sandbox: self.sandbox.report(),
             guard: guard.clone(),
             routes: routes_report(found),
-            peers: peers.filter_map(|(key, name)| Some(peer_report(name, by_key.get(key)?, found))).collect(),
+            peers: peers.filter_map(|(key, name)| Some(self.peer_report(name, by_key.get(key)?, found))).collect(),
             drops: status.drops.iter().map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
             refused_initiations: Vec::new(),
         }
+    }
+
+    fn peer_report(&self, name: &str, status: &PeerStatus, found: &Found) -> PeerReport {
+        let error = status.endpoint.and_then(|endpoint| self.network_errors.of(endpoint.remote));
+        PeerReport { network_error: error.as_ref().map(network_error_report), ..peer_report(name, status, found) }
     }
 
     fn interface_report(&self, now: Instant, public_key: &PublicKey) -> InterfaceReport {
@@ -150,6 +159,16 @@ fn peer_report(name: &str, status: &PeerStatus, found: &Found) -> PeerReport {
         pings: status.pings,
         pings_lost: status.pings_lost,
         network_error: None,
+    }
+}
+
+fn network_error_report(error: &NetworkError) -> NetworkErrorReport {
+    NetworkErrorReport {
+        endpoint: error.endpoint,
+        what: error.kind.to_string(),
+        from: error.from,
+        count: error.count,
+        latest: error.latest.as_secs(),
     }
 }
 
@@ -232,6 +251,7 @@ pub(super) mod tests {
             file: PathBuf::new(),
             sandbox: Sandbox::default(),
             peers,
+            network_errors: Arc::default(),
         }
     }
 

@@ -48,6 +48,7 @@ mod failure;
 mod inbound;
 pub mod inheritance;
 mod machine;
+mod network_errors;
 mod orders;
 mod pulse;
 mod refusal;
@@ -71,6 +72,7 @@ mod wake;
 mod worker;
 
 pub use self::failure::Failure;
+pub use self::network_errors::{NetworkError, NetworkErrorKind, NetworkErrors};
 pub use self::pulse::Pulse;
 pub use self::slow_path::PeerChange;
 pub use self::tun::{DeviceMode, TunError};
@@ -134,6 +136,7 @@ pub struct Dataplane {
     machine: Option<Machine>,
     /// One per worker.
     orders: Arc<[Orders]>,
+    network_errors: Arc<NetworkErrors>,
     workers: Vec<JoinHandle<()>>,
     slow_path: Option<JoinHandle<()>>,
 }
@@ -164,6 +167,7 @@ impl Dataplane {
             inbox: Some(inbox),
             machine: Some(Machine::observe()),
             orders,
+            network_errors: Arc::default(),
             workers: Vec::new(),
             slow_path: None,
         })
@@ -214,6 +218,7 @@ impl Dataplane {
             receive_buffer: vec![0; RECEIVE_BUFFER_LEN].into(),
             tun: self.tun.queues[0].clone(),
             counters: counters.clone(),
+            network_errors: self.network_errors.clone(),
             changed: Box::new(changed),
         };
         self.slow_path = Some(spawn("slow-path", &failed, || slow_path.run())?);
@@ -229,6 +234,7 @@ impl Dataplane {
                 router: router.clone(),
                 slow_path: self.slow_path_queue.clone(),
                 counters,
+                network_errors: self.network_errors.clone(),
                 orders: self.orders.clone(),
             });
             self.workers.push(spawn(&format!("worker-{lane}"), &failed, || worker.run())?);
@@ -262,6 +268,11 @@ impl Dataplane {
     /// Has all datagrams marked from here on, or none. Where it fails, some may have the new mark.
     pub fn set_fwmark(&self, mark: Option<u32>) -> io::Result<()> {
         self.sockets.iter().try_for_each(|sockets| sockets.set_mark(mark))
+    }
+
+    /// What the network says of endpoints, from the start on.
+    pub fn network_errors(&self) -> Arc<NetworkErrors> {
+        self.network_errors.clone()
     }
 
     /// Commands to the running data plane. Given before the start, they wait for it.

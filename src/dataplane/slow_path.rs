@@ -34,6 +34,7 @@ use super::clock;
 use super::counters::Counters;
 use super::failure::Failure;
 use super::machine::Machine;
+use super::network_errors::NetworkErrors;
 use super::pulse::Beat;
 use super::sender::{SendRun as _, Sender, Unsent};
 use super::sockets::Sockets;
@@ -41,6 +42,7 @@ use super::train::Train;
 use super::tun::{TunQueue, is_device_gone};
 use super::udp::Received;
 use super::wake::Wake;
+use super::worker::has_errors;
 
 /// Datagrams, packets and notices that wait, at most: about a megabyte.
 const QUEUE_LEN: usize = 512;
@@ -147,6 +149,8 @@ pub(super) struct SlowPath {
     pub(super) tun: Arc<TunQueue>,
     /// One per worker.
     pub(super) counters: Vec<Arc<Counters>>,
+    /// What the network says of endpoints.
+    pub(super) network_errors: Arc<NetworkErrors>,
     /// Hears of every event but packets.
     pub(super) changed: Box<dyn Fn(Event) + Send>,
 }
@@ -207,6 +211,11 @@ impl SlowPath {
         match poll(&mut descriptors, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(Failure::Poll(errno.into())),
+        }
+        for (socket, _) in
+            self.sender.sockets().handshakes.iter().zip(&descriptors[1..]).filter(|(_, of)| has_errors(of))
+        {
+            self.network_errors.take(clock::unix_time(), socket, &self.router.load());
         }
         self.inbox.wake.hear();
         Ok(())

@@ -20,10 +20,14 @@ use crate::packet::traffic_class::{Ecn, TrafficClass};
 use crate::proto::endpoint::Endpoint;
 
 use self::control::{ControlBuffer, ReceiveInfo, SendControl};
+use self::errors::{may_be_about_earlier, receive_errors};
 
 mod adopt;
 mod control;
+mod errors;
 mod steering;
+
+pub(super) use self::errors::IcmpError;
 
 /// Room for the largest receive: UDP_GRO gathers up to 64 KiB.
 pub(super) const RECEIVE_BUFFER_LEN: usize = 65_536;
@@ -34,6 +38,9 @@ const KERNEL_BUFFER_LEN: usize = 8 << 20;
 const HANDSHAKE_BUFFER_LEN: usize = 1 << 20;
 /// How long a worker waits for room in a full send buffer before it drops what it has.
 const SEND_WAIT: Duration = Duration::from_millis(10);
+
+/// How often a datagram is sent again that met an error of an earlier one: forged errors may come close together.
+const SEND_RETRIES: u32 = 2;
 
 /// Why a socket could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -173,14 +180,8 @@ impl UdpSocket {
                 Ok(received) => return Ok(Some(received)),
                 Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                     Some(Errno::EAGAIN) => return Ok(None),
-                    Some(
-                        Errno::EINTR
-                        | Errno::ECONNREFUSED
-                        | Errno::EHOSTUNREACH
-                        | Errno::ENETUNREACH
-                        | Errno::EMSGSIZE
-                        | Errno::EPROTO,
-                    ) => {}
+                    Some(Errno::EINTR) => {}
+                    Some(errno) if may_be_about_earlier(errno) => {}
                     _ => return Err(error),
                 },
             }
@@ -303,11 +304,14 @@ impl UdpSocket {
         let (control, control_len) = control.as_parts();
         message.msg_control = control;
         message.msg_controllen = control_len as _;
+        let mut retries = SEND_RETRIES;
         loop {
             // SAFETY: every pointer in `message` is to a local that outlives the call, with its length beside it, and
             // the kernel only reads them. `IoSlice` has the layout of `iovec`.
             match unsafe { libc::sendmsg(self.socket.as_raw_fd(), &message, libc::MSG_NOSIGNAL) } {
                 -1 if Errno::last() == Errno::EINTR => {}
+                // The kernel tells what the network said of another datagram, and has sent nothing.
+                -1 if retries > 0 && may_be_about_earlier(Errno::last()) => retries -= 1,
                 -1 => return Err(Errno::last()),
                 _ => return Ok(()),
             }
@@ -338,6 +342,7 @@ fn configure(socket: &Socket, is_v4: bool, options: BindOptions) -> io::Result<(
         set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
     }
     set_fragmentation(socket, is_v4, Fragmentation::Never)?;
+    receive_errors(socket, is_v4)?;
     // Privileged first: net.core.{r,w}mem_max is commonly 208 KiB, and is not ours to change.
     let receive_buffer_len = if options.handshakes { HANDSHAKE_BUFFER_LEN } else { KERNEL_BUFFER_LEN };
     if setsockopt(socket, sockopt::RcvBufForce, &receive_buffer_len).is_err() {

@@ -30,6 +30,7 @@ use super::clock;
 use super::counters::Counters;
 use super::failure::Failure;
 use super::inbound::Inbound;
+use super::network_errors::NetworkErrors;
 use super::orders::{Order, Orders};
 use super::refusal::refusal;
 use super::routing_loop::own_datagram_destination;
@@ -71,6 +72,8 @@ pub(super) struct WorkerParts {
     pub(super) router: Arc<ArcSwap<Router>>,
     pub(super) slow_path: SlowPathQueue,
     pub(super) counters: Arc<Counters>,
+    /// What the network says of endpoints.
+    pub(super) network_errors: Arc<NetworkErrors>,
     /// Those of all workers.
     pub(super) orders: Arc<[Orders]>,
 }
@@ -153,6 +156,9 @@ impl Worker {
             let now = clock::now();
             for (index, (socket, descriptor)) in sockets.iter().zip(socket_descriptors).enumerate() {
                 if is_ready(descriptor) {
+                    if has_errors(descriptor) {
+                        parts.network_errors.take(clock::unix_time(), socket, &parts.router.load());
+                    }
                     self.socket_queues[index].on_ready(now);
                     self.receive(now, index, socket)?;
                 } else {
@@ -366,6 +372,11 @@ impl WorkerParts {
         // Lost answers are like late ones: the application waits.
         let _ = write_whole(self.tun.offload(), &buffer[..length], |parts| self.tun.write(parts));
     }
+}
+
+/// Whether the kernel has errors of the network for a socket.
+pub(super) fn has_errors(descriptor: &PollFd<'_>) -> bool {
+    descriptor.revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
 }
 
 /// Whether the slow path has to see `datagram`.

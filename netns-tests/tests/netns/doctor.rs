@@ -100,8 +100,6 @@ fn the_doctor_tells_silence_from_a_missing_route_a_name_and_an_address_family() 
 
     proxy.reload(&ends.proxy_calling("198.51.100.1:51900"));
     wait_for_cause(&ends.proxy, "backend", "no_route");
-    proxy.reload(&ends.proxy_calling("10.1.0.1:51900"));
-    wait_for_cause(&ends.proxy, "backend", "endpoint_is_itself");
     assert_eq!(proxy.stop(), 0);
     let only_v4 = ends.proxy_calling("[fd01::2]:51900").set("listen", "\"0.0.0.0:51900\"");
     let proxy = Daemon::start(&ends.proxy, &only_v4);
@@ -161,4 +159,23 @@ fn a_dns_answer_of_4000_addresses_makes_the_daemon_send_no_more_than_20_packets_
     }
     assert!(sent() > 20, "it still tries");
     assert_eq!(proxy.stop(), 0);
+}
+
+/// The cable of [`Ends::wired`]; the backend's machine says what it does not take.
+#[test]
+fn the_doctor_tells_what_the_network_says_of_a_wrong_port_and_of_a_firewall() {
+    let ends = Ends::wired("doctor-icmp");
+    let _backend = Daemon::start(&ends.backend, &ends.backend_waiting());
+    let proxy = Daemon::start(&ends.proxy, &ends.proxy_calling("10.1.0.2:51999"));
+    let cause = wait_for_cause(&ends.proxy, "backend", "port_unreachable");
+    assert!(cause["what"].as_str().unwrap().contains("port unreachable from 10.1.0.2"), "{cause}");
+    filter(&ends.backend, "udp dport 51999 reject with icmpx admin-prohibited;");
+    wait_for_cause(&ends.proxy, "backend", "rejected");
+    proxy.reload(&ends.proxy_calling("[fd01::2]:51999"));
+    wait_for_cause(&ends.proxy, "backend", "rejected");
+    ends.backend.command("nft").args(["delete", "table", "inet", "closed"]).run();
+    wait_for_cause(&ends.proxy, "backend", "port_unreachable");
+    proxy.reload(&ends.proxy_calling(ENDPOINT));
+    proxy.wait_for_state("backend", "up");
+    assert_well(&ends.proxy, "backend");
 }

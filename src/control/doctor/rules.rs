@@ -125,6 +125,7 @@ const RULES: &[Rule] = &[
     endpoint_is_itself,
     no_route,
     peer_clock,
+    file_changed,
     unknown_key,
     wrong_key_for_this_machine,
     network_error,
@@ -136,7 +137,6 @@ const RULES: &[Rule] = &[
     loss,
     path_mtu,
     no_traffic,
-    file_changed,
     nothing_listens,
     other_state,
     own_clock,
@@ -408,13 +408,13 @@ fn no_traffic(facts: &Facts) -> Option<Cause> {
 fn file_changed(facts: &Facts) -> Option<Cause> {
     let changes = facts.daemon.changes.as_ref()?;
     let of_peer = changes.changed.iter().find(|changed| changed.name == facts.peer);
+    let weight = if is_broken(facts) && of_peer.is_some() { Weight::Likely } else { Weight::Notice };
     let mut keys: Vec<String> = of_peer.iter().flat_map(|changed| &changed.keys).cloned().collect();
     keys.extend(changes.keys.iter().chain(&changes.needs_restart).cloned());
     let others = !changes.added.is_empty() || !changes.removed.is_empty() || !changes.changed.is_empty();
     if keys.is_empty() && !others {
         return None;
     }
-    let weight = if is_broken(facts) && !keys.is_empty() { Weight::Likely } else { Weight::Notice };
     let shown = if keys.is_empty() { "other peers".to_owned() } else { keys.join(", ") };
     let what = format!("the configuration file was changed and the daemon runs by the old one: {shown}");
     let remedy = if changes.needs_restart.is_empty() { "underpass reload" } else { "underpass restart" };

@@ -51,3 +51,31 @@ fn the_socket_bound_to_the_contacted_address_answers() {
     assert_eq!(fitness(Some("127.0.0.3"), "127.0.0.1:1"), [1, 2, 0]);
     assert_eq!(fitness(None, "[::1]:1"), [0, 0, 1]);
 }
+
+#[test]
+fn what_the_network_says_of_a_closed_port_is_told_and_costs_no_other_datagram() {
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let (socket, other) = (bind(address), bind(address));
+        let closed = bind(address).local();
+        let mut told = Vec::new();
+        for round in 0..50 {
+            // The answer may come before the next send, which then meets it.
+            socket.send(&Endpoint::new(closed), TrafficClass::default(), b"anybody there?", 14).unwrap();
+            socket.send(&Endpoint::new(other.local()), TrafficClass::default(), &[round], 1).unwrap();
+            socket.take_errors(|error| told.push(error));
+        }
+        let expected = IcmpError {
+            endpoint: closed,
+            kind: crate::dataplane::NetworkErrorKind::PortUnreachable,
+            from: closed.ip(),
+        };
+        assert!(told.len() > 1 && told.iter().all(|error| *error == expected), "{told:?}");
+        let mut buffer = vec![0; RECEIVE_BUFFER_LEN];
+        let mut arrived = 0;
+        while let Some(received) = other.receive(&mut buffer).unwrap() {
+            arrived += received.length;
+        }
+        assert_eq!(arrived, 50, "of the datagrams to a port that is open");
+        assert_eq!(socket.receive(&mut buffer).unwrap(), None, "errors are no failure");
+    }
+}
