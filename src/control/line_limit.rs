@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::keys::PublicKey;
+use crate::proto::error::DropReason;
 use crate::proto::pace::Pace;
 
 /// What a line is about.
@@ -19,12 +20,14 @@ pub(super) enum Line {
     Moved,
     /// A session took the place of another.
     Renewed,
+    /// An initiation was refused.
+    Refused(DropReason),
 }
 
 /// What was written lately, and what was not.
 #[derive(Debug, Default)]
 pub(super) struct LineLimits {
-    lines: HashMap<(PublicKey, Line), Counted>,
+    lines: HashMap<(Option<PublicKey>, Line), Counted>,
     all: Pace,
 }
 
@@ -42,6 +45,7 @@ impl Line {
             Self::Silent => "silent",
             Self::Moved => "endpoint",
             Self::Renewed => "session",
+            Self::Refused(reason) => reason.as_str(),
         }
     }
 }
@@ -49,7 +53,7 @@ impl Line {
 impl LineLimits {
     /// Whether a line may be written: if so, how many of its peer and kind were withheld before it. `skipped` are lines that
     /// nobody asked for any more.
-    pub(super) fn take(&mut self, now: Instant, peer: PublicKey, line: Line, skipped: u64) -> Option<u64> {
+    pub(super) fn take(&mut self, now: Instant, peer: Option<PublicKey>, line: Line, skipped: u64) -> Option<u64> {
         let counted = self.lines.entry((peer, line)).or_default();
         counted.withheld += skipped;
         if counted.pace.take(now, LINE_INTERVAL, LINE_BURST) && self.all.take(now, ALL_INTERVAL, ALL_BURST) {
@@ -65,7 +69,7 @@ impl LineLimits {
     }
 
     /// Peers and kinds of which lines were withheld and one may be written, with their number.
-    pub(super) fn take_withheld(&mut self, now: Instant) -> Vec<(PublicKey, Line, u64)> {
+    pub(super) fn take_withheld(&mut self, now: Instant) -> Vec<(Option<PublicKey>, Line, u64)> {
         let Self { lines, all } = self;
         let mut due: Vec<_> = lines.iter_mut().filter(|(_, counted)| counted.withheld > 0).collect();
         due.sort_unstable_by_key(|(key, _)| **key);
@@ -79,7 +83,7 @@ impl LineLimits {
 
     /// Forgets peers that are no more.
     pub(super) fn retain(&mut self, is_known: impl Fn(&PublicKey) -> bool) {
-        self.lines.retain(|(peer, _), _| is_known(peer));
+        self.lines.retain(|(peer, _), _| peer.is_none_or(|peer| is_known(&peer)));
     }
 }
 
@@ -105,7 +109,7 @@ mod tests {
         let mut written = Vec::new();
         for millisecond in 0..60_000 {
             let now = start + Duration::from_millis(millisecond);
-            written.extend(limits.take(now, key(1), Line::Moved, 0));
+            written.extend(limits.take(now, Some(key(1)), Line::Moved, 0));
         }
         assert_eq!(written.len(), 10, "five at once and one every ten seconds");
         let later = limits.take_withheld(start + Duration::from_secs(90));
@@ -118,7 +122,7 @@ mod tests {
         let (mut limits, start) = (LineLimits::default(), crate::dataplane::clock::now());
         let lines = |limits: &mut LineLimits, at: u64| {
             let now = start + Duration::from_millis(at);
-            (1..100).filter(|peer| limits.take(now, key(*peer), Line::Silent, 0).is_some()).count()
+            (1..100).filter(|peer| limits.take(now, Some(key(*peer)), Line::Silent, 0).is_some()).count()
         };
         let first: usize = (0..1000).step_by(10).map(|at| lines(&mut limits, at)).sum();
         assert!((5..=10).contains(&first), "{first}");
@@ -127,10 +131,10 @@ mod tests {
     #[test]
     fn one_kind_does_not_hide_another() {
         let (mut limits, now) = (LineLimits::default(), crate::dataplane::clock::now());
-        (0..100).for_each(|_| _ = limits.take(now, key(1), Line::Moved, 0));
+        (0..100).for_each(|_| _ = limits.take(now, Some(key(1)), Line::Moved, 0));
         let now = now + Duration::from_secs(1);
-        assert_eq!(limits.take(now, key(1), Line::Silent, 0), Some(0));
-        assert_eq!(limits.take(now, key(2), Line::Moved, 7), Some(7));
+        assert_eq!(limits.take(now, Some(key(1)), Line::Silent, 0), Some(0));
+        assert_eq!(limits.take(now, Some(key(2)), Line::Moved, 7), Some(7));
         limits.retain(|peer| *peer == key(2));
         assert!(limits.take_withheld(now + Duration::from_secs(60)).is_empty());
     }

@@ -18,6 +18,7 @@ use super::event_queue::Arrived;
 use super::line_limit::{Line, LineLimits};
 use super::report::Identity;
 use crate::keys::PublicKey;
+use crate::proto::error::DropReason;
 use crate::proto::event::Event;
 use crate::proto::noise::Suite;
 use crate::proto::pace::Pace;
@@ -79,6 +80,9 @@ impl LinkLog {
     /// Writes the line, if there is one. `endpoints` are known of peers by their names.
     pub fn log(&mut self, now: Instant, arrived: &Arrived, endpoints: &HashMap<&str, SocketAddr>) {
         self.forget_removed();
+        if let Event::InitiationRefused { peer, from, reason } = &arrived.event {
+            return self.log_refusal(now, *peer, *from, *reason, arrived.skipped);
+        }
         if let Event::SessionsRenewed { cause } = &arrived.event {
             audit::sessions_renewed(*cause);
         }
@@ -95,8 +99,28 @@ impl LinkLog {
         if change.is_for_debugging(has_been_up) && !tracing::enabled!(Level::DEBUG) {
             return;
         }
-        if let Some(withheld) = self.limits.take(now, key, change.line(), arrived.skipped) {
+        if let Some(withheld) = self.limits.take(now, Some(key), change.line(), arrived.skipped) {
             write_line(change, &name, endpoint, has_been_up, (withheld > 0).then_some(withheld));
+        }
+    }
+
+    /// A peer's own limit holds for a key that a peer has, one for all others: anyone can make keys.
+    fn log_refusal(
+        &mut self,
+        now: Instant,
+        key: Option<PublicKey>,
+        from: SocketAddr,
+        reason: DropReason,
+        skipped: u64,
+    ) {
+        let known = key.filter(|key| self.identity.borrow().peers.contain(key));
+        let Some(withheld) = self.limits.take(now, known, Line::Refused(reason), skipped) else { return };
+        let (withheld, reason) = ((withheld > 0).then_some(withheld), reason.as_str());
+        let peer = known.map(|key| self.identity.borrow().peers.of(&key));
+        let key = key.map(|key| key.short());
+        match peer {
+            Some(peer) => tracing::warn!(peer, key, %from, reason, withheld, "an initiation is refused"),
+            None => tracing::info!(key, %from, reason, withheld, "an initiation is refused"),
         }
     }
 
@@ -113,7 +137,7 @@ impl LinkLog {
             link.audit(now, key, &identity.peers.of(key));
         }
         for (key, line, withheld) in self.limits.take_withheld(now) {
-            let (peer, about) = (identity.peers.of(&key), line.as_str());
+            let (peer, about) = (key.map(|key| identity.peers.of(&key)), line.as_str());
             tracing::info!(peer, about, withheld, "further lines were withheld");
         }
     }

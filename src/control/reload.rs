@@ -170,7 +170,7 @@ impl Running<'_> {
     pub(super) async fn compare(&self) -> Result<CompareReport, ApiError> {
         let readable = self.identity.borrow().sandbox.readable();
         let file = load(&self.file, readable).await?;
-        let compare = self.report(Diff::between(&self.config, &file), &[]);
+        let compare = self.report(Diff::between(&self.config, &file), Vec::new());
         Ok(CompareReport { schema_version: SCHEMA_VERSION, compare })
     }
 

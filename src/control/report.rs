@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use super::api::{
-    EndpointSource, GuardReport, InterfaceReport, LinkState, NetworkErrorReport, PeerReport, RoutesReport,
-    SCHEMA_VERSION, StatusReport,
+    EndpointSource, GuardReport, InterfaceReport, LinkState, NetworkErrorReport, PeerReport, RefusedReport,
+    RoutesReport, SCHEMA_VERSION, StatusReport,
 };
 use super::routes::Found;
 use super::sandbox::Sandbox;
 use crate::config::{Config, Role};
 use crate::dataplane::{NetworkError, NetworkErrors, clock};
 use crate::keys::PublicKey;
-use crate::proto::stats::{self, DeviceStatus, PeerStatus};
+use crate::proto::stats::{self, DeviceStatus, PeerStatus, RefusedInitiation};
 
 /// What the core knows nothing of. It changes by a reload only.
 #[derive(Debug, Clone)]
@@ -103,13 +103,25 @@ impl Identity {
             routes: routes_report(found),
             peers: peers.filter_map(|(key, name)| Some(self.peer_report(name, by_key.get(key)?, found))).collect(),
             drops: status.drops.iter().map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
-            refused_initiations: Vec::new(),
+            refused_initiations: status.refused.iter().map(|refused| self.refused_report(refused)).collect(),
         }
     }
 
     fn peer_report(&self, name: &str, status: &PeerStatus, found: &Found) -> PeerReport {
         let error = status.endpoint.and_then(|endpoint| self.network_errors.of(endpoint.remote));
         PeerReport { network_error: error.as_ref().map(network_error_report), ..peer_report(name, status, found) }
+    }
+
+    fn refused_report(&self, refused: &RefusedInitiation) -> RefusedReport {
+        let known = refused.key.filter(|key| self.peers.contain(key));
+        RefusedReport {
+            peer: known.map(|key| self.peers.of(&key)),
+            public_key: refused.key.map(|key| key.to_string()),
+            from: refused.from,
+            reason: refused.reason.as_str().to_owned(),
+            count: refused.count,
+            latest: refused.latest.as_secs(),
+        }
     }
 
     fn interface_report(&self, now: Instant, public_key: &PublicKey) -> InterfaceReport {
@@ -260,7 +272,7 @@ pub(super) mod tests {
         let started_at = identity.started_at;
         let mut drops = DropCounters::default();
         drops.add(DropReason::Malformed, 3);
-        let status = DeviceStatus { public_key: key(9), peers: statuses, drops };
+        let status = DeviceStatus { public_key: key(9), peers: statuses, drops, refused: Vec::new() };
         let (now, unix_time) = (started_at + Duration::from_secs(61), Duration::from_secs(1_800_000_001));
         let found = Found { faults: HashMap::from([(key(1), "10.77.0.11 dev eth0".to_owned())]), ..Found::default() };
         identity.report(now, unix_time, &status, (&GuardReport::default(), &found))

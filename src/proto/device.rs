@@ -34,10 +34,11 @@ use super::peer_table::{PeerId, PeerTable};
 use super::policy::Flows;
 use super::randomness::{Entropy, Randomness};
 use super::rate_limiter::RateLimiter;
+use super::refused::{self, RefusedInitiations};
 use super::router::{Notice, PeerRoute, ReceivingSession, Router};
 use super::session::Session;
 use super::staged::StagedPacket;
-use super::stats::{DeviceStatus, DropCounters, Footprint, PeerStatus};
+use super::stats::{DeviceStatus, DropCounters, Footprint, PeerStatus, RefusedInitiation};
 use super::timers::{Timer, TimerQueue};
 use super::transmit::{Transmit, Way};
 
@@ -81,6 +82,7 @@ pub struct Device {
     randomness: Randomness,
     /// When the owner was last told of an initiation that was refused and is no peer's.
     refusal_told_at: Option<Instant>,
+    refused: RefusedInitiations,
     /// An instant, and what the wall clock said then, as time since the Unix epoch. Another pair once the clock was set.
     origin: (Instant, Duration),
     /// Time of the newest initiation, since a clock that stands still or is set back must not make them refusable.
@@ -132,6 +134,7 @@ impl Device {
             entropy,
             randomness,
             refusal_told_at: None,
+            refused: RefusedInitiations::default(),
             origin: (now, unix_time),
             last_timestamp: Duration::ZERO,
             transmits: VecDeque::new(),
@@ -403,7 +406,8 @@ impl Device {
     pub fn status(&self, now: Instant) -> DeviceStatus {
         let mut peers: Vec<PeerStatus> = self.peers.iter().map(|(_, peer)| self.peer_status(now, peer)).collect();
         peers.sort_by_key(|peer| peer.public_key);
-        DeviceStatus { public_key: self.public_key(), peers, drops: self.drops.clone() }
+        let refused = self.refused.newest_first().into_iter().map(|entry| self.refused_status(&entry)).collect();
+        DeviceStatus { public_key: self.public_key(), peers, drops: self.drops.clone(), refused }
     }
 
     /// What is kept in memory.
@@ -445,6 +449,11 @@ impl Device {
     }
 
     /// By what the wall clock said last.
+    fn refused_status(&self, entry: &refused::Entry) -> RefusedInitiation {
+        let refused::Entry { key, reason, from, count, latest, .. } = *entry;
+        RefusedInitiation { key, reason, from, count, latest: self.unix_time(latest) }
+    }
+
     fn unix_time(&self, at: Instant) -> Duration {
         let (origin, unix_time) = self.origin;
         match at.checked_duration_since(origin) {

@@ -104,6 +104,7 @@ pub mod peer_table;
 pub mod policy;
 pub mod randomness;
 pub mod rate_limiter;
+mod refused;
 pub mod replay;
 pub mod router;
 pub mod session;

@@ -1,5 +1,6 @@
 //! Counters and the state of a device as its operator sees it. The core counts; only others know metrics formats.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -155,6 +156,23 @@ pub struct DeviceStatus {
     pub peers: Vec<PeerStatus>,
     /// What the slow path refused.
     pub drops: DropCounters,
+    /// Initiations that were refused, by key and reason, the newest first: at most 32.
+    pub refused: Vec<RefusedInitiation>,
+}
+
+/// Initiations of one key that were refused for one reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedInitiation {
+    /// The static key that they came from, which need not be a peer's; none if they did not get that far.
+    pub key: Option<PublicKey>,
+    /// What was wrong.
+    pub reason: DropReason,
+    /// Where the newest seems to have come from: an address that anyone can write.
+    pub from: SocketAddr,
+    /// How many there were.
+    pub count: u64,
+    /// When the newest came, as time since the Unix epoch.
+    pub latest: Duration,
 }
 
 /// What a device keeps in memory beyond its configuration, all peers together: for tests, which check that it is bounded.

@@ -9,10 +9,10 @@ use procfs::net::TcpState;
 /// More ports than this are a range that is not meant to be full.
 const MOST_PORTS: usize = 16;
 
-/// TCP ports that `exposed` names one by one, such as `tcp/8080`.
+/// TCP ports of this machine that `exposed` names one by one, such as `tcp/8080`.
 pub(super) fn named_ports(exposed: &[String]) -> Vec<u16> {
-    let ports: Vec<u16> =
-        exposed.iter().filter_map(|service| service.strip_prefix("tcp/")?.rsplit(':').next()?.parse().ok()).collect();
+    // With a network in front of it, a port is another machine's.
+    let ports: Vec<u16> = exposed.iter().filter_map(|service| service.strip_prefix("tcp/")?.parse().ok()).collect();
     if ports.len() > MOST_PORTS { Vec::new() } else { ports }
 }
 
@@ -45,7 +45,7 @@ mod tests {
     #[test]
     fn ports_are_those_named_one_by_one() {
         assert_eq!(named_ports(&texts(&["tcp/8080", "udp/53", "tcp", "icmp-echo", "tcp/1-9", "any"])), [8080]);
-        assert_eq!(named_ports(&texts(&["tcp/10.30.0.0/24:443"])), [443]);
+        assert_eq!(named_ports(&texts(&["tcp/10.30.0.0/24:443"])), [0; 0], "another machine's");
         let many: Vec<String> = (1..=17).map(|port| format!("tcp/{port}")).collect();
         assert_eq!(named_ports(&many), [0; 0]);
     }

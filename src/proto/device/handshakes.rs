@@ -20,6 +20,7 @@ use crate::proto::noise::{FEATURE_ECN, FEATURE_LANE_PATHS, Parameters, ReceivedI
 use crate::proto::peer::{Attempt, Peer};
 use crate::proto::peer_table::PeerId;
 use crate::proto::rate_limiter::Verdict;
+use crate::proto::refused::Entry;
 use crate::proto::session::{Session, SessionParameters};
 use crate::proto::session_slots::Precedence;
 use crate::proto::tai64n::Tai64N;
@@ -275,9 +276,19 @@ impl Device {
 
     /// Tells the owner of an initiation that was refused, now and then: a flood of them is not worth more.
     fn tell_refusal(&mut self, now: Instant, key: Option<PublicKey>, from: Endpoint, reason: DropReason) {
-        if matches!(reason, DropReason::CookieDemanded | DropReason::RateLimited) {
+        // Whoever watches a link repeats an initiation whose response was lost.
+        let is_too_many = matches!(
+            reason,
+            DropReason::CookieDemanded
+                | DropReason::RateLimited
+                | DropReason::ReplayedInitiation
+                | DropReason::InitiationTooSoon
+        );
+        if is_too_many {
             return;
         }
+        let is_peer = key.is_some_and(|key| self.peers.by_key(&key).is_some());
+        self.refused.note(Entry { key, is_peer, reason, from: from.remote, count: 1, latest: now });
         let peer = key.and_then(|key| self.peers.by_key(&key)).and_then(|id| self.peers.get_mut(id));
         let told_at = peer.map_or(&mut self.refusal_told_at, |peer| &mut peer.refusal_told_at);
         if told_at.is_none_or(|last| now >= last + REFUSAL_TOLD_INTERVAL) {
