@@ -7,6 +7,7 @@ mod journal;
 
 use std::env;
 use std::io::{self, IsTerminal};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use clap::ValueEnum;
@@ -58,13 +59,13 @@ pub enum BadSetting {
 }
 
 /// Starts the log. By `filter`, else by [`FILTER_VARIABLE`], else at INFO; in `format`, else that of [`FORMAT_VARIABLE`], else
-/// as fits standard error. Without effect the second time.
-pub fn start(filter: Option<&str>, format: Option<LogFormat>) -> Result<(), BadSetting> {
+/// as fits standard error. `journal` is the way to the journal that a predecessor has left. Without effect the second time.
+pub fn start(filter: Option<&str>, format: Option<LogFormat>, journal: Option<OwnedFd>) -> Result<(), BadSetting> {
     let filter = chosen_filter(filter)?;
     let stderr_is_journal = stderr_is_journal();
     let layer = match chosen_format(format)? {
-        LogFormat::Auto if stderr_is_journal => Journal::of_system().boxed(),
-        LogFormat::Journald => Journal::of_system().boxed(),
+        LogFormat::Auto if stderr_is_journal => Journal::of_system(journal).boxed(),
+        LogFormat::Journald => Journal::of_system(journal).boxed(),
         LogFormat::Json => json(io::stderr),
         LogFormat::Text if stderr_is_journal => {
             fmt::layer().event_format(journal::PrefixedLine::new()).with_ansi(false).with_writer(io::stderr).boxed()
@@ -75,6 +76,11 @@ pub fn start(filter: Option<&str>, format: Option<LogFormat>) -> Result<(), BadS
     };
     let _ = registry().with(layer.with_filter(filter)).try_init();
     Ok(())
+}
+
+/// The way to the journal, if the log goes there, for a program that takes this one's place.
+pub fn journal_socket() -> Option<BorrowedFd<'static>> {
+    journal::socket()
 }
 
 fn chosen_filter(filter: Option<&str>) -> Result<EnvFilter, BadSetting> {

@@ -43,6 +43,8 @@ pub struct Config {
     health: Vec<(String, String)>,
     environment: Vec<(String, String)>,
     peers: Vec<Peer>,
+    /// Set if root's daemon stays root.
+    is_root: bool,
 }
 
 /// The side of a link.
@@ -128,7 +130,7 @@ impl Config {
     pub fn new<'a>(role: Role, keys: &KeyPair, addresses: impl IntoIterator<Item = &'a str>) -> Config {
         let private_key = keys.private.clone();
         let (interface, health, environment, peers) = (vec![], vec![], vec![], vec![]);
-        let config = Config { program: None, role, private_key, interface, health, environment, peers };
+        let config = Config { program: None, role, private_key, interface, health, environment, peers, is_root: true };
         config.set("addresses", list(addresses)).set("expose", list(EVERY_PORT))
     }
 
@@ -164,6 +166,12 @@ impl Config {
         self
     }
 
+    /// Has the daemon become its own user.
+    pub fn own_user(mut self) -> Config {
+        self.is_root = false;
+        self
+    }
+
     /// One more peer.
     pub fn peer(mut self, peer: Peer) -> Config {
         self.peers.push(peer);
@@ -191,6 +199,12 @@ impl Config {
             !host.command(program).args(["check", "--config"]).arg(file).output().stderr.contains("interface.expose")
         };
         [value?, list(["tcp", "udp"])].into_iter().find(|value| accepts(value))
+    }
+
+    /// What `run` is told beside the file. Another build may be one that always stays root.
+    fn arguments(&self, host: &Host) -> &'static [&'static str] {
+        let knows = |program: &PathBuf| host.command(program).args(["run", "--help"]).run().contains("--allow-root");
+        if self.is_root && self.program.as_ref().is_none_or(knows) { &["--allow-root"] } else { &[] }
     }
 
     fn name(&self) -> &str {
@@ -257,7 +271,8 @@ impl Daemon {
         let file = config.write(host);
         let interface = config.name().to_owned();
         let program = config.program.clone().unwrap_or_else(program);
-        let command = command(&program).args(["run", "--config"]).arg(file).env("RUST_BACKTRACE", "1");
+        let command = command(&program).arg("run").args(config.arguments(host)).arg("--config").arg(file);
+        let command = command.env("RUST_BACKTRACE", "1");
         let command = config.environment.iter().fold(command, |command, (name, value)| command.env(name, value));
         Daemon { program, process: command.start(&interface), interface }
     }
@@ -450,7 +465,8 @@ pub fn agent_check(host: &Host, name: &str) -> Option<String> {
 /// Runs `underpass run` to its end, which a test expects to be an early one.
 #[track_caller]
 pub fn run_to_the_end(host: &Host, config: &Config) -> Output {
-    command(host).args(["run", "--config"]).arg(config.write(host)).within(wait::PATIENCE).output()
+    let command = command(host).arg("run").args(config.arguments(host)).arg("--config").arg(config.write(host));
+    command.within(wait::PATIENCE).output()
 }
 
 /// The program that was built with these tests: it lies where they do, in the same profile's directory. The benchmark has a

@@ -128,6 +128,12 @@ pub struct RunArguments {
     /// The configuration file
     #[arg(short, long, value_name = "FILE")]
     pub config: PathBuf,
+    /// Stay root, where root starts it, instead of becoming the user underpass
+    ///
+    /// For containers and trials. Without it a daemon that root starts becomes that user once it is set up, and does not start
+    /// where there is no such user.
+    #[arg(long)]
+    pub allow_root: bool,
     /// What to log: a level (error, warn, info, debug, trace) or a filter such as
     /// "info,underpass::control=debug" [default: $UNDERPASS_LOG, else info]
     #[arg(long, value_name = "FILTER", visible_alias = "log")]

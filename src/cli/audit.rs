@@ -141,7 +141,7 @@ impl Audit {
             private_key: key(own.clone(), &interface.private_key_file),
             previous_private_key: previous.map(|(previous, path)| key(previous.public_key().to_string(), path)),
             fail_closed: interface.fail_closed,
-            sandbox: interface.sandbox,
+            sandbox: interface.sandbox.is_on(),
             daemon: status.map(|status| Daemon {
                 version: status.interface.version.clone(),
                 pid: status.interface.pid,

@@ -11,8 +11,8 @@ use serde::Serialize;
 use super::arguments::CheckArguments;
 use super::lines::{HEADING, line, optional_line, reach_line, texts};
 use super::{Exit, Failure};
-use crate::config::{Config, ConfigError, Health, Interface, Peer, Problem, Refuse};
-use crate::control::{forwarding, open, sandbox};
+use crate::config::{Config, ConfigError, Health, Interface, Peer, Problem, Refuse, SandboxPolicy};
+use crate::control::{forwarding, open, sandbox, user};
 
 /// Raised when a field of the JSON is renamed, removed or changes its meaning.
 const SCHEMA_VERSION: u32 = 1;
@@ -28,7 +28,8 @@ pub fn run(arguments: &CheckArguments, out: &mut dyn Write) -> Result<(), Failur
         }
     })?;
     refuse_what_the_sandbox_lacks(&config, &arguments.config)?;
-    let plan = Plan::new(arguments.config.clone(), &config);
+    let mut plan = Plan::new(arguments.config.clone(), &config);
+    plan.advice.extend(user::advice(&config, &arguments.config));
     if arguments.json {
         write_json(&plan, out)?;
     } else {
@@ -128,6 +129,8 @@ struct InterfacePlan {
     control_socket: PathBuf,
     drain_timeout: u64,
     sandbox: bool,
+    sandbox_required: bool,
+    drop_capabilities: bool,
     fail_closed: bool,
     open: Vec<String>,
 }
@@ -226,7 +229,9 @@ impl InterfacePlan {
             refuse: interface.refuse.as_str(),
             control_socket: interface.control_socket.clone(),
             drain_timeout: interface.drain_timeout.as_secs(),
-            sandbox: interface.sandbox,
+            sandbox: interface.sandbox.is_on(),
+            sandbox_required: interface.sandbox == SandboxPolicy::Required,
+            drop_capabilities: interface.drop_capabilities,
             fail_closed: interface.fail_closed,
             open: texts(&interface.open),
         }
@@ -256,7 +261,22 @@ impl InterfacePlan {
             if self.fail_closed { "what is for peers is refused" } else { "what is for peers goes another way" };
         line(out, "without it", without)?;
         optional_line(out, "open", Some(self.open.join(", ")).filter(|open| !open.is_empty()))?;
-        line(out, "sandbox", if self.sandbox { "on" } else { "off" })
+        line(out, "sandbox", self.sandbox())?;
+        line(
+            out,
+            "capabilities",
+            if self.drop_capabilities { "none once it runs" } else { "what changes while it runs" },
+        )
+    }
+}
+
+impl InterfacePlan {
+    fn sandbox(&self) -> &'static str {
+        match (self.sandbox_required, self.sandbox) {
+            (true, _) => "required: all of it, or the daemon does not start",
+            (_, true) => "on",
+            (_, false) => "off",
+        }
     }
 }
 

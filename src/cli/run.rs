@@ -3,7 +3,8 @@
 use super::arguments::RunArguments;
 use super::{Exit, Failure};
 use crate::config::Config;
-use crate::control::daemon::{self, DaemonError};
+use crate::control::daemon::{self, DaemonError, Invocation};
+use crate::control::handover::{self, Received};
 use crate::control::health::HealthError;
 use crate::control::netlink::NetlinkError;
 use crate::control::socket::SocketError;
@@ -12,9 +13,17 @@ use crate::logging;
 
 /// Runs until a signal ends it.
 pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
-    let log = logging::start(arguments.log_level.as_deref(), arguments.log_format);
+    let mut received = Received::all();
+    let journal = received.take(handover::JOURNAL);
+    let log = logging::start(arguments.log_level.as_deref(), arguments.log_format, journal);
     log.map_err(|error| Failure::new(Exit::Usage, error))?;
-    Ok(daemon::run(Config::load(&arguments.config)?, &arguments.config)?)
+    let invocation = Invocation {
+        file: &arguments.config,
+        allow_root: arguments.allow_root,
+        received,
+        journal: logging::journal_socket(),
+    };
+    Ok(daemon::run(Config::load(&arguments.config)?, invocation)?)
 }
 
 impl From<DaemonError> for Failure {
@@ -28,7 +37,7 @@ fn exit(error: &DaemonError) -> Exit {
         DaemonError::Runtime(_) => Exit::Other,
         DaemonError::Socket(error) => match error {
             SocketError::AlreadyRunning { .. } => Exit::Address,
-            SocketError::NoPermission { .. } => Exit::Permission,
+            SocketError::NoPermission { .. } | SocketError::NotForUser { .. } => Exit::Permission,
             SocketError::NotASocket { .. } | SocketError::Refused { .. } => Exit::Other,
         },
         DaemonError::Health(error) => match error {
@@ -45,6 +54,7 @@ fn exit(error: &DaemonError) -> Exit {
             StartError::Tun(_) => Exit::Device,
             StartError::NoRandomness | StartError::Thread(_) => Exit::Other,
         },
+        DaemonError::User(_) | DaemonError::Sandbox(_) => Exit::Permission,
         DaemonError::Failed(DataplaneFailure::TunGone(_)) => Exit::Device,
         DaemonError::Failed(_) => Exit::Other,
         DaemonError::Netlink(error) => exit_of_netlink(error),

@@ -70,6 +70,10 @@ const KEYS: &[(Effect, KeyOf<Config>)] = &[
     (Effect::Live, ("interface.fail_closed", |old, new| old.interface.fail_closed == new.interface.fail_closed)),
     (Effect::Live, ("interface.open", |old, new| same_set(&old.interface.open, &new.interface.open))),
     (Effect::Restart, ("interface.sandbox", |old, new| old.interface.sandbox == new.interface.sandbox)),
+    (
+        Effect::Restart,
+        ("interface.drop_capabilities", |old, new| old.interface.drop_capabilities == new.interface.drop_capabilities),
+    ),
     (Effect::Restart, ("health.agent_check", |old, new| old.health.agent_check == new.health.agent_check)),
     (Effect::Restart, ("health.http", |old, new| old.health.http == new.health.http)),
     (Effect::Restart, ("health.degraded_weight", |old, new| old.health.degraded_weight == new.health.degraded_weight)),
@@ -145,6 +149,7 @@ impl Config {
             pin_workers: started.pin_workers,
             control_socket: started.control_socket,
             sandbox: started.sandbox,
+            drop_capabilities: started.drop_capabilities,
             ..self.interface
         };
         Self { role: running.role, interface, health: running.health.clone(), ..self }
@@ -282,6 +287,7 @@ mod tests {
             ("device = \"plain\"", &[], &["interface.device"]),
             ("workers = 2", &[], &["interface.workers"]),
             ("pin_workers = true", &[], &["interface.pin_workers"]),
+            ("drop_capabilities = true", &[], &["interface.drop_capabilities"]),
             ("suite = \"chacha20-poly1305\"", &["interface.suite"], &[]),
             ("suites = [\"aes-256-gcm\"]", &["interface.suites"], &[]),
             ("expose = [\"tcp/9100\"]", &["interface.expose"], &[]),

@@ -15,11 +15,11 @@ use super::error::Problems;
 use super::exposure::exposure;
 use super::key_source::KeySource;
 use super::peer::OwnEnd;
-use super::raw::{Field, List, NumberOrWord, RawInterface, RawListen};
+use super::raw::{Field, FlagOrWord, List, NumberOrWord, RawInterface, RawListen};
 use super::scope::{Refusal, Scope};
 use super::{
     CONTROL_SOCKET_DIRECTORY, DEFAULT_INTERFACE_NAME, DEFAULT_MTU, DEFAULT_PORT, DeviceMode, Interface, Refuse, Role,
-    SuiteChoice, Workers, value,
+    SandboxPolicy, SuiteChoice, Workers, value,
 };
 use crate::keys::PrivateKey;
 use crate::packet::frame::FRAME_HEADER_LEN;
@@ -49,6 +49,7 @@ pub(super) const EXAMPLES: &[(&str, &str)] = &[
     ("control_socket", "\"/run/underpass/underpass0.sock\""),
     ("drain_timeout", "30"),
     ("sandbox", "true"),
+    ("drop_capabilities", "true"),
     ("fail_closed", "true"),
     ("open", "[\"10.1.0.0/16\"]"),
 ];
@@ -93,7 +94,8 @@ pub(super) struct Draft {
     refuse: Refuse,
     control_socket: Option<PathBuf>,
     drain_timeout: Duration,
-    sandbox: bool,
+    sandbox: SandboxPolicy,
+    drop_capabilities: bool,
     fail_closed: bool,
     open: Vec<IpNet>,
 }
@@ -136,7 +138,8 @@ impl Draft {
             control_socket: check_socket(scope, socket, name.as_deref(), keys),
             drain_timeout: check_drain_timeout(scope, raw.drain_timeout),
             fail_closed: scope.get("fail_closed", raw.fail_closed).is_none_or(Spanned::into_inner),
-            sandbox: scope.get("sandbox", raw.sandbox).is_none_or(Spanned::into_inner),
+            sandbox: check_sandbox(scope, raw.sandbox),
+            drop_capabilities: scope.get("drop_capabilities", raw.drop_capabilities).is_some_and(Spanned::into_inner),
             open: check_open(scope, raw.open),
             name,
             private_key,
@@ -188,6 +191,7 @@ impl Draft {
             control_socket: self.control_socket?,
             drain_timeout: self.drain_timeout,
             sandbox: self.sandbox,
+            drop_capabilities: self.drop_capabilities,
             fail_closed: self.fail_closed,
             open: self.open,
         })
@@ -278,6 +282,20 @@ fn check_dscp(scope: &mut Scope<'_, '_>, raw: Option<Field<NumberOrWord>>) -> Ds
         NumberOrWord::Word(word) => value::dscp(word),
     });
     dscp.unwrap_or_default()
+}
+
+fn check_sandbox(scope: &mut Scope<'_, '_>, raw: Option<Field<FlagOrWord>>) -> SandboxPolicy {
+    let sandbox = scope.get("sandbox", raw);
+    let sandbox = scope.check("sandbox", sandbox, |sandbox| match sandbox {
+        FlagOrWord::Flag(true) => Ok(SandboxPolicy::BestEffort),
+        FlagOrWord::Flag(false) => Ok(SandboxPolicy::Off),
+        FlagOrWord::Word(word) if word == "required" => Ok(SandboxPolicy::Required),
+        FlagOrWord::Word(word) => {
+            let remedy = "write true, false, or \"required\" to start with the whole sandbox or not at all";
+            Err(Refusal::new(format!("{word:?} is not a kind of sandbox"), remedy))
+        }
+    });
+    sandbox.unwrap_or_default()
 }
 
 fn check_workers(scope: &mut Scope<'_, '_>, raw: Option<Field<NumberOrWord>>) -> Workers {

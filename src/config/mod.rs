@@ -147,12 +147,23 @@ pub struct Interface {
     /// How long links are called draining, at most, before the daemon ends. Zero: it ends at once.
     pub drain_timeout: Duration,
     /// Whether the daemon gives up, once it is set up, what it does not need to go on.
-    pub sandbox: bool,
+    pub sandbox: SandboxPolicy,
+    /// Whether it keeps no capability at all then, so that addresses, routes and marks change with its next start only.
+    pub drop_capabilities: bool,
     /// Whether packets for peers are refused while the interface is not there.
     pub fail_closed: bool,
     /// Networks that may be reached in the clear: what earlier configurations had refused of them is not refused any longer,
     /// and more specific routes to them are no fault.
     pub open: Vec<IpNet>,
+}
+
+impl Config {
+    /// The files of its keys.
+    pub fn key_files(&self) -> Vec<&PathBuf> {
+        let interface = &self.interface;
+        let preshared = self.peers.iter().filter_map(|peer| peer.preshared_key_file.as_ref());
+        preshared.chain([&interface.private_key_file]).chain(&interface.previous_private_key_file).collect()
+    }
 }
 
 /// The `[health]` table: where load balancers and monitors may ask how the links are. Whoever reaches an address there may.
@@ -235,6 +246,34 @@ impl Refuse {
         match self {
             Self::Drop => "drop",
             Self::Reset => "reset",
+        }
+    }
+}
+
+/// How much of the sandbox a daemon starts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum SandboxPolicy {
+    /// None of it.
+    Off,
+    /// As much as the kernel and the container give.
+    #[default]
+    BestEffort,
+    /// All of it, or the daemon does not start.
+    Required,
+}
+
+impl SandboxPolicy {
+    /// Whether there is one at all.
+    pub fn is_on(self) -> bool {
+        self != Self::Off
+    }
+
+    /// For people: "on", "off" or "required".
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::BestEffort => "on",
+            Self::Required => "required",
         }
     }
 }

@@ -44,7 +44,8 @@ pub(super) struct RawInterface {
     pub(super) refuse: Option<Field<String>>,
     pub(super) control_socket: Option<Field<String>>,
     pub(super) drain_timeout: Option<Field<i64>>,
-    pub(super) sandbox: Option<Field<bool>>,
+    pub(super) sandbox: Option<Field<FlagOrWord>>,
+    pub(super) drop_capabilities: Option<Field<bool>>,
     pub(super) fail_closed: Option<Field<bool>>,
     pub(super) open: Option<Field<List>>,
 }
@@ -83,6 +84,12 @@ pub(super) struct OneOrMore(pub(super) List);
 /// `workers` and `dscp`: a number, or a word.
 pub(super) enum NumberOrWord {
     Number(i64),
+    Word(String),
+}
+
+/// `sandbox`: true or false, or a word.
+pub(super) enum FlagOrWord {
+    Flag(bool),
     Word(String),
 }
 
@@ -175,6 +182,16 @@ impl FromValue for NumberOrWord {
             Value::Integer(number) => Ok(Self::Number(number)),
             Value::String(word) => Ok(Self::Word(word)),
             other => Err(other.instead_of("a number, or a word in quotes", span)),
+        }
+    }
+}
+
+impl FromValue for FlagOrWord {
+    fn from_value(span: Range<usize>, value: Value) -> Result<Self, WrongType> {
+        match value {
+            Value::Boolean(flag) => Ok(Self::Flag(flag)),
+            Value::String(word) => Ok(Self::Word(word)),
+            other => Err(other.instead_of("true, false or a word in quotes", span)),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use super::audit;
 use super::board::Board;
 use super::event_queue::event_queue;
 use super::followers::Followers;
+use super::handover::{self, Received};
 use super::health::{HealthError, HealthListeners};
 use super::link_log::LinkLog;
 use super::metrics::RoundTrips;
@@ -32,13 +34,14 @@ use super::resolver::{Families, Resolver};
 use super::restart::{self, Program, RestartRequests, Restarts};
 use super::routes::{Found, Plan, RouteSockets, Routes};
 use super::running::{Request, Running};
-use super::sandbox::Sandbox;
+use super::sandbox::capabilities::may_configure;
+use super::sandbox::{Sandbox, SandboxError};
 use super::signals::Signals;
 use super::socket::{ControlSocket, SocketError};
 use super::systemd::{self, Readiness};
-use super::{forwarding, handover, open, translate, watchdog};
+use super::user::{DaemonUser, UserError};
+use super::{forwarding, open, translate, watchdog};
 use crate::config::{Config, Peer, written};
-use crate::dataplane::inheritance::Inherited;
 use crate::dataplane::{Dataplane, Failure, Handle, StartError, clock};
 use crate::keys::PublicKey;
 use crate::proto::stats::DeviceStatus;
@@ -61,17 +64,34 @@ pub enum DaemonError {
     /// Addresses, MTU, routes.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// The user that it is to become.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// The sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// The data plane ended while it should have run.
     #[error(transparent)]
     Failed(Failure),
 }
 
-/// Runs until SIGTERM or SIGINT, then says goodbye to the peers and leaves nothing behind. `file` is where `config` was read,
-/// and is read again when that is asked for.
-pub fn run(config: Config, file: &Path) -> Result<(), DaemonError> {
-    let inherited = handover::receive();
+/// How a daemon was started.
+#[derive(Debug)]
+pub struct Invocation<'a> {
+    /// Where the configuration was read, and is read again when that is asked for.
+    pub file: &'a Path,
+    /// Set if it may stay root.
+    pub allow_root: bool,
+    /// Descriptors that an earlier process has left.
+    pub received: Received,
+    /// The socket that log entries leave by, if they go to the journal.
+    pub journal: Option<BorrowedFd<'static>>,
+}
+
+/// Runs until SIGTERM or SIGINT, then says goodbye to the peers and leaves nothing behind.
+pub fn run(config: Config, invocation: Invocation<'_>) -> Result<(), DaemonError> {
     let runtime = Builder::new_current_thread().enable_all().build().map_err(DaemonError::Runtime)?;
-    let outcome = runtime.block_on(run_until_signal(config, file, inherited));
+    let outcome = runtime.block_on(run_until_signal(config, invocation));
     // Not dropped, which would wait for a look-up that hangs.
     runtime.shutdown_background();
     outcome
@@ -79,29 +99,34 @@ pub fn run(config: Config, file: &Path) -> Result<(), DaemonError> {
 
 /// In this order, undone in reverse by the end of each one's scope: signals, device and sockets, addresses and routes,
 /// what watches them, control socket, sockets for health checks, threads, look-ups. The sandbox is for good.
-async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>) -> Result<(), DaemonError> {
+async fn run_until_signal(config: Config, invocation: Invocation<'_>) -> Result<(), DaemonError> {
+    let Invocation { file, allow_root, mut received, journal } = invocation;
+    let user = DaemonUser::wanted(allow_root)?;
+    systemd::connect(received.take(handover::MANAGER));
+    let listener = received.take(handover::LISTENER);
     let mut signals = Signals::new().map_err(DaemonError::Runtime)?;
     let (mut restarts, restart_requests) =
-        Restarts::new(Program::of_this_process(file)).map_err(DaemonError::Runtime)?;
+        Restarts::new(Program::of_this_process(file), journal).map_err(DaemonError::Runtime)?;
     restart::admit_signals().map_err(DaemonError::Runtime)?;
     let started_at = clock::now();
-    ControlSocket::check_free(&config.interface.control_socket)?;
+    if listener.is_none() {
+        ControlSocket::check_free(&config.interface.control_socket)?;
+    }
     let dataplane_config = translate::dataplane_config(&config);
-    let (inheritance, kept) = handover::choose(&dataplane_config, inherited);
+    let (inheritance, kept) = handover::choose(&dataplane_config, received.dataplane);
     let is_kept = inheritance.has_interface();
     let mut dataplane = Dataplane::open(dataplane_config, inheritance)?;
     handover::leave(&dataplane.descriptors(), kept);
     let (guard, plan) = configure_interface(&config, &dataplane, is_kept).await?;
     let (guard, routes) = (RefCell::new(guard), Routes::new(plan));
     let route_sockets = RouteSockets::open()?;
-    handover::remove_stale_socket(&config.interface.control_socket);
-    let socket = ControlSocket::bind(&config.interface.control_socket)?;
+    let socket = open_control_socket(&config, listener, user.as_ref())?;
     let health = HealthListeners::bind(&config.health).await?;
     dataplane.handle().set_accepted_suites(config.interface.suites.clone());
-    let remembered = RefCell::new(remember_peers(&config, &dataplane.handle()));
 
     // While this is the only thread.
-    let sandbox = Sandbox::enter(&config, file, restarts.program());
+    let sandbox = Sandbox::enter(&config, file, restarts.program(), user.as_ref())?;
+    let remembered = RefCell::new(remember_peers(&config, &dataplane.handle()));
     restarts.enter(&sandbox);
     let (failures, failed) = unbounded_channel();
     let (events, changed) = event_queue();
@@ -142,12 +167,11 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
     let answer = move |command| answer.clone().to(command);
     let pulse = dataplane.pulse();
     let dataplane = RefCell::new(dataplane);
-    let control_socket = config.interface.control_socket.clone();
     let mut running = Running::new(file.to_owned(), config, identity, (&dataplane, &resolver), (&guard, &routes));
     let work = async {
         let may_drain = tokio::select! {
             may_drain = running.serve(&mut signals, &mut requested) => may_drain,
-            never = restarts.serve(&dataplane, &control_socket, &remembered) => match never {},
+            never = restarts.serve(&dataplane, &socket, &remembered) => match never {},
         };
         if may_drain {
             running.drain_all(&mut signals, &mut requested).await;
@@ -168,6 +192,26 @@ async fn run_until_signal(config: Config, file: &Path, inherited: Vec<Inherited>
     drop((resolver, socket));
     stop(dataplane.into_inner()).await;
     outcome
+}
+
+/// The one that the daemon whose place this one has taken has left open, or a new one.
+fn open_control_socket(
+    config: &Config,
+    listener: Option<OwnedFd>,
+    user: Option<&DaemonUser>,
+) -> Result<ControlSocket, DaemonError> {
+    let path = &config.interface.control_socket;
+    if let Some(listener) = listener {
+        return Ok(ControlSocket::adopt(listener, handover::control_socket_before(), path)?);
+    }
+    handover::remove_stale_socket(path);
+    let Some(user) = user else { return Ok(ControlSocket::bind(path)?) };
+    user.own_directory(path);
+    let bound = user.act(|| ControlSocket::bind(path))?;
+    bound.map_err(|error| match error {
+        SocketError::NoPermission { path } => SocketError::NotForUser { path, user: user.name().to_owned() }.into(),
+        error => error.into(),
+    })
 }
 
 /// Has the data plane call everyone who was connected before a restart, as soon as it starts.
@@ -205,7 +249,9 @@ async fn configure_interface(
     is_kept: bool,
 ) -> Result<(Guard, Plan), DaemonError> {
     let settings = translate::interface_settings(config, dataplane.interface_index(), dataplane.offload());
-    let settings = InterfaceSettings { is_kept, is_prepared: dataplane.is_prepared(), ..settings };
+    // A predecessor may have left no capability to set it up again, but as it should be.
+    let is_prepared = dataplane.is_prepared() || is_kept && !may_configure();
+    let settings = InterfaceSettings { is_kept, is_prepared, ..settings };
     let netlink = Netlink::open()?;
     netlink.check(&settings).await?;
     let guard = Guard::start(&config.interface.name, translate::guard_subject(config));

@@ -13,7 +13,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::process;
@@ -26,19 +26,46 @@ use super::{sandbox, systemd};
 use crate::dataplane::DataplaneConfig;
 use crate::dataplane::inheritance::{Inheritance, Inherited};
 
-/// Everything that an earlier process has left for this one. Before this process opens anything.
-pub fn receive() -> Vec<Inherited> {
-    let handed_on = env::var(DESCRIPTORS).map(|value| decode(&value, process::id())).unwrap_or_default();
-    let given = systemd::given_descriptors();
-    handed_on.into_iter().chain(given).filter_map(|(number, name)| Inherited::take(number, name)).collect()
+/// Descriptors that an earlier process has left for this one.
+#[derive(Debug, Default)]
+pub struct Received {
+    /// The TUN queues and UDP sockets.
+    pub dataplane: Vec<Inherited>,
+    /// Unix sockets, which a daemon in its sandbox can't make anew.
+    unix: Vec<Inherited>,
+}
+
+impl Received {
+    /// Everything that was left. Before this process opens anything.
+    pub fn all() -> Self {
+        let handed_on = env::var(DESCRIPTORS).map(|value| decode(&value, process::id())).unwrap_or_default();
+        let take = |(number, name)| Inherited::take(number, name);
+        let is_unix = |inherited: &Inherited| UNIX_SOCKETS.contains(&inherited.name());
+        let (unix, mut dataplane): (Vec<_>, Vec<_>) = handed_on.into_iter().filter_map(take).partition(is_unix);
+        dataplane.extend(systemd::given_descriptors().into_iter().filter_map(take));
+        Self { dataplane, unix }
+    }
+
+    /// The Unix socket of that name, if it was left.
+    pub fn take(&mut self, name: &str) -> Option<OwnedFd> {
+        let position = self.unix.iter().position(|inherited| inherited.name() == name)?;
+        Some(self.unix.swap_remove(position).into())
+    }
+}
+
+/// Whether this program has taken a daemon's place in its process.
+pub fn is_successor() -> bool {
+    env::var(DESCRIPTORS).is_ok_and(|value| value.starts_with(&prefix(process::id())))
+}
+
+/// The path of the control socket of the daemon whose place this one has taken, if it has taken one's.
+pub fn control_socket_before() -> Option<PathBuf> {
+    env::var_os(CONTROL_SOCKET).map(PathBuf::from).filter(|_| is_successor())
 }
 
 /// Removes the control socket of the daemon whose place this one has taken, if it is not `own`: nobody is behind it any more.
 pub fn remove_stale_socket(own: &Path) {
-    let is_ours = env::var(DESCRIPTORS).is_ok_and(|value| value.starts_with(&prefix(process::id())));
-    let Some(path) = env::var_os(CONTROL_SOCKET).map(PathBuf::from).filter(|path| is_ours && path != own) else {
-        return;
-    };
+    let Some(path) = control_socket_before().filter(|path| path != own) else { return };
     if fs::symlink_metadata(&path).is_ok_and(|file| file.file_type().is_socket()) {
         let _ = fs::remove_file(path);
     }
@@ -133,6 +160,13 @@ const GONE_TRIES: usize = 100;
 const GONE_PAUSE: Duration = Duration::from_millis(10);
 /// Holds the process's number and, for each descriptor, its number and name: `1234:7=tun-0,9=listen-0`.
 const DESCRIPTORS: &str = "UNDERPASS_DESCRIPTORS";
+/// The name of the control socket that listens.
+pub const LISTENER: &str = "control";
+/// The name of the socket to the service manager.
+pub const MANAGER: &str = "service-manager";
+/// The name of the socket to the journal.
+pub const JOURNAL: &str = "journal";
+const UNIX_SOCKETS: [&str; 3] = [LISTENER, MANAGER, JOURNAL];
 /// Holds the path of the control socket of the daemon before.
 const CONTROL_SOCKET: &str = "UNDERPASS_CONTROL_SOCKET";
 

@@ -34,5 +34,6 @@ pub mod signals;
 pub mod socket;
 pub mod systemd;
 pub mod translate;
+pub mod user;
 pub mod verify;
 pub mod watchdog;

@@ -7,7 +7,7 @@ use std::env;
 use std::ffi::{CString, OsString};
 use std::fs;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -31,6 +31,8 @@ use super::handover;
 use super::remembered::RememberedPeers;
 use super::running::stopping;
 use super::sandbox::{REMEDY, Sandbox};
+use super::socket::ControlSocket;
+use super::systemd;
 use crate::dataplane::Dataplane;
 
 /// Restarts as they are asked for, by SIGUSR2 or by clients.
@@ -39,6 +41,8 @@ pub struct Restarts {
     program: Program,
     signal: Signal,
     requests: Receiver<Requester>,
+    /// The socket that log entries leave by, if they go to the journal.
+    journal: Option<BorrowedFd<'static>>,
 }
 
 /// A client's way to ask for one.
@@ -100,10 +104,11 @@ pub enum RestartError {
 }
 
 impl Restarts {
-    /// Of this daemon, to `program`. Must be called inside a tokio runtime.
-    pub fn new(program: Program) -> io::Result<(Self, RestartRequests)> {
+    /// Of this daemon, to `program`, which is left the way to the `journal` too. Must be called inside a tokio runtime.
+    pub fn new(program: Program, journal: Option<BorrowedFd<'static>>) -> io::Result<(Self, RestartRequests)> {
         let (sender, requests) = channel(1);
-        Ok((Self { program, signal: signal(SignalKind::user_defined2())?, requests }, RestartRequests(sender)))
+        let signal = signal(SignalKind::user_defined2())?;
+        Ok((Self { program, signal, requests, journal }, RestartRequests(sender)))
     }
 
     /// The daemon is in `sandbox` from here on, and so is what comes after it.
@@ -120,7 +125,7 @@ impl Restarts {
     pub async fn serve(
         mut self,
         dataplane: &RefCell<Dataplane>,
-        control_socket: &Path,
+        control_socket: &ControlSocket,
         remembered: &RefCell<RememberedPeers>,
     ) -> Infallible {
         loop {
@@ -145,12 +150,19 @@ impl Restarts {
     }
 
     /// Gives this process's place to the program on disk. Returns only if that can't be, and all goes on as before.
-    fn restart(&self, dataplane: &Dataplane, control_socket: &Path, requester: Option<Requester>) {
+    fn restart(&self, dataplane: &Dataplane, control_socket: &ControlSocket, requester: Option<Requester>) {
         audit::restarting();
         if !dataplane.pause() {
             tracing::warn!("a worker does not pause: what it has in hand is lost");
         }
-        let error = self.program.take_over(&dataplane.descriptors(), control_socket);
+        let unix = [
+            (handover::LISTENER, Some(control_socket.as_fd())),
+            (handover::MANAGER, systemd::socket()),
+            (handover::JOURNAL, self.journal),
+        ];
+        let mut descriptors = dataplane.descriptors();
+        descriptors.extend(unix.into_iter().filter_map(|(name, socket)| Some((name.to_owned(), socket?))));
+        let error = self.program.take_over(&descriptors, control_socket.path());
         dataplane.resume();
         refuse(requester, error);
     }

@@ -17,12 +17,14 @@ use std::process;
 use serde::{Deserialize, Serialize};
 
 use super::api::SandboxReport;
-use crate::config::Config;
+use super::user::{DaemonUser, UserError, unreadable};
+use crate::config::{Config, SandboxPolicy};
 
 mod access;
 mod allowed;
-mod capabilities;
+pub(super) mod capabilities;
 mod memory;
+mod proof;
 mod system_calls;
 
 pub use allowed::Allowed;
@@ -36,6 +38,23 @@ pub struct Sandbox {
     capabilities: Vec<String>,
 }
 
+/// Why a daemon can't give up what it is to give up.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// It can't become its own user.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// All of the sandbox is required, and the system does not give it.
+    #[error(
+        "interface.sandbox: the whole sandbox is required, and this system does not give it: {}. Give the service what it lacks, \
+         or write sandbox = true to start with less", .lacks.join("; ")
+    )]
+    Incomplete {
+        /// What is missing, each with the reason.
+        lacks: Vec<String>,
+    },
+}
+
 /// What a program that takes the process's place has to know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Entered {
@@ -47,27 +66,50 @@ struct Entered {
 }
 
 impl Sandbox {
-    /// Enters the sandbox that `config`, read from `file`, needs to go on with `program` on disk, unless it is turned off.
-    /// Before the process has a second thread. What the kernel lacks is passed over and told.
-    pub fn enter(config: &Config, file: &Path, program: &Path) -> Self {
-        if !config.interface.sandbox {
-            return Self { entered: None, capabilities: capabilities::left() };
-        }
+    /// Becomes `user`, if one is given, and enters the sandbox that `config`, read from `file`, needs to go on with `program` on
+    /// disk, unless it is turned off. Before the process has a second thread. What the kernel lacks is passed over and told,
+    /// unless all of it is required.
+    pub fn enter(
+        config: &Config,
+        file: &Path,
+        program: &Path,
+        user: Option<&DaemonUser>,
+    ) -> Result<Self, SandboxError> {
         let allowed = Allowed::new(config, file).and_programs_beside(program);
+        if !config.interface.sandbox.is_on() {
+            return Ok(Self::none(&allowed, config, file, user)?);
+        }
         let mut lacks = Vec::new();
+        // Root lifts the limit before it is nobody special. The kernel decides anew on dumps when the user changes.
         lacks.extend(memory::lock().err());
+        change_user(user, config, file)?;
         lacks.extend(memory::refuse_to_be_read().err());
         lacks.extend(capabilities::drop_all_but(&allowed).err());
         let entered = match inherited() {
-            Some((pid, before)) if pid == process::id() && before.made_the_same(&allowed) => before,
+            Some((pid, before)) if pid == process::id() && before.made_the_same(&allowed) && proof::is_inside() => {
+                before
+            }
             _ => {
                 lacks.extend(allowed.enforce());
                 Entered { version: VERSION.to_owned(), allowed, lacks }
             }
         };
+        if config.interface.sandbox == SandboxPolicy::Required && !entered.lacks.is_empty() {
+            return Err(SandboxError::Incomplete { lacks: entered.lacks });
+        }
         let sandbox = Self { entered: Some(entered), capabilities: capabilities::left() };
         sandbox.log();
-        sandbox
+        Ok(sandbox)
+    }
+
+    fn none(allowed: &Allowed, config: &Config, file: &Path, user: Option<&DaemonUser>) -> Result<Self, UserError> {
+        change_user(user, config, file)?;
+        if (user.is_some() || config.interface.drop_capabilities)
+            && let Err(error) = capabilities::drop_all_but(allowed)
+        {
+            tracing::warn!(error);
+        }
+        Ok(Self { entered: None, capabilities: capabilities::left() })
     }
 
     /// Whether there is one.
@@ -112,6 +154,15 @@ impl Entered {
     }
 }
 
+/// After a look at what it won't be able to read again.
+fn change_user(user: Option<&DaemonUser>, config: &Config, file: &Path) -> Result<(), UserError> {
+    let Some(user) = user else { return Ok(()) };
+    for file in user.unreadable(config, file)? {
+        tracing::warn!("{}", unreadable(&file, user.name()));
+    }
+    user.become_for_good()
+}
+
 /// The directories that this program may read, if a sandboxed daemon has started it.
 pub fn readable_here() -> Option<Vec<PathBuf>> {
     inherited().map(|(_, entered)| entered.allowed.readable())
@@ -121,10 +172,14 @@ pub fn readable_here() -> Option<Vec<PathBuf>> {
 /// could take its place. Empty if no daemon asks.
 pub fn missing_here(config: &Config, file: &Path) -> Vec<String> {
     let Some((_, entered)) = inherited() else { return Vec::new() };
-    if !config.interface.sandbox {
+    if !config.interface.sandbox.is_on() {
         return vec!["interface.sandbox: what the sandbox has taken, a restart in place can't give back".to_owned()];
     }
-    entered.allowed.missing_for(&Allowed::new(config, file))
+    let mut missing = entered.allowed.missing_for(&Allowed::new(config, file));
+    if config.interface.sandbox == SandboxPolicy::Required && !entered.lacks.is_empty() {
+        missing.push(SandboxError::Incomplete { lacks: entered.lacks }.to_string());
+    }
+    missing
 }
 
 /// What has to be done where a sandbox is in the way.
@@ -144,5 +199,7 @@ fn decode(value: &str) -> Option<(u32, Entered)> {
 pub const VARIABLE: &str = "UNDERPASS_SANDBOX";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+#[cfg(test)]
+mod attacks;
 #[cfg(test)]
 mod tests;

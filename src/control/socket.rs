@@ -6,8 +6,9 @@ use std::convert::Infallible;
 use std::fs;
 use std::future::Future;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixStream as BlockingStream;
+use std::os::unix::net::{UnixListener as BlockingListener, UnixStream as BlockingStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -61,6 +62,17 @@ pub enum SocketError {
         /// The socket.
         path: PathBuf,
     },
+    /// It is made as the daemon's own user.
+    #[error(
+        "the user {user}, which a daemon that root starts becomes, may not create the control socket {path}: let that user write \
+         to its directory (chown {user}:), or set interface.control_socket to another path"
+    )]
+    NotForUser {
+        /// The socket.
+        path: PathBuf,
+        /// The user.
+        user: String,
+    },
     /// The system refused for a reason that has no variant of its own.
     #[error("interface.control_socket: could not create {path}")]
     Refused {
@@ -98,6 +110,30 @@ impl ControlSocket {
         Ok(Self { listener, path: path.to_owned(), file, client_timeout: CLIENT_TIMEOUT })
     }
 
+    /// Goes on with a socket that a predecessor in this process has bound at `before` and left open, under the name `path`. A
+    /// socket cannot be bound in the sandbox, and clients that connect meanwhile wait. Where it can't be renamed, it keeps its
+    /// name. Must be called inside a tokio runtime.
+    pub fn adopt(listener: OwnedFd, before: Option<PathBuf>, path: &Path) -> Result<Self, SocketError> {
+        let refused = |error| SocketError::new(path, error);
+        let listener = BlockingListener::from(listener);
+        listener.set_nonblocking(true).map_err(refused)?;
+        let listener = UnixListener::from_std(listener).map_err(refused)?;
+        let path = match before.filter(|before| before != path) {
+            Some(before) => renamed(before, path),
+            None => path.to_owned(),
+        };
+        let file = file_identity(&path).unwrap_or_else(|error| {
+            tracing::warn!(%error, path = %path.display(), "nobody reaches the control socket: restart the service");
+            (0, 0)
+        });
+        Ok(Self { listener, path, file, client_timeout: CLIENT_TIMEOUT })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Answers clients until dropped.
     pub async fn serve<A, F>(&self, answer: A) -> Infallible
     where
@@ -127,6 +163,12 @@ impl ControlSocket {
                 }
             });
         }
+    }
+}
+
+impl AsFd for ControlSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 
@@ -168,6 +210,21 @@ fn create_directory(path: &Path) -> io::Result<()> {
             fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)
         }
         _ => Ok(()),
+    }
+}
+
+/// What the socket at `before` is called from here on: `wanted`, if nothing lies there.
+fn renamed(before: PathBuf, wanted: &Path) -> PathBuf {
+    let moved = match fs::symlink_metadata(wanted) {
+        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(_) => fs::rename(&before, wanted),
+    };
+    match moved {
+        Ok(()) => wanted.to_owned(),
+        Err(error) => {
+            tracing::warn!(%error, wanted = %wanted.display(), path = %before.display(), "the control socket keeps its name");
+            before
+        }
     }
 }
 

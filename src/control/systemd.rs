@@ -6,15 +6,16 @@
 use std::env;
 use std::ffi::OsStr;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, connect as connect_to, sendmsg};
 
 use crate::dataplane::clock;
 
@@ -31,6 +32,21 @@ pub enum Readiness {
     Draining(Duration),
     /// The end has begun.
     Stopping,
+}
+
+/// Opens the way to the service manager, if there is one, or goes on with the socket that a predecessor has left. Before the
+/// sandbox, in which no Unix socket can be made.
+pub fn connect(inherited: Option<OwnedFd>) {
+    MANAGER.get_or_init(|| {
+        let address = env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty())?;
+        let manager = ServiceManager::at(&address, inherited);
+        manager.inspect_err(|error| tracing::warn!(%error, "no way to the service manager")).ok()
+    });
+}
+
+/// The socket on that way, for a program that takes this one's place.
+pub fn socket() -> Option<BorrowedFd<'static>> {
+    ServiceManager::of_this_process().map(|manager| manager.socket.as_fd())
 }
 
 /// Tells the service manager, if there is one.
@@ -122,27 +138,34 @@ fn given(pid: Option<&str>, count: Option<&str>, names: Option<&str>) -> Vec<(Ra
     (FIRST_GIVEN..).zip(names).take(count.min(MAX_GIVEN)).collect()
 }
 
-/// A connection to it.
+/// A way to it.
 struct ServiceManager {
     socket: UnixDatagram,
-    address: UnixAddr,
+    /// None if the socket is connected.
+    address: Option<UnixAddr>,
 }
 
+/// That of this process, once it was looked for.
+static MANAGER: OnceLock<Option<ServiceManager>> = OnceLock::new();
+
 impl ServiceManager {
-    fn of_this_process() -> Option<Self> {
-        let address = env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty())?;
-        Self::at(&address).inspect_err(|error| tracing::warn!(%error, "no way to the service manager")).ok()
+    fn of_this_process() -> Option<&'static Self> {
+        MANAGER.get()?.as_ref()
     }
 
-    /// An address that starts with @ is abstract: not in the file system.
-    fn at(address: &OsStr) -> io::Result<Self> {
-        let address = match address.as_bytes() {
-            [b'@', name @ ..] => UnixAddr::new_abstract(name)?,
-            _ => UnixAddr::new(Path::new(address))?,
-        };
-        let socket = UnixDatagram::unbound()?;
+    /// An address that starts with @ is abstract: not in the file system. The sandbox then lets messages pass only if the socket
+    /// was connected before. One with a path is not connected: the service manager may be restarted.
+    fn at(address: &OsStr, inherited: Option<OwnedFd>) -> io::Result<Self> {
+        let is_new = inherited.is_none();
+        let socket = inherited.map_or_else(UnixDatagram::unbound, |inherited| Ok(inherited.into()))?;
         socket.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { socket, address })
+        let [b'@', name @ ..] = address.as_bytes() else {
+            return Ok(Self { socket, address: Some(UnixAddr::new(Path::new(address))?) });
+        };
+        if is_new {
+            connect_to(socket.as_raw_fd(), &UnixAddr::new_abstract(name)?)?;
+        }
+        Ok(Self { socket, address: None })
     }
 
     fn send(&self, message: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
@@ -150,7 +173,7 @@ impl ServiceManager {
         let rights = [ControlMessage::ScmRights(&numbers)];
         let rights = if numbers.is_empty() { &[] } else { &rights[..] };
         let parts = [IoSlice::new(message)];
-        sendmsg(self.socket.as_raw_fd(), &parts, rights, MsgFlags::MSG_NOSIGNAL, Some(&self.address))?;
+        sendmsg(self.socket.as_raw_fd(), &parts, rights, MsgFlags::MSG_NOSIGNAL, self.address.as_ref())?;
         Ok(())
     }
 
@@ -206,7 +229,7 @@ mod tests {
         let by_path = UnixDatagram::bind(&path).unwrap();
         let by_name = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         for (address, socket) in [(path.as_os_str(), by_path), (OsStr::new(&format!("@{name}")), by_name)] {
-            ServiceManager::at(address).unwrap().send(b"READY=1", None).unwrap();
+            ServiceManager::at(address, None).unwrap().send(b"READY=1", None).unwrap();
             let mut message = [0; 16];
             let length = socket.recv(&mut message).unwrap();
             assert_eq!(&message[..length], b"READY=1");
@@ -218,7 +241,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
-        let manager = ServiceManager::at(path.as_os_str()).unwrap();
+        let manager = ServiceManager::at(path.as_os_str(), None).unwrap();
         manager.send(b"FDSTORE=1", Some(File::open("/dev/null").unwrap().as_fd())).unwrap();
         let (mut message, mut control) = ([0; 16], cmsg_space!([RawFd; 1]));
         let mut parts = [IoSliceMut::new(&mut message)];

@@ -106,6 +106,17 @@ impl Inherited {
         fcntl(&descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
         Some(Self { name, descriptor })
     }
+
+    /// The name under which it was handed on.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl From<Inherited> for OwnedFd {
+    fn from(inherited: Inherited) -> Self {
+        inherited.descriptor
+    }
 }
 
 impl Inheritance {

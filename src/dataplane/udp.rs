@@ -343,12 +343,17 @@ fn configure(socket: &Socket, is_v4: bool, options: BindOptions) -> io::Result<(
     }
     set_fragmentation(socket, is_v4, Fragmentation::Never)?;
     receive_errors(socket, is_v4)?;
-    // Privileged first: net.core.{r,w}mem_max is commonly 208 KiB, and is not ours to change.
+    // Privileged first: net.core.{r,w}mem_max is commonly 208 KiB, and is not ours to change. What a predecessor with more
+    // privilege has set stays.
     let receive_buffer_len = if options.handshakes { HANDSHAKE_BUFFER_LEN } else { KERNEL_BUFFER_LEN };
-    if setsockopt(socket, sockopt::RcvBufForce, &receive_buffer_len).is_err() {
+    if setsockopt(socket, sockopt::RcvBufForce, &receive_buffer_len).is_err()
+        && socket.recv_buffer_size()? < receive_buffer_len
+    {
         socket.set_recv_buffer_size(receive_buffer_len)?;
     }
-    if setsockopt(socket, sockopt::SndBufForce, &KERNEL_BUFFER_LEN).is_err() {
+    if setsockopt(socket, sockopt::SndBufForce, &KERNEL_BUFFER_LEN).is_err()
+        && socket.send_buffer_size()? < KERNEL_BUFFER_LEN
+    {
         socket.set_send_buffer_size(KERNEL_BUFFER_LEN)?;
     }
     if let Err(errno) = setsockopt(socket, sockopt::UdpGroSegment, &true) {

@@ -4,8 +4,10 @@
 
 use std::fmt::{self, Debug};
 use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -17,9 +19,17 @@ use tracing_subscriber::registry::LookupSpan;
 /// Sends events to a journal.
 pub(super) struct Journal {
     /// None if the system gives none.
-    socket: Option<UnixDatagram>,
+    socket: Option<&'static UnixDatagram>,
     path: PathBuf,
 }
+
+/// The socket that entries leave by, if the log goes to the journal.
+pub(super) fn socket() -> Option<BorrowedFd<'static>> {
+    OPEN.get()?.as_ref().map(UnixDatagram::as_fd)
+}
+
+/// One for the whole process, which in its sandbox can make no other.
+static OPEN: OnceLock<Option<UnixDatagram>> = OnceLock::new();
 
 /// One entry in the making.
 struct Entry(Vec<u8>);
@@ -28,9 +38,13 @@ struct Entry(Vec<u8>);
 pub(super) struct PrefixedLine(Format<Full, ()>);
 
 impl Journal {
-    /// The one of this machine.
-    pub(super) fn of_system() -> Self {
-        Self { socket: UnixDatagram::unbound().ok(), path: SOCKET.into() }
+    /// The one of this machine, by the socket that a predecessor has left, if it has.
+    pub(super) fn of_system(inherited: Option<OwnedFd>) -> Self {
+        let socket = OPEN.get_or_init(|| match inherited {
+            Some(inherited) => Some(inherited.into()),
+            None => UnixDatagram::unbound().ok(),
+        });
+        Self { socket: socket.as_ref(), path: SOCKET.into() }
     }
 }
 
@@ -154,7 +168,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("journal");
         let journal = UnixDatagram::bind(&path).unwrap();
-        let log = registry().with(Journal { path, ..Journal::of_system() });
+        let log = registry().with(Journal { path, ..Journal::of_system(None) });
         tracing::subscriber::with_default(log, || {
             let endpoint = std::net::SocketAddr::from(([192, 0, 2, 1], 51900));
             tracing::warn!(target: "underpass::audit", peer = "app1", %endpoint, problems = 3, "link down");

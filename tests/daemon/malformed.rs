@@ -124,7 +124,8 @@ const REPLACED: &[Row] = &[
     (12, "control_socket = \"\"", "interface.control_socket", "cannot name a socket", "a short absolute path"),
     (12, "drain_timeout = -1", "interface.drain_timeout", "-1 is too small", "a number from 0 to 86400"),
     (12, "drain_timeout = 86401", "interface.drain_timeout", "86401 is too large", "a number from 0 to 86400"),
-    (12, "sandbox = \"on\"", "interface.sandbox", "a string, not true or false", "`sandbox = true`"),
+    (12, "sandbox = 1", "interface.sandbox", "a number, not true, false or a word in quotes", "`sandbox = true`"),
+    (12, "sandbox = \"on\"", "interface.sandbox", "\"on\" is not a kind of sandbox", "\"required\""),
     (
         12,
         "open = [\"10.1.0.1/16\"]",

@@ -208,7 +208,7 @@ fn without_permission_it_says_what_it_needs() {
     let ends = Ends::new("no-permission");
     let file = ends.proxy_calling(ENDPOINT).write(&ends.proxy);
     let command = ends.proxy.command("setpriv").args(["--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]);
-    let output = command.arg(underpass::program()).args(["run", "--config"]).arg(file).output();
+    let output = command.arg(underpass::program()).args(["run", "--allow-root", "--config"]).arg(file).output();
     ends_with(&output, 4, &["CAP_NET_ADMIN"]);
 }
 

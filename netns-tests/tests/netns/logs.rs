@@ -141,7 +141,7 @@ fn a_service_of_systemd_sends_its_fields_to_the_journal() {
     // As systemd names the stream that it gives to a service as its standard error.
     let name_stream = "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2); exec \"$@\"";
     let command = ends.proxy.command("sh").args(["-c", name_stream, "sh"]).arg(underpass::program());
-    let daemon = command.args(["run", "--config"]).arg(file).start("journalled");
+    let daemon = command.args(["run", "--allow-root", "--config"]).arg(file).start("journalled");
     journal.wait_for(&[
         "SYSLOG_IDENTIFIER=underpass",
         "PRIORITY=6",

@@ -401,7 +401,10 @@ fn a_service_manager_is_told_of_a_reload_and_of_its_end() {
     };
     let until = |line: &str| while !next().starts_with(line) {};
     let file = ends.proxy_calling(ENDPOINT).write(&ends.proxy);
-    let command = underpass::command(&ends.proxy).args(["run", "--config"]).arg(&file).env("NOTIFY_SOCKET", &manager);
+    let command = underpass::command(&ends.proxy)
+        .args(["run", "--allow-root", "--config"])
+        .arg(&file)
+        .env("NOTIFY_SOCKET", &manager);
     let daemon = command.start("underpass");
     until("READY=1\n");
     for outcome in ["Packets flow", "Packets flow; the last reload was refused, see the log"] {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use netns_tests::service::Service;
 use netns_tests::underpass::{self, Daemon, KeyPair, quote};
-use netns_tests::{Host, probe};
+use netns_tests::{Host, probe, wait};
 
 use crate::ends::{BACKEND, Ends};
 
@@ -135,4 +135,174 @@ fn what_the_sandbox_does_not_allow_is_refused_by_name_until_the_service_manager_
     probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
     let directory = key.parent().unwrap().to_str().unwrap().to_owned();
     assert!(proxy.daemon.status().part("sandbox").texts("reads").contains(&directory));
+}
+
+/// The variable that tells a program, which a sandboxed daemon has started in its own place, that it is in the sandbox.
+fn variable_of(daemon: &mut Daemon) -> String {
+    let environment = fs::read(format!("/proc/{}/environ", daemon.process().pid())).unwrap();
+    let environment = String::from_utf8(environment).unwrap();
+    environment.split('\0').find_map(|line| line.strip_prefix("UNDERPASS_SANDBOX=")).unwrap().to_owned()
+}
+
+/// One machine; the second daemon is process 1 of a container, whose environment says that process 1 is in the sandbox.
+#[test]
+fn an_environment_that_claims_the_sandbox_is_not_believed() {
+    let ends = Ends::new("forged-sandbox");
+    let config = ends.proxy_calling(ENDPOINT);
+    let mut honest = Daemon::start(&ends.proxy, &config);
+    assert_eq!(honest.ask(&["restart"]).code(), 0);
+    wait::until("the restarted daemon answers", || honest.ask(&["status"]).code() == 0);
+    let (_, claim) =
+        variable_of(&mut honest).split_once(':').map(|(pid, claim)| (pid.to_owned(), claim.to_owned())).unwrap();
+    assert_eq!(honest.stop(), 0);
+
+    let command = ends.proxy.command("unshare").args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+    let command =
+        command.arg(underpass::program()).args(["run", "--allow-root", "--config"]).arg(config.write(&ends.proxy));
+    let container = command.env("UNDERPASS_SANDBOX", format!("1:{claim}")).start("contained");
+    wait::until("the contained daemon answers", || {
+        let status = underpass::command(&ends.proxy).args(["status", "--json"]).output();
+        status.status.success() && status.stdout.contains("\"pid\": 1,")
+    });
+    let children = format!("/proc/{0}/task/{0}/children", container.pid());
+    let contained = fs::read_to_string(children).unwrap().trim().to_owned();
+    let status = fs::read_to_string(format!("/proc/{contained}/status")).unwrap();
+    for line in ["NoNewPrivs:\t1", "Seccomp:\t2", &format!("CapEff:\t{NET_ADMIN}")] {
+        assert!(status.lines().any(|found| found == line), "no {line:?} in\n{status}");
+    }
+}
+
+/// One machine whose kernel counts as much memory as locked as it is allowed to: none.
+#[test]
+fn where_the_whole_sandbox_is_required_the_daemon_does_not_start_with_less() {
+    let ends = Ends::new("required-sandbox");
+    let file = ends.proxy_calling(ENDPOINT).set("sandbox", "\"required\"").write(&ends.proxy);
+    let without =
+        ends.proxy.command("setpriv").args(["--bounding-set", "-sys_resource", "--inh-caps", "-sys_resource"]);
+    let without = without.args(["prlimit", "--memlock=65536:65536"]).arg(underpass::program());
+    let output = without.args(["run", "--allow-root", "--config"]).arg(file).within(wait::PATIENCE).output();
+    assert_eq!(output.code(), 4, "{}", output.stderr);
+    for words in ["interface.sandbox: the whole sandbox is required", "memory is not locked", "sandbox = true"] {
+        assert!(output.stderr.contains(words), "{words}: {}", output.stderr);
+    }
+    if may_lock_memory() {
+        let mut whole = Daemon::start(&ends.proxy, &ends.proxy_calling(ENDPOINT).set("sandbox", "\"required\""));
+        assert_confined(&mut whole);
+    }
+}
+
+/// Whom the tests of this file make.
+const OWN_USER: &str = "4711";
+
+/// Gives the machine the user that daemons become, by files of its own in the place of the system's.
+fn make_user(host: &Host) {
+    for (file, line) in [("passwd", "underpass:x:4711:4711::/:/usr/sbin/nologin"), ("group", "underpass:x:4711:")] {
+        let system = fs::read_to_string(format!("/etc/{file}")).unwrap();
+        let others = system.lines().filter(|line| !line.starts_with("underpass:"));
+        let own = host.write_file(file, others.chain([line]).map(|line| format!("{line}\n")).collect::<String>());
+        host.command("mount").arg("--bind").arg(own).arg(format!("/etc/{file}")).run();
+    }
+}
+
+/// Has others find the way to the machine's files, and the configuration and key be the user's.
+fn give_files(host: &Host, config: &underpass::Config) {
+    let file = config.write(host);
+    for directory in host.directory().ancestors().take(2) {
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o711)).unwrap();
+    }
+    let key = host.directory().join("underpass0.key");
+    host.command("chown").arg("underpass:").args([host.directory(), &file, &key]).run();
+}
+
+/// The cable of [`Ends::wired`].
+#[test]
+fn a_daemon_that_root_starts_becomes_its_own_user() {
+    let ends = Ends::wired("own-user");
+    let _backend = Daemon::start(&ends.backend, &ends.backend_waiting());
+    make_user(&ends.proxy);
+    let config = ends.proxy_calling(ENDPOINT).own_user();
+    give_files(&ends.proxy, &config);
+    let mut proxy = Daemon::start(&ends.proxy, &config);
+    probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
+    let own = [OWN_USER; 4].join("\t");
+    for round in 0..2 {
+        assert_confined(&mut proxy);
+        for field in ["Uid", "Gid"] {
+            assert!(of_threads(&mut proxy, field).iter().all(|ids| *ids == own), "{field} in round {round}");
+        }
+        assert!(of_threads(&mut proxy, "Groups").iter().all(|groups| groups == OWN_USER));
+        assert!(!proxy.process().log().contains("may not read"), "{}", proxy.process().log());
+        let peer = ends.backend_peer().endpoint(ENDPOINT).allowed_ips(["10.99.0.0/16"]);
+        proxy.reload(&ends.proxy_interface().own_user().peer(peer));
+        assert_eq!(proxy.ask(&["restart"]).code(), 0, "{}", proxy.process().log());
+        probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
+    }
+    let socket = ends.proxy.command("stat").args(["-c", "%a %u %g", "/run/underpass/underpass0.sock"]).run();
+    assert_eq!(socket.trim(), format!("660 {OWN_USER} {OWN_USER}"));
+    assert_eq!(proxy.stop(), 0);
+    let left = ends.proxy.command("ls").arg("/run/underpass").run();
+    assert!(!left.contains("underpass0.sock"), "{left}");
+}
+
+/// One machine; the keys are root's.
+#[test]
+fn what_the_own_user_cannot_read_again_is_named_with_the_command() {
+    let ends = Ends::new("own-user-keys");
+    make_user(&ends.proxy);
+    let config = ends.proxy_calling(ENDPOINT).own_user();
+    let mut proxy = Daemon::start(&ends.proxy, &config);
+    let key = ends.proxy.directory().join("underpass0.key");
+    let command = format!("`chown underpass: {}`", key.display());
+    assert!(proxy.process().log().contains(&command), "{}", proxy.process().log());
+    let check = underpass::command(&ends.proxy).args(["check", "--config"]).arg(config.write(&ends.proxy)).run();
+    assert!(check.contains(&command), "{check}");
+    assert_eq!(proxy.try_reload(&config).code(), 3);
+}
+
+/// One machine without that user.
+#[test]
+fn a_daemon_that_root_starts_where_there_is_no_user_for_it_does_not_start_unless_told() {
+    let ends = Ends::new("no-user");
+    for file in ["passwd", "group"] {
+        let system = fs::read_to_string(format!("/etc/{file}")).unwrap();
+        let others = system.lines().filter(|line| !line.starts_with("underpass:")).map(|line| format!("{line}\n"));
+        let own = ends.proxy.write_file(file, others.collect::<String>());
+        ends.proxy.command("mount").arg("--bind").arg(own).arg(format!("/etc/{file}")).run();
+    }
+    let output = underpass::run_to_the_end(&ends.proxy, &ends.proxy_calling(ENDPOINT).own_user());
+    assert_eq!(output.code(), 4, "{}", output.stderr);
+    assert!(output.stderr.contains("no user underpass") && output.stderr.contains("--allow-root"), "{}", output.stderr);
+    assert!(!ends.proxy.has_interface("underpass0"));
+    let mut root = Daemon::start(&ends.proxy, &ends.proxy_calling(ENDPOINT));
+    assert!(of_threads(&mut root, "Uid").iter().all(|ids| ids.starts_with('0')));
+}
+
+/// The cable of [`Ends::wired`].
+#[test]
+fn a_daemon_that_drops_its_capabilities_reloads_and_restarts_and_refuses_what_would_need_them() {
+    let ends = Ends::wired("no-capabilities");
+    let _backend = Daemon::start(&ends.backend, &ends.backend_waiting());
+    let config = ends.proxy_calling(ENDPOINT).set("drop_capabilities", "true").set("workers", "2");
+    let mut proxy = Daemon::start(&ends.proxy, &config);
+    for round in 0..3 {
+        probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
+        for set in ["CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"] {
+            let found = of_threads(&mut proxy, set);
+            assert!(found.iter().all(|found| *found == "0".repeat(16)), "{set} in round {round}: {found:?}");
+        }
+        proxy.reload(&config.clone().set("refuse", "\"reset\""));
+        assert_eq!(proxy.ask(&["restart"]).code(), 0, "{}", proxy.process().log());
+    }
+    let peer = ends.backend_peer().endpoint(ENDPOINT).allowed_ips(["10.99.0.0/16"]);
+    let interface = ends.proxy_interface().set("drop_capabilities", "true").set("workers", "2");
+    let more = interface.peer(peer);
+    let reloaded = proxy.try_reload(&more);
+    assert_eq!(reloaded.code(), 1, "{}", reloaded.stderr);
+    assert!(reloaded.stderr.contains("10.99.0.0/16"), "{}", reloaded.stderr);
+    let restarted = proxy.ask(&["restart"]);
+    assert_eq!(restarted.code(), 1, "{}", restarted.stdout);
+    for words in ["interface.drop_capabilities", "systemctl restart"] {
+        assert!(restarted.stderr.contains(words), "{}", restarted.stderr);
+    }
+    probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
 }

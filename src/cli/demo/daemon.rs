@@ -124,7 +124,7 @@ impl Daemon {
         let id = namespace.run(|| {
             let mut command = Command::new(&program);
             command
-                .args(["run", "--config"])
+                .args(["run", "--allow-root", "--config"])
                 .arg(&config_file)
                 .env("NO_COLOR", "1")
                 .stdin(Stdio::null())

@@ -27,17 +27,18 @@ fn try_restrict(allowed: &Allowed) -> Result<RestrictionStatus, RulesetError> {
     let make = AccessFs::MakeSock | AccessFs::MakeReg | AccessFs::RemoveFile;
     let write = read | make | AccessFs::WriteFile | AccessFs::Truncate;
     let names_and_numbers = SYSTEM_FILES.iter().map(PathBuf::from).chain(resolver_directory());
+    let devices = if allowed.fixed_network.is_some() { &DEVICES[1..] } else { &DEVICES };
     let tcp_ports = allowed.tcp_ports.iter().map(|port| Ok::<_, RulesetError>(NetPort::new(*port, AccessNet::BindTcp)));
     Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(LEVEL))?
         .handle_access(AccessNet::from_all(LEVEL))?
-        .scope(Scope::Signal)?
+        .scope(Scope::from_all(LEVEL))?
         .create()?
         .add_rules(path_beneath_rules(names_and_numbers.chain(allowed.readable()), read))?
         .add_rules(path_beneath_rules(&allowed.run, read | AccessFs::Execute))?
         .add_rules(path_beneath_rules(&allowed.write, write))?
-        .add_rules(path_beneath_rules(DEVICES, AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev))?
+        .add_rules(path_beneath_rules(devices, AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev))?
         .add_rules(tcp_ports)?
         .add_rule(NetPort::new(DNS, AccessNet::ConnectTcp))?
         .restrict_self()
@@ -58,7 +59,7 @@ fn lack(landlock: &LandlockStatus) -> String {
                 (ABI::V3, "truncation of files"),
                 (ABI::V4, "TCP ports"),
                 (ABI::V5, "requests to devices"),
-                (ABI::V6, "signals"),
+                (ABI::V6, "abstract Unix sockets and signals"),
             ];
             let missing = missing.into_iter().filter(|(since, _)| since > effective_abi).map(|(_, what)| what);
             format!("not restricted by this kernel's Landlock: {}", missing.collect::<Vec<_>>().join(", "))
@@ -71,7 +72,7 @@ const LEVEL: ABI = ABI::V6;
 /// How names are resolved and libraries found; the daemon's own numbers, for metrics; how many CPUs it may use; whose a TUN
 /// is that was made beforehand.
 const SYSTEM_FILES: [&str; 4] = ["/etc", "/proc", "/sys/fs/cgroup", "/sys/devices/virtual/net"];
-/// Should the interface be made anew, and for the input of a trial run.
+/// Should the interface be made anew, which takes a capability; and for the input of a trial run.
 const DEVICES: [&str; 2] = ["/dev/net/tun", "/dev/null"];
 /// An answer that does not fit a datagram is asked for again.
 const DNS: u16 = 53;

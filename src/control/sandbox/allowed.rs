@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::super::translate;
 use super::{REMEDY, access, system_calls};
 use crate::config::Config;
 
@@ -23,6 +24,8 @@ pub struct Allowed {
     pub(super) tcp_ports: BTreeSet<u16>,
     /// Set if a port that is listened on is one for the privileged.
     pub(super) has_low_port: bool,
+    /// What of the network the daemon was started with, if it has no capability left to change it.
+    pub(super) fixed_network: Option<String>,
 }
 
 impl Allowed {
@@ -37,6 +40,7 @@ impl Allowed {
             write: parent(&config.interface.control_socket).into_iter().collect(),
             has_low_port: ports.any(|port| port < FIRST_UNPRIVILEGED),
             tcp_ports: served.iter().map(|address| address.port()).collect(),
+            fixed_network: config.interface.drop_capabilities.then(|| network(config)),
         }
     }
 
@@ -68,7 +72,8 @@ impl Allowed {
         for path in wanted.read.iter().filter(|path| !is_below(path, &self.read)) {
             missing.push(format!("the sandbox does not let the running daemon read {}: {REMEDY}", path.display()));
         }
-        for path in wanted.write.iter().filter(|path| !is_below(path, &self.write)) {
+        // The control socket stays the one that is bound and is only renamed, which the sandbox allows within a directory.
+        for path in wanted.write.difference(&self.write) {
             missing.push(format!(
                 "interface.control_socket: the sandbox does not let the running daemon write to {}: {REMEDY}",
                 path.display()
@@ -79,6 +84,12 @@ impl Allowed {
                 "health: the sandbox does not let the running daemon listen on TCP port {port}: {REMEDY}"
             ));
         }
+        if self.fixed_network.is_some() && self.fixed_network != wanted.fixed_network {
+            missing.push(format!(
+                "interface.drop_capabilities: the running daemon has no capability left to change addresses, routes, ports, marks \
+                 or the device: {REMEDY}"
+            ));
+        }
         if wanted.has_low_port && !self.has_low_port {
             missing.push(format!(
                 "the running daemon has given up the capability CAP_NET_BIND_SERVICE, which ports below {FIRST_UNPRIVILEGED} \
@@ -87,6 +98,19 @@ impl Allowed {
         }
         missing
     }
+}
+
+/// What only a capability can change, to be compared.
+fn network(config: &Config) -> String {
+    let interface = &config.interface;
+    let settings = translate::interface_settings(config, 0, false);
+    format!(
+        "{settings:?} {:?} {:?} {} {:?}",
+        interface.device,
+        interface.workers,
+        interface.fwmark.unwrap_or(0),
+        interface.listen
+    )
 }
 
 /// `None` for the root, and for what is no path to a file.

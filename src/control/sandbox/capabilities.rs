@@ -14,6 +14,11 @@ pub(super) fn drop_all_but(allowed: &Allowed) -> Result<(), String> {
     drop_but(&needed(allowed)).map_err(|error| format!("capabilities can't be dropped ({error})"))
 }
 
+/// Whether this thread may change addresses and routes.
+pub(in crate::control) fn may_configure() -> bool {
+    caps::has_cap(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap_or_default()
+}
+
 /// The names of those that this thread has.
 pub(super) fn left() -> Vec<String> {
     let left = caps::read(None, CapSet::Permitted).unwrap_or_default();
@@ -25,10 +30,13 @@ pub(super) fn left() -> Vec<String> {
 /// Addresses, routes, marks and, should it be made anew, the device; a port below 1024; and for root, who is nobody special
 /// without it, another user's configuration and keys.
 fn needed(allowed: &Allowed) -> CapsHashSet {
+    if allowed.fixed_network.is_some() {
+        return CapsHashSet::new();
+    }
     let is_foreign = |owner: u32| owner != geteuid().as_raw();
     let mut owners = allowed.read.iter().filter_map(|directory| Some(fs::metadata(directory).ok()?.uid()));
     let low_port = allowed.has_low_port.then_some(Capability::CAP_NET_BIND_SERVICE);
-    let read = owners.any(is_foreign).then_some(Capability::CAP_DAC_READ_SEARCH);
+    let read = (geteuid().is_root() && owners.any(is_foreign)).then_some(Capability::CAP_DAC_READ_SEARCH);
     low_port.into_iter().chain(read).chain([Capability::CAP_NET_ADMIN]).collect()
 }
 

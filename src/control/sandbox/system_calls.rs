@@ -25,14 +25,27 @@ pub(super) fn restrict() -> Result<(), String> {
 fn filter(architecture: TargetArch) -> Result<BpfProgram, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     rules.extend(CALLS.iter().chain(CALLS_OF_ARCHITECTURE).map(|call| (*call, Vec::new())));
-    let families = FAMILIES.map(|family| rule([argument(0, SeccompCmpOp::Eq, family)]));
-    rules.insert(libc::SYS_socket, families.into_iter().collect::<Result<_, _>>()?);
+    rules.insert(libc::SYS_socket, sockets()?);
+    let pair_of_streams = [
+        argument(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64),
+        argument(1, SeccompCmpOp::MaskedEq(SOCKET_TYPE), libc::SOCK_STREAM as u64),
+    ];
+    rules.insert(libc::SYS_socketpair, vec![rule(pair_of_streams)?]);
     let no_namespace = SeccompCmpOp::MaskedEq(NEW_NAMESPACES);
     rules.insert(libc::SYS_clone, vec![rule([argument(0, no_namespace, 0)])?]);
     let no_typing = TERMINAL_INPUT.map(|request| argument(1, SeccompCmpOp::Ne, request));
     rules.insert(libc::SYS_ioctl, vec![rule(no_typing)?]);
     let missing = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     SeccompFilter::new(rules, missing, SeccompAction::Allow, architecture)?.try_into()
+}
+
+/// UDP, and TCP to name servers and for health checks; of netlink, routes and nftables, which take a capability to change. No
+/// Unix sockets: those that a daemon needs are open before. No packet sockets.
+fn sockets() -> Result<Vec<SeccompRule>, BackendError> {
+    let family = |family: libc::c_int| argument(0, SeccompCmpOp::Eq, family as u64);
+    let netlink = NETLINK_PROTOCOLS
+        .map(|protocol| rule([family(libc::AF_NETLINK), argument(2, SeccompCmpOp::Eq, protocol as u64)]));
+    [rule([family(libc::AF_INET)]), rule([family(libc::AF_INET6)])].into_iter().chain(netlink).collect()
 }
 
 fn rule<const N: usize>(conditions: [Result<SeccompCondition, BackendError>; N]) -> Result<SeccompRule, BackendError> {
@@ -43,8 +56,11 @@ fn argument(number: u8, comparison: SeccompCmpOp, value: u64) -> Result<SeccompC
     SeccompCondition::new(number, SeccompCmpArgLen::Dword, comparison, value)
 }
 
-/// AF_UNIX, AF_INET, AF_INET6, AF_NETLINK: none that sees other programs' packets.
-const FAMILIES: [u64; 4] = [libc::AF_UNIX as u64, libc::AF_INET as u64, libc::AF_INET6 as u64, libc::AF_NETLINK as u64];
+/// Routes, and the table of nftables: what is ours there is watched and repaired.
+const NETLINK_PROTOCOLS: [libc::c_int; 2] = [libc::NETLINK_ROUTE, libc::NETLINK_NETFILTER];
+/// `SOCK_TYPE_MASK` of `linux/net.h`: flags stand beside the type. A pair of streams is connected for good; one of datagrams
+/// could send to any Unix socket that has a name.
+const SOCKET_TYPE: u64 = 0xf;
 /// `CLONE_NEW*`: in a user namespace of its own everybody has all capabilities.
 const NEW_NAMESPACES: u64 = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWNET
@@ -88,7 +104,6 @@ const CALLS: &[i64] = &[
     libc::SYS_pipe2,
     libc::SYS_setsockopt,
     libc::SYS_shutdown,
-    libc::SYS_socketpair,
     // Files
     libc::SYS_close,
     libc::SYS_close_range,

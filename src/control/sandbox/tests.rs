@@ -6,6 +6,7 @@ use std::process::Command;
 use std::thread;
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
@@ -30,6 +31,7 @@ fn allowed(read: &Path, write: &Path) -> Allowed {
         write: only(write),
         tcp_ports: [51902].into(),
         has_low_port: false,
+        fixed_network: None,
     };
     allowed.and_programs_beside(&env::current_exe().unwrap())
 }
@@ -53,18 +55,19 @@ fn only_the_directories_of_the_configuration_are_read_and_only_that_of_the_socke
     let [read, write, other] = directories();
     let at = |directory: &TempDir, name: &str| directory.path().join(name);
     let (readable, writable, secret) = (at(&read, "file"), at(&write, "file"), at(&other, "file"));
-    let (own, foreign, moved) = (at(&write, "socket"), at(&read, "socket"), at(&write, "moved"));
+    let (own, renamed, moved) = (at(&write, "socket"), at(&write, "renamed"), at(&write, "moved"));
+    let listener = UnixListener::bind(&own).unwrap();
     inside(allowed(read.path(), write.path()), move || {
         assert_eq!(fs::read(&readable).unwrap(), b"content");
         assert!(File::open("/etc/hostname").is_ok() || !Path::new("/etc/hostname").exists());
         assert_denied(fs::read(&secret));
         assert_denied(fs::write(&readable, "other"));
         assert_denied(fs::remove_file(&readable));
-        assert_denied(UnixListener::bind(&foreign));
         fs::write(&writable, "other").unwrap();
         fs::rename(&writable, &moved).unwrap();
-        UnixListener::bind(&own).unwrap();
-        fs::remove_file(&own).unwrap();
+        fs::rename(&own, &renamed).unwrap();
+        fs::remove_file(&renamed).unwrap();
+        drop(listener);
         assert_denied(Command::new("/bin/sh").output());
     });
 }
@@ -90,6 +93,31 @@ fn no_namespace_mount_program_for_the_kernel_or_packet_socket_is_made() {
         let packets = Socket::new(Domain::PACKET, Type::RAW, None);
         assert_eq!(packets.unwrap_err().raw_os_error(), Some(Errno::ENOSYS as i32));
     });
+}
+
+#[test]
+fn no_unix_socket_is_opened_but_a_pair_of_streams_and_of_netlink_only_what_has_our_routes_and_rules() {
+    let [read, write, _other] = directories();
+    inside(allowed(read.path(), write.path()), || {
+        let missing = |error: io::Error| error.raw_os_error() == Some(Errno::ENOSYS as i32);
+        for kind in [Type::STREAM, Type::DGRAM, Type::SEQPACKET] {
+            assert!(Socket::new(Domain::UNIX, kind, None).is_err_and(missing), "{kind:?}");
+        }
+        assert!(Socket::pair(Domain::UNIX, Type::DGRAM, None).is_err_and(missing));
+        Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
+        for protocol in 0..32 {
+            let opened = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(protocol.into()));
+            let is_ours = [libc::NETLINK_ROUTE, libc::NETLINK_NETFILTER].contains(&protocol);
+            assert_eq!(opened.is_ok(), is_ours, "netlink's protocol {protocol}: {opened:?}");
+        }
+    });
+}
+
+#[test]
+fn a_thread_is_proven_to_be_inside_only_if_it_is() {
+    let [read, write, _other] = directories();
+    assert!(!proof::is_inside());
+    inside(allowed(read.path(), write.path()), || assert!(proof::is_inside()));
 }
 
 #[test]

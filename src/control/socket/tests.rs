@@ -175,3 +175,20 @@ async fn a_missing_directory_of_the_operators_is_named() {
     assert!(matches!(error, SocketError::Refused { .. }));
     assert!(error.to_string().contains("missing/a.sock"), "{error}");
 }
+
+#[tokio::test]
+async fn a_successor_goes_on_with_the_socket_under_another_name_if_that_is_free() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let (old, new, taken) = (path("old.sock"), path("new.sock"), path("taken"));
+    std::fs::write(&taken, "").unwrap();
+    let bound = ControlSocket::bind(&old).unwrap();
+    let left = || bound.as_fd().try_clone_to_owned().unwrap();
+    let kept = ControlSocket::adopt(left(), Some(old.clone()), &taken).unwrap();
+    assert_eq!(kept.path(), old);
+    let renamed = ControlSocket::adopt(left(), Some(old.clone()), &new).unwrap();
+    assert!(!old.exists());
+    UnixStream::connect(&new).await.unwrap();
+    drop(renamed);
+    assert!(!new.exists() && taken.exists());
+}
