@@ -57,7 +57,7 @@ impl Guard {
     pub fn prepare(&mut self, next: Option<GuardSubject>) -> Result<(), GuardError> {
         let could_be_set = self.set.is_some() || self.subject.is_none();
         self.next = next;
-        match self.set() {
+        match self.set_if_changed() {
             Err(error) if could_be_set => {
                 self.next = None;
                 Err(error)
@@ -144,10 +144,17 @@ impl Guard {
     }
 
     fn set_again(&mut self) -> Result<(), GuardError> {
-        match self.set() {
+        match self.set_if_changed() {
             Err(_) if self.set.is_none() && self.subject.is_some() => Ok(()),
             outcome => outcome,
         }
+    }
+
+    /// A daemon that has dropped its capabilities can be reloaded while its table stays as it is.
+    fn set_if_changed(&mut self) -> Result<(), GuardError> {
+        let wanted = self.plan();
+        let is_set = wanted.is_some() && self.set.as_ref().map(|(set, _)| set) == wanted.as_ref();
+        if is_set { Ok(()) } else { self.set() }
     }
 
     fn set(&mut self) -> Result<(), GuardError> {

@@ -56,7 +56,7 @@ fn argument(number: u8, comparison: SeccompCmpOp, value: u64) -> Result<SeccompC
     SeccompCondition::new(number, SeccompCmpArgLen::Dword, comparison, value)
 }
 
-/// Routes, and the table of nftables: what is ours there is watched and repaired.
+/// Routes, and the table in nftables: what is ours there is watched and repaired.
 const NETLINK_PROTOCOLS: [libc::c_int; 2] = [libc::NETLINK_ROUTE, libc::NETLINK_NETFILTER];
 /// `SOCK_TYPE_MASK` of `linux/net.h`: flags stand beside the type. A pair of streams is connected for good; one of datagrams
 /// could send to any Unix socket that has a name.
