@@ -39,8 +39,8 @@ fn filter(architecture: TargetArch) -> Result<BpfProgram, BackendError> {
     SeccompFilter::new(rules, missing, SeccompAction::Allow, architecture)?.try_into()
 }
 
-/// UDP, and TCP to name servers and for health checks; of netlink, routes and nftables, which take a capability to change. No
-/// Unix sockets: those that a daemon needs are open before. No packet sockets.
+/// UDP, and TCP to name servers and for health checks; of netlink, what changes nothing without a capability. No Unix sockets:
+/// those that a daemon needs are open before. No packet sockets.
 fn sockets() -> Result<Vec<SeccompRule>, BackendError> {
     let family = |family: libc::c_int| argument(0, SeccompCmpOp::Eq, family as u64);
     let netlink = NETLINK_PROTOCOLS
@@ -56,8 +56,10 @@ fn argument(number: u8, comparison: SeccompCmpOp, value: u64) -> Result<SeccompC
     SeccompCondition::new(number, SeccompCmpArgLen::Dword, comparison, value)
 }
 
-/// Routes, and the table in nftables: what is ours there is watched and repaired.
-const NETLINK_PROTOCOLS: [libc::c_int; 2] = [libc::NETLINK_ROUTE, libc::NETLINK_NETFILTER];
+/// Routes, and the table in nftables: what is ours there is watched and repaired. Events of devices: whether this virtual
+/// machine is a copy.
+pub(super) const NETLINK_PROTOCOLS: [libc::c_int; 3] =
+    [libc::NETLINK_ROUTE, libc::NETLINK_NETFILTER, libc::NETLINK_KOBJECT_UEVENT];
 /// `SOCK_TYPE_MASK` of `linux/net.h`: flags stand beside the type. A pair of streams is connected for good; one of datagrams
 /// could send to any Unix socket that has a name.
 const SOCKET_TYPE: u64 = 0xf;

@@ -96,7 +96,7 @@ fn no_namespace_mount_program_for_the_kernel_or_packet_socket_is_made() {
 }
 
 #[test]
-fn no_unix_socket_is_opened_but_a_pair_of_streams_and_of_netlink_only_what_has_our_routes_and_rules() {
+fn no_unix_socket_is_opened_but_a_pair_of_streams_and_of_netlink_only_what_a_daemon_watches() {
     let [read, write, _other] = directories();
     inside(allowed(read.path(), write.path()), || {
         let missing = |error: io::Error| error.raw_os_error() == Some(Errno::ENOSYS as i32);
@@ -107,7 +107,7 @@ fn no_unix_socket_is_opened_but_a_pair_of_streams_and_of_netlink_only_what_has_o
         Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
         for protocol in 0..32 {
             let opened = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(protocol.into()));
-            let is_ours = [libc::NETLINK_ROUTE, libc::NETLINK_NETFILTER].contains(&protocol);
+            let is_ours = system_calls::NETLINK_PROTOCOLS.contains(&protocol);
             assert_eq!(opened.is_ok(), is_ours, "netlink's protocol {protocol}: {opened:?}");
         }
     });
