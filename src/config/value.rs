@@ -55,10 +55,10 @@ pub(super) fn dscp(text: &str) -> Checked<Dscp> {
     Ok(Dscp::Value(value))
 }
 
-/// What to propose: one of the suites that this side accepts itself.
+/// What to propose: one of the suites that this side accepts itself. Without an interface none is known, which is told by itself.
 pub(super) fn suite(text: &str, accepted: &[Suite]) -> Checked<SuiteChoice> {
     let choice = one_of(text, &SuiteChoice::ALL, SuiteChoice::as_str)?;
-    if accepted.iter().any(|suite| choice.admits(*suite)) {
+    if accepted.is_empty() || accepted.iter().any(|suite| choice.admits(*suite)) {
         return Ok(choice);
     }
     let remedy = format!("write \"auto\", or add {text:?} to interface.suites");
