@@ -170,12 +170,12 @@ fn drained(facts: &Facts) -> Option<Cause> {
 
 /// The daemon watches the routes and says so itself.
 fn tunnel_route(facts: &Facts) -> Option<Cause> {
-    for_reason(facts, "route")?;
-    let what =
-        "a route or rule of this machine takes packets for the peer around the tunnel: the daemon's log names it";
+    let link = for_reason(facts, "route")?;
+    let route = link.route.as_deref().unwrap_or("the daemon's log names it");
+    let what = format!("packets for the peer do not go into the tunnel: {route}");
     let remedy = format!(
-        "ip route get ADDRESS, for an address of {}; remove what is preferred to the tunnel's route",
-        facts.peer
+        "remove that route or rule; `ip route get ADDRESS`, for an address of {}, has to lead into {}",
+        facts.peer, facts.file.interface
     );
     Some(Cause::certain(CauseKind::TunnelRoute, what, remedy))
 }
