@@ -40,7 +40,7 @@ fn assert_well(host: &Host, peer: &str) {
 }
 
 fn filter(host: &Host, rule: &str) {
-    let rules = format!("table inet closed {{ chain in {{ type filter hook input priority 0; {rule} }} }}\n");
+    let rules = format!("table inet closed {{\nchain in {{\ntype filter hook input priority 0;\n{rule}\n}}\n}}\n");
     host.command("nft").args(["-f", "-"]).stdin(rules).run();
 }
 
@@ -92,7 +92,7 @@ fn the_doctor_tells_a_drained_link_a_stopped_peer_and_a_missing_daemon() {
 fn the_doctor_tells_silence_from_a_missing_route_a_name_and_an_address_family() {
     let ends = Ends::wired("doctor-silence");
     let _backend = Daemon::start(&ends.backend, &ends.backend_waiting());
-    filter(&ends.backend, "udp dport 51900 drop;");
+    filter(&ends.backend, "udp dport 51900 drop");
     let proxy = Daemon::start(&ends.proxy, &ends.proxy_calling(ENDPOINT));
     let cause = wait_for_cause(&ends.proxy, "backend", "silence");
     assert!(cause["remedy"].as_str().unwrap().contains(&ends.proxy_keys.public), "{cause}");
@@ -101,7 +101,7 @@ fn the_doctor_tells_silence_from_a_missing_route_a_name_and_an_address_family() 
     proxy.reload(&ends.proxy_calling("198.51.100.1:51900"));
     wait_for_cause(&ends.proxy, "backend", "no_route");
     assert_eq!(proxy.stop(), 0);
-    let only_v4 = ends.proxy_calling("[fd01::2]:51900").set("listen", "\"0.0.0.0:51900\"");
+    let only_v4 = ends.proxy_calling("[fd01::2]:51900").set("listen", "[\"0.0.0.0:51900\"]");
     let proxy = Daemon::start(&ends.proxy, &only_v4);
     wait_for_cause(&ends.proxy, "backend", "address_family");
     assert_eq!(proxy.stop(), 0);
@@ -140,8 +140,13 @@ fn a_dns_answer_of_4000_addresses_makes_the_daemon_send_no_more_than_20_packets_
     let _names = NameServer::start(&ends.backend, "10.1.0.2", 4000);
     use_name_server(&ends.proxy, "10.1.0.2");
     ends.proxy.ip("route add 198.18.0.0/15 via 10.1.0.2");
-    let rules = "table inet sent { counter datagrams { } chain out { type filter hook output priority 0; \
-                 ip daddr 198.18.0.0/15 counter name datagrams; } }\n";
+    let rules = "table inet sent {
+               counter datagrams { }
+               chain out {
+                 type filter hook output priority filter
+                 ip daddr 198.18.0.0/15 counter name datagrams
+               }
+             }";
     ends.proxy.command("nft").args(["-f", "-"]).stdin(rules).run();
     let sent = || {
         let listed = ends.proxy.command("nft").args(["list", "counter", "inet", "sent", "datagrams"]).run();
@@ -169,7 +174,7 @@ fn the_doctor_tells_what_the_network_says_of_a_wrong_port_and_of_a_firewall() {
     let proxy = Daemon::start(&ends.proxy, &ends.proxy_calling("10.1.0.2:51999"));
     let cause = wait_for_cause(&ends.proxy, "backend", "port_unreachable");
     assert!(cause["what"].as_str().unwrap().contains("port unreachable from 10.1.0.2"), "{cause}");
-    filter(&ends.backend, "udp dport 51999 reject with icmpx admin-prohibited;");
+    filter(&ends.backend, "udp dport 51999 reject with icmpx admin-prohibited");
     wait_for_cause(&ends.proxy, "backend", "rejected");
     proxy.reload(&ends.proxy_calling("[fd01::2]:51999"));
     wait_for_cause(&ends.proxy, "backend", "rejected");
