@@ -1,4 +1,4 @@
-//! Whether `underpass verify` names the true cause first, of many, and none where nothing is wrong.
+//! Whether `underpass verify` and `underpass doctor` name the true cause first, of many, and none where nothing is wrong.
 
 mod case;
 mod sound;
@@ -12,7 +12,7 @@ use netns_tests::Lab;
 use serde_json::Value;
 
 use self::case::{Bench, Case, Side};
-use self::table::{ROWS, Row};
+use self::table::{Command, ROWS, Row};
 
 /// Laboratories in which rows are tried beside each other: most of the time somebody waits for somebody's silence.
 const BENCHES: usize = 3;
@@ -20,21 +20,38 @@ const BENCHES: usize = 3;
 /// What was said first.
 struct Verdict {
     name: &'static str,
+    command: Command,
     expected: &'static str,
     check: String,
     what: String,
     is_right: bool,
 }
 
-/// What failed first; if nothing has, what is to be looked at first. The laboratory's clock is the machine's.
-fn first_cause(findings: &[Value]) -> (String, String) {
-    let of = |outcome: &str| {
-        let is = |finding: &&Value| finding["outcome"] == outcome && finding["check"] != "clock";
-        findings.iter().find(is)
-    };
-    let first = of("failed").or_else(|| of("warning"));
-    let text = |field: &str| first.and_then(|finding| finding[field].as_str()).unwrap_or("-").to_owned();
-    (text("check"), text("what"))
+/// What failed first; if nothing has, what is to be looked at first.
+fn first_finding(findings: &[Value]) -> (String, String) {
+    let first = |outcome: &str| findings.iter().find(|found| is_alarm(found) && found["outcome"] == outcome);
+    words(first("failed").or_else(|| first("warning")), "check")
+}
+
+/// The most likely cause.
+fn first_cause(causes: &[Value]) -> (String, String) {
+    words(causes.iter().find(|cause| is_fault(cause)), "cause")
+}
+
+fn words(found: Option<&Value>, word: &str) -> (String, String) {
+    let text = |field: &str| found.and_then(|found| found[field].as_str()).unwrap_or("-").to_owned();
+    (text(word), text("what"))
+}
+
+/// Whether `verify` finds something wrong. The laboratory's clock is the machine's.
+fn is_alarm(found: &Value) -> bool {
+    found["outcome"].as_str().is_some_and(|outcome| outcome == "failed" || outcome == "warning")
+        && found["check"] != "clock"
+}
+
+/// Whether `doctor` finds something wrong.
+fn is_fault(cause: &Value) -> bool {
+    cause["weight"] != "notice"
 }
 
 /// Breaks an installation as the row says, asks, and puts it right.
@@ -49,10 +66,13 @@ fn try_row(bench: &Bench, row: &'static Row) -> Verdict {
     if !row.settles.is_empty() {
         case.wait_for(row.side, row.settles);
     }
-    let (check, what) = first_cause(&case.verify(row.side));
+    let (check, what) = match row.command {
+        Command::Verify => first_finding(&case.verify(row.side)),
+        Command::Doctor => first_cause(&case.doctor(row.side)),
+    };
     case.end();
     let is_right = check == row.cause.0 && what.contains(row.cause.1);
-    Verdict { name: row.name, expected: row.cause.0, check, what, is_right }
+    Verdict { name: row.name, command: row.command, expected: row.cause.0, check, what, is_right }
 }
 
 /// Runs `work` for each of `items` on some benches side by side.
@@ -80,9 +100,9 @@ fn on_benches<T: Sync, R: Send>(
 
 /// Benches of [`Bench`].
 #[test]
-fn verify_names_the_true_cause_first_of_nearly_every_fault() {
+fn the_true_cause_of_nearly_every_fault_is_named_first() {
     let verdicts = on_benches("faults", ROWS, try_row);
-    for Verdict { name, expected, check, what, is_right } in &verdicts {
+    for Verdict { name, command, expected, check, what, is_right } in &verdicts {
         println!(
             "{} {name}: {check}: {what}{}",
             if *is_right { "  " } else { "✗ " },

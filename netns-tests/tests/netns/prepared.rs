@@ -12,12 +12,12 @@ use crate::ends::{BACKEND, Ends, PROXY};
 const ENDPOINT: &str = "10.1.0.2:51900";
 const USER: &str = "nobody";
 /// What that user may reach: the laboratory's own directories are root's.
-const DIRECTORY: &str = "/run/underpass";
+pub(crate) const DIRECTORY: &str = "/run/underpass";
 const PROGRAM: &str = "/run/underpass-program";
 const SOCKET: &str = "/run/underpass/underpass0.sock";
 
 /// Puts the program, the configuration, the keys and the way to TUN devices where the user can reach them.
-fn hand_over(host: &Host, config: &Config) {
+pub(crate) fn hand_over(host: &Host, config: &Config) {
     let file = config.write(host);
     let text = fs::read_to_string(file).unwrap().replace(host.directory().to_str().unwrap(), DIRECTORY);
     let file = host.write_file("handed-over.toml", text);
@@ -44,7 +44,7 @@ fn ask(host: &Host, command: &str) -> bool {
     host.command(PROGRAM).args([command, "--socket", SOCKET]).output().status.success()
 }
 
-fn start(host: &Host) -> Process {
+pub(crate) fn start(host: &Host) -> Process {
     let mut daemon = unprivileged(host).start("unprivileged");
     wait::until("it answers", || {
         daemon.assert_running();
@@ -60,7 +60,7 @@ fn capabilities(daemon: &Process) -> String {
 }
 
 /// As an operator or a container runtime does, for the daemon of [`unprivileged`].
-fn prepare(host: &Host, options: &str) {
+pub(crate) fn prepare(host: &Host, options: &str) {
     host.ip(&format!("tuntap add dev underpass0 mode tun user {USER} {options}"));
     host.ip("link set dev underpass0 mtu 1420 up");
     host.ip("address add 10.77.0.1/24 dev underpass0");

@@ -2,12 +2,15 @@
 
 use std::cell::RefCell;
 use std::net::{IpAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use netns_tests::process::Output;
 use netns_tests::underpass::{self, Config, Daemon, KeyPair, Peer, Role};
-use netns_tests::{Host, Lab, wait};
+use netns_tests::{Host, Lab, Process, wait};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+
+use crate::prepared;
 
 /// What installations stand on, one after the other:
 ///
@@ -55,6 +58,9 @@ pub(crate) struct Case<'a> {
     pub(crate) port: String,
     /// The sides whose daemons are started.
     pub(crate) runs: (bool, bool),
+    /// Set if the proxy side's daemon has no capability, on a device that was made for it.
+    pub(crate) is_prepared: bool,
+    unprivileged: Option<Process>,
     daemons: (Option<Daemon>, Option<Daemon>),
     listeners: Vec<TcpListener>,
     undo: RefCell<Vec<(Host, Vec<String>)>>,
@@ -112,6 +118,8 @@ impl<'a> Case<'a> {
             app: ["10.77.0.11", "fd77::11"].map(|address| (address.to_owned(), APP)).to_vec(),
             port: APP.to_string(),
             runs: (true, true),
+            is_prepared: false,
+            unprivileged: None,
             daemons: (None, None),
             listeners: Vec::new(),
             undo: RefCell::default(),
@@ -163,7 +171,13 @@ impl<'a> Case<'a> {
         if self.runs.1 {
             self.daemons.1 = Some(Daemon::start(&self.bench.backend, &self.backend.config()));
         }
-        if self.runs.0 {
+        if self.is_prepared {
+            let proxy = &self.bench.proxy;
+            prepared::prepare(proxy, "");
+            self.undo_by(proxy, "ip link del underpass0");
+            prepared::hand_over(proxy, &self.proxy.config());
+            self.unprivileged = Some(prepared::start(proxy));
+        } else if self.runs.0 {
             self.daemons.0 = Some(Daemon::start(&self.bench.proxy, &self.proxy.config()));
         }
         self.start_app();
@@ -184,11 +198,17 @@ impl<'a> Case<'a> {
     /// Waits until a side's link is in this state.
     #[track_caller]
     pub(crate) fn wait_for(&self, side: Side, state: &str) {
-        let (daemon, peer) = match side {
-            Side::Proxy => (&self.daemons.0, "backend"),
-            Side::Backend => (&self.daemons.1, "proxy"),
-        };
-        daemon.as_ref().expect("it runs").wait_for_state(peer, state);
+        let (host, peer) = self.asked(side);
+        let what = format!("the link to {peer} is {state}");
+        wait::until(&what, || underpass::status(host).peer(peer).text("state") == state);
+    }
+
+    /// A side's machine, and what it calls the other.
+    fn asked(&self, side: Side) -> (&'a Host, &'static str) {
+        match side {
+            Side::Proxy => (&self.bench.proxy, "backend"),
+            Side::Backend => (&self.bench.backend, "proxy"),
+        }
     }
 
     /// A daemon that runs.
@@ -214,26 +234,43 @@ impl<'a> Case<'a> {
         daemon.process().wait_for_exit(wait::PATIENCE);
     }
 
+    /// The configuration file that a command is given.
+    #[track_caller]
+    fn written(&self, side: Side) -> PathBuf {
+        let (host, _) = self.asked(side);
+        match (&self.file, side) {
+            (Some(file), _) => file.write(host),
+            (None, Side::Proxy) if self.is_prepared => Path::new(prepared::DIRECTORY).join("handed-over.toml"),
+            (None, Side::Proxy) => self.proxy.config().write(host),
+            (None, Side::Backend) => self.backend.config().write(host),
+        }
+    }
+
     /// What `verify` finds on one side.
     #[track_caller]
     pub(crate) fn verify(&self, side: Side) -> Vec<Value> {
-        let (host, config) = match side {
-            Side::Proxy => (&self.bench.proxy, self.proxy.config()),
-            Side::Backend => (&self.bench.backend, self.backend.config()),
-        };
-        let file: PathBuf = self.file.as_ref().unwrap_or(&config).write(host);
-        let command = underpass::command(host).args(["verify", "--json", "--timeout", "1", "--config"]).arg(file);
+        let command = underpass::command(self.asked(side).0).args(["verify", "--json", "--timeout", "1", "--config"]);
+        let command = command.arg(self.written(side));
         // The app is the proxy side's to reach.
-        let output = if side == Side::Proxy { command.args(["--port", &self.port]) } else { command }.output();
-        let report: Value =
-            serde_json::from_str(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}{}", output.stdout, output.stderr));
-        report["findings"].as_array().expect("findings are a list").clone()
+        let command = if side == Side::Proxy { command.args(["--port", &self.port]) } else { command };
+        list_of(&command.output(), "findings")
+    }
+
+    /// What `doctor` takes for the causes, on one side.
+    #[track_caller]
+    pub(crate) fn doctor(&self, side: Side) -> Vec<Value> {
+        let (host, peer) = self.asked(side);
+        let command = underpass::command(host).args(["doctor", peer, "--json", "--config"]).arg(self.written(side));
+        list_of(&command.output(), "causes")
     }
 
     /// Ends the installation and puts right what was broken around it.
     #[track_caller]
     pub(crate) fn end(&mut self) {
         self.listeners.clear();
+        if let Some(mut daemon) = self.unprivileged.take() {
+            daemon.stop();
+        }
         for daemon in [self.daemons.0.take(), self.daemons.1.take()].into_iter().flatten() {
             daemon.stop();
         }
@@ -241,5 +278,18 @@ impl<'a> Case<'a> {
             // An interface that is gone has taken its addresses and routes along.
             let _ = host.command(&words[0]).args(&words[1..]).output();
         }
+        // What is refused by this installation is not by the next.
+        for host in [&self.bench.proxy, &self.bench.backend] {
+            host.ip("-4 route flush table all proto 151");
+            host.ip("-6 route flush table all proto 151");
+            host.command("nft").args(["flush", "ruleset"]).run();
+        }
     }
+}
+
+#[track_caller]
+fn list_of(output: &Output, name: &str) -> Vec<Value> {
+    let report: Value =
+        serde_json::from_str(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}{}", output.stdout, output.stderr));
+    report[name].as_array().unwrap_or_else(|| panic!("no list {name}: {report}")).clone()
 }

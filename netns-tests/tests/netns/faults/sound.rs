@@ -4,7 +4,7 @@ use netns_tests::nat::Nat;
 use netns_tests::underpass::{Config, KeyPair, Peer, list, quote};
 
 use super::case::{APP, Case, Side};
-use super::on_benches;
+use super::{is_alarm, is_fault, on_benches};
 
 /// A name, and what is different from the plainest one.
 type Sound = (&'static str, fn(&mut Case<'_>));
@@ -69,6 +69,7 @@ const SOUND: &[Sound] = &[
     }),
     ("two workers", |case| both(case, |config| config.set("workers", "2"))),
     ("a plain device", |case| both(case, |config| config.set("device", quote("plain")))),
+    ("no capability, on a device that was made for the daemon", |case| case.is_prepared = true),
     ("another port", |case| {
         case.backend.interface = case.backend.interface.clone().set("listen", "40000");
         case.proxy.peer = case.proxy.peer.clone().endpoint("10.1.1.2:40000");
@@ -107,18 +108,19 @@ const SOUND: &[Sound] = &[
 
 /// Benches of [`super::case::Bench`].
 #[test]
-fn verify_finds_nothing_wrong_with_sound_installations() {
+fn nothing_is_found_wrong_with_sound_installations() {
     let alarms: Vec<_> = on_benches("sound", SOUND, |bench, (name, change)| {
         let mut case = Case::sound(bench);
         change(&mut case);
         case.start();
         case.wait_for(Side::Proxy, "up");
-        let findings = [Side::Proxy, Side::Backend].map(|side| case.verify(side)).concat();
-        let is_alarm = |outcome: &str| outcome == "failed" || outcome == "warning";
-        let alarms = findings.iter().filter(|found| found["outcome"].as_str().is_some_and(is_alarm));
-        let alarms: Vec<String> =
-            alarms.filter(|found| found["check"] != "clock").map(|found| format!("{name}: {found}")).collect();
+        let sides = [Side::Proxy, Side::Backend];
+        let findings = sides.map(|side| case.verify(side)).concat();
+        let causes = sides.map(|side| case.doctor(side)).concat();
         case.end();
+        let alarms =
+            findings.iter().filter(|found| is_alarm(found)).chain(causes.iter().filter(|cause| is_fault(cause)));
+        let alarms: Vec<String> = alarms.map(|alarm| format!("{name}: {alarm}")).collect();
         println!("{name}: {} checks, {} alarms", findings.len(), alarms.len());
         alarms
     });

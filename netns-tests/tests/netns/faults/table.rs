@@ -7,9 +7,11 @@ use super::case::{Case, Side};
 /// One way to break an installation.
 pub(super) struct Row {
     pub(super) name: &'static str,
-    /// The check that has to be named first, and words of what is found.
+    /// The check or cause that has to be named first, and words of what is found.
     pub(super) cause: (&'static str, &'static str),
-    /// Who is asked.
+    /// The command that is asked.
+    pub(super) command: Command,
+    /// Where it is asked.
     pub(super) side: Side,
     /// What is different from the start.
     pub(super) before: fn(&mut Case<'_>),
@@ -19,9 +21,22 @@ pub(super) struct Row {
     pub(super) settles: &'static str,
 }
 
+/// What finds out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    Verify,
+    Doctor,
+}
+
 impl Row {
     const fn new(name: &'static str, cause: (&'static str, &'static str)) -> Row {
-        Row { name, cause, side: Side::Proxy, before: |_| {}, after: None, settles: "up" }
+        let command = Command::Verify;
+        Row { name, cause, command, side: Side::Proxy, before: |_| {}, after: None, settles: "up" }
+    }
+
+    /// For what has to do with the link alone.
+    const fn doctor(name: &'static str, cause: (&'static str, &'static str)) -> Row {
+        Row { command: Command::Doctor, ..Row::new(name, cause) }
     }
 
     const fn before(self, before: fn(&mut Case<'_>)) -> Row {
@@ -161,25 +176,34 @@ pub(super) const ROWS: &[Row] = &[
         .settles("degraded"),
     // Routes into the tunnel.
     Row::new("a more specific route", ("route", "10.77.0.11 leads to wan"))
-        .after(|case| case.ip(&case.bench.proxy, "route add 10.77.0.11/32 via 10.1.0.1")),
+        .after(|case| case.ip(&case.bench.proxy, "route add 10.77.0.11/32 via 10.1.0.1"))
+        .settles(""),
     Row::new("a more specific route, IPv6", ("route", "fd77::11 leads to wan"))
-        .after(|case| case.ip(&case.bench.proxy, "-6 route add fd77::11/128 via fd01::1")),
-    Row::new("a rule that consults another table", ("route", "10.77.0.11 leads to wan")).after(|case| {
-        case.ip(&case.bench.proxy, "route add default via 10.1.0.1 table 100");
-        case.ip(&case.bench.proxy, "rule add to 10.77.0.11 lookup 100 priority 100");
-    }),
+        .after(|case| case.ip(&case.bench.proxy, "-6 route add fd77::11/128 via fd01::1"))
+        .settles(""),
+    Row::new("a rule that consults another table", ("route", "10.77.0.11 leads to wan"))
+        .after(|case| {
+            case.ip(&case.bench.proxy, "route add default via 10.1.0.1 table 100");
+            case.ip(&case.bench.proxy, "rule add to 10.77.0.11 lookup 100 priority 100");
+        })
+        .settles(""),
     Row::new("a rule that prohibits", ("route", "10.77.0.11 is refused"))
-        .after(|case| case.ip(&case.bench.proxy, "rule add to 10.77.0.11 prohibit priority 100")),
+        .after(|case| case.ip(&case.bench.proxy, "rule add to 10.77.0.11 prohibit priority 100"))
+        .settles(""),
     Row::new("a blackhole route", ("route", "10.77.0.11 is refused"))
-        .after(|case| case.ip(&case.bench.proxy, "route add blackhole 10.77.0.11/32")),
+        .after(|case| case.ip(&case.bench.proxy, "route add blackhole 10.77.0.11/32"))
+        .settles(""),
     Row::new("the peer's address was given to this machine", ("route", "10.77.0.11 is an address of this machine"))
-        .after(|case| case.ip(&case.bench.proxy, "address add 10.77.0.11/32 dev lo")),
+        .after(|case| case.ip(&case.bench.proxy, "address add 10.77.0.11/32 dev lo"))
+        .settles(""),
     Row::new("a route of a smaller metric to the network behind", ("route", "fd30::/64 leads to wan"))
         .before(|case| case.proxy.peer = case.proxy.peer.clone().allowed_ips(["10.30.0.0/24", "fd30::/64"]))
-        .after(|case| case.ip(&case.bench.proxy, "-6 route add fd30::/64 via fd01::1 metric 1")),
+        .after(|case| case.ip(&case.bench.proxy, "-6 route add fd30::/64 via fd01::1 metric 1"))
+        .settles(""),
     Row::new("answers are routed around the tunnel", ("route", "10.77.0.1 leads to wan"))
         .after(|case| case.ip(&case.bench.backend, "route add 10.77.0.1/32 via 10.1.1.1"))
-        .at_backend(),
+        .at_backend()
+        .settles(""),
     // The app.
     Row::new("the app is not started", ("port", "10.77.0.11:8080")).before(|case| listens(case, &[])),
     Row::new("the app listens on another port", ("port", "10.77.0.11:8080"))
@@ -218,4 +242,83 @@ pub(super) const ROWS: &[Row] = &[
         listens(case, &[]);
         case.port = "10.30.0.5:8080".to_owned();
     }),
+    // What only shows by what comes in, or by what the network says.
+    Row::doctor("drained", ("drained", "drain"))
+        .after(|case| assert_eq!(case.daemon(Side::Proxy).ask(&["drain", "backend"]).code(), 0))
+        .settles("draining"),
+    Row::doctor("the peer's daemon was stopped", ("peer_stopped", "was stopped"))
+        .after(|case| case.stop(Side::Backend))
+        .settles("down"),
+    Row::doctor("the peer's daemon was killed", ("port_unreachable", "nothing listens at 10.1.1.2:51900"))
+        .after(|case| case.kill(Side::Backend))
+        .settles("down"),
+    Row::doctor("a wrong port", ("port_unreachable", "nothing listens at 10.1.1.2:51999"))
+        .before(|case| endpoint(case, "10.1.1.2:51999"))
+        .settles("down"),
+    Row::doctor("a firewall there rejects", ("rejected", "a firewall rejects datagrams to 10.1.1.2:51900"))
+        .before(|case| case.nft(&case.bench.backend, "input", "udp dport 51900 reject with icmp admin-prohibited"))
+        .settles("down"),
+    Row::doctor("a router has no route to the endpoint", ("host_unreachable", "10.9.9.9:51900 can't be reached"))
+        .before(|case| endpoint(case, "10.9.9.9:51900"))
+        .settles("down"),
+    Row::doctor("a firewall there drops", ("silence", "nothing came back from 10.1.1.2:51900"))
+        .before(|case| case.nft(&case.bench.backend, "input", "udp dport 51900 drop"))
+        .settles("down"),
+    Row::doctor("the network was cut", ("fell_silent", "fell silent"))
+        .after(|case| case.nft(&case.bench.network, "forward", "drop"))
+        .settles("down"),
+    Row::doctor("the proxy side has another key for the backend", ("wrong_key_for_this_machine", "another public key"))
+        .before(|case| case.proxy.peer = case.proxy.peer.clone().set("public_key", quote(&case.bench.strangers.public)))
+        .settles("down")
+        .at_backend(),
+    Row::doctor("the backend has another key for the proxy side", ("unknown_key", "which no peer here has"))
+        .before(|case| {
+            case.backend.peer = case.backend.peer.clone().set("public_key", quote(&case.bench.strangers.public));
+        })
+        .settles("down")
+        .at_backend(),
+    Row::doctor("the proxy side's private key was exchanged", ("unknown_key", "which no peer here has"))
+        .before(|case| case.proxy.interface = case.proxy.interface.clone().private_key(&case.bench.strangers))
+        .settles("down")
+        .at_backend(),
+    Row::doctor("a preshared key at one side only", ("preshared_key", "preshared"))
+        .before(|case| case.proxy.peer = case.proxy.peer.clone().preshared_key(&case.bench.strangers.private))
+        .settles("down"),
+    Row::doctor("preshared keys that differ", ("preshared_key", "preshared"))
+        .before(|case| {
+            case.proxy.peer = case.proxy.peer.clone().preshared_key(&case.bench.strangers.private);
+            case.backend.peer = case.backend.peer.clone().preshared_key(&case.bench.backend_keys.private);
+        })
+        .settles("down"),
+    Row::doctor("answers are dropped on the way back", ("answer_not_taken", "does not take the answer"))
+        .before(|case| case.nft(&case.bench.network, "forward", "udp sport 51900 iifname to-backend drop"))
+        .settles("down")
+        .at_backend(),
+    Row::doctor("nobody connects", ("not_called", "has to call"))
+        .before(|case| case.runs.0 = false)
+        .settles("idle")
+        .at_backend(),
+    Row::doctor("datagrams are routed into the tunnel", ("endpoint_in_tunnel", "leads into underpass0"))
+        .after(|case| case.ip(&case.bench.proxy, "route add 10.1.1.2/32 dev underpass0"))
+        .settles("down"),
+    Row::doctor("no default route", ("no_route", "no route to the endpoint"))
+        .after(|case| case.ip(&case.bench.proxy, "route del default via 10.1.0.1"))
+        .settles("down"),
+    Row::doctor("an endpoint that is here", ("endpoint_is_itself", "is an address of this machine"))
+        .after(|case| case.ip(&case.bench.proxy, "address add 10.1.1.2/32 dev lo"))
+        .settles("down"),
+    Row::doctor("an endpoint without an address", ("name_not_resolved", "nowhere.invalid"))
+        .before(|case| endpoint(case, "nowhere.invalid:51900"))
+        .settles("down"),
+    Row::doctor("loss", ("loss", "of the pings are lost"))
+        .after(|case| case.nft(&case.bench.network, "forward", "numgen random mod 100 < 30 drop"))
+        .settles("degraded"),
+    Row::doctor("a narrow path", ("path_mtu", "carries packets of")).before(narrow).settles("degraded"),
+    Row::doctor("no daemon here", ("daemon_not_running", "")).after(|case| case.stop(Side::Proxy)).settles(""),
+    Row::doctor("the app does not listen", ("nothing_listens", "port 8080"))
+        .before(|case| {
+            case.backend.interface = case.backend.interface.clone().set("expose", list(["tcp/8080"]));
+            listens(case, &[]);
+        })
+        .at_backend(),
 ];
