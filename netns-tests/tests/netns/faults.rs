@@ -12,7 +12,7 @@ use netns_tests::Lab;
 use serde_json::Value;
 
 use self::case::{Bench, Case, Side};
-use self::table::{Command, ROWS, Row};
+use self::table::{Command, HEARD, ROWS, Row};
 
 /// Laboratories in which rows are tried beside each other: most of the time somebody waits for somebody's silence.
 const BENCHES: usize = 3;
@@ -27,10 +27,9 @@ struct Verdict {
     is_right: bool,
 }
 
-/// What failed first; if nothing has, what is to be looked at first.
+/// What is said first: each finding stands before what follows from it.
 fn first_finding(findings: &[Value]) -> (String, String) {
-    let first = |outcome: &str| findings.iter().find(|found| is_alarm(found) && found["outcome"] == outcome);
-    words(first("failed").or_else(|| first("warning")), "check")
+    words(findings.iter().find(|found| is_alarm(found)), "check")
 }
 
 /// The most likely cause.
@@ -63,8 +62,10 @@ fn try_row(bench: &Bench, row: &'static Row) -> Verdict {
         case.wait_for(Side::Proxy, "up");
         after(&mut case);
     }
-    if !row.settles.is_empty() {
-        case.wait_for(row.side, row.settles);
+    match row.settles {
+        "" => {}
+        HEARD => case.wait_until_heard(row.side),
+        state => case.wait_for(row.side, state),
     }
     let (check, what) = match row.command {
         Command::Verify => first_finding(&case.verify(row.side)),
@@ -103,13 +104,11 @@ fn on_benches<T: Sync, R: Send>(
 fn the_true_cause_of_nearly_every_fault_is_named_first() {
     let verdicts = on_benches("faults", ROWS, try_row);
     for Verdict { name, command, expected, check, what, is_right } in &verdicts {
-        println!(
-            "{} {name}: {check}: {what}{}",
-            if *is_right { "  " } else { "✗ " },
-            if *is_right { String::new() } else { format!(" [not {expected}]") }
-        );
+        let mark = if *is_right { " " } else { "✗" };
+        println!("{mark} {command:?}, {name}: {check} ({expected} is true): {what}");
     }
     let right = verdicts.iter().filter(|verdict| verdict.is_right).count();
     println!("{right} of {} true causes are named first", verdicts.len());
-    assert!(verdicts.len() >= 40 && right + 2 >= verdicts.len(), "{right} of {}", verdicts.len());
+    // 38 of 40.
+    assert!(verdicts.len() >= 40 && 40 * right >= 38 * verdicts.len(), "{right} of {}", verdicts.len());
 }

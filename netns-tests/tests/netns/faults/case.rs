@@ -203,6 +203,17 @@ impl<'a> Case<'a> {
         wait::until(&what, || underpass::status(host).peer(peer).text("state") == state);
     }
 
+    /// Waits until a side that does not connect itself has heard of the other, or of somebody.
+    #[track_caller]
+    pub(crate) fn wait_until_heard(&self, side: Side) {
+        let (host, peer) = self.asked(side);
+        wait::until("somebody is heard", || {
+            let status = underpass::status(host);
+            let refused = ["unknown_peer", "invalid_mac1"].map(|reason| status.drops(reason));
+            refused != [0, 0] || status.peer(peer).text("state") != "idle"
+        });
+    }
+
     /// A side's machine, and what it calls the other.
     fn asked(&self, side: Side) -> (&'a Host, &'static str) {
         match side {

@@ -17,9 +17,12 @@ pub(super) struct Row {
     pub(super) before: fn(&mut Case<'_>),
     /// What happens once the link is up. Without, it need not come up.
     pub(super) after: Option<fn(&mut Case<'_>)>,
-    /// The state of the asked side's link in which it is asked, if it runs.
+    /// The state of the asked side's link in which it is asked, or [`HEARD`].
     pub(super) settles: &'static str,
 }
+
+/// In place of a state: once the other side has been heard of.
+pub(super) const HEARD: &str = "heard";
 
 /// What finds out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -269,17 +272,17 @@ pub(super) const ROWS: &[Row] = &[
         .settles("down"),
     Row::doctor("the proxy side has another key for the backend", ("wrong_key_for_this_machine", "another public key"))
         .before(|case| case.proxy.peer = case.proxy.peer.clone().set("public_key", quote(&case.bench.strangers.public)))
-        .settles("down")
+        .settles(HEARD)
         .at_backend(),
     Row::doctor("the backend has another key for the proxy side", ("unknown_key", "which no peer here has"))
         .before(|case| {
             case.backend.peer = case.backend.peer.clone().set("public_key", quote(&case.bench.strangers.public));
         })
-        .settles("down")
+        .settles(HEARD)
         .at_backend(),
     Row::doctor("the proxy side's private key was exchanged", ("unknown_key", "which no peer here has"))
         .before(|case| case.proxy.interface = case.proxy.interface.clone().private_key(&case.bench.strangers))
-        .settles("down")
+        .settles(HEARD)
         .at_backend(),
     Row::doctor("a preshared key at one side only", ("preshared_key", "preshared"))
         .before(|case| case.proxy.peer = case.proxy.peer.clone().preshared_key(&case.bench.strangers.private))
@@ -292,7 +295,7 @@ pub(super) const ROWS: &[Row] = &[
         .settles("down"),
     Row::doctor("answers are dropped on the way back", ("answer_not_taken", "does not take the answer"))
         .before(|case| case.nft(&case.bench.network, "forward", "udp sport 51900 iifname to-backend drop"))
-        .settles("down")
+        .settles(HEARD)
         .at_backend(),
     Row::doctor("nobody connects", ("not_called", "has to call"))
         .before(|case| case.runs.0 = false)
