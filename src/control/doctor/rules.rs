@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use super::facts::{Facts, Leads, RouteFacts};
-use crate::control::api::{LinkState, PeerReport, RefusedReport};
+use crate::control::api::{EndpointSource, LinkState, PeerReport, RefusedReport};
 
 /// Something that is wrong, or may be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -90,6 +90,8 @@ pub enum CauseKind {
     NoTraffic,
     /// The file was changed and not reloaded.
     FileChanged,
+    /// The link works by another endpoint than those of the configuration.
+    EndpointNotConfigured,
     /// Nothing listens at an exposed port.
     NothingListens,
     /// Nothing keeps this machine's clock right.
@@ -137,6 +139,7 @@ const RULES: &[Rule] = &[
     loss,
     path_mtu,
     no_traffic,
+    endpoint_not_configured,
     nothing_listens,
     other_state,
     own_clock,
@@ -419,6 +422,16 @@ fn file_changed(facts: &Facts) -> Option<Cause> {
     let what = format!("the configuration file was changed and the daemon runs by the old one: {shown}");
     let remedy = if changes.needs_restart.is_empty() { "underpass reload" } else { "underpass restart" };
     Some(Cause::new(CauseKind::FileChanged, weight, what, remedy))
+}
+
+/// The other side's connecting hides a wrong endpoint until the next boot.
+fn endpoint_not_configured(facts: &Facts) -> Option<Cause> {
+    let link = facts.daemon.link.as_ref().filter(|link| link.endpoint_source == Some(EndpointSource::Roamed))?;
+    let endpoint = link.endpoint.filter(|_| !is_broken(facts))?;
+    let what = format!("{endpoint} is in use, where the peer has connected from, and no configured endpoint");
+    let remedy =
+        format!("set endpoint = \"{endpoint}\" if the configured one is wrong: after the next boot it is what counts");
+    Some(Cause::new(CauseKind::EndpointNotConfigured, Weight::Notice, what, remedy))
 }
 
 fn nothing_listens(facts: &Facts) -> Option<Cause> {

@@ -142,6 +142,15 @@ fn silence_is_named_where_nothing_else_is_known_and_says_which_keys_to_compare()
 }
 
 #[test]
+fn an_endpoint_that_is_not_configured_is_worth_a_word_while_the_link_works() {
+    let roamed = |link: PeerReport| facts(PeerReport { endpoint_source: Some(EndpointSource::Roamed), ..link });
+    let causes = diagnose(&roamed(PeerReport { handshakes: 3, ..link(LinkState::Up, None) }));
+    assert_eq!((causes.len(), causes[0].cause), (1, CauseKind::EndpointNotConfigured));
+    assert!(!causes[0].is_fault() && causes[0].remedy.contains(THERE), "{causes:?}");
+    assert_eq!(first(|_| (), roamed(link(LinkState::Down, Some("no-handshake")))), Some(CauseKind::Silence));
+}
+
+#[test]
 fn what_the_network_says_comes_before_a_guess_while_it_is_fresh() {
     let cases = [
         ("port unreachable", CauseKind::PortUnreachable),
