@@ -260,7 +260,17 @@ tests:
       - { series: 'underpass_clock_synchronized{job="underpass", instance="lb2"}', values: '0x300' }
       - { series: 'underpass_private_key_written_timestamp_seconds{job="underpass", instance="lb2"}', values: '-31535900x300' }
       - { series: 'underpass_drops_total{job="underpass", instance="lb2", reason="stale_initiation"}', values: '0+2x300' }
+      - { series: 'underpass_link_route_diverted{job="underpass", instance="lb2", peer="app1"}', values: '0x3 1x30' }
+      - { series: 'underpass_route_repairs_total{job="underpass", instance="lb2"}', values: '0x9 1+1x300' }
     alert_rule_test:
+      - { eval_time: 1m, alertname: UnderpassRouteAroundTunnel }
+      - eval_time: 3m
+        alertname: UnderpassRouteAroundTunnel
+        exp_alerts: [ { exp_labels: { severity: page, job: underpass, instance: lb2, peer: app1 } } ]
+      - { eval_time: 4m, alertname: UnderpassRoutesTakenAway }
+      - eval_time: 12m
+        alertname: UnderpassRoutesTakenAway
+        exp_alerts: [ { exp_labels: { severity: ticket, job: underpass, instance: lb2 } } ]
       - { eval_time: 1m, alertname: UnderpassDaemonGone }
       - eval_time: 5m
         alertname: UnderpassDaemonGone
@@ -292,7 +302,7 @@ tests:
 
 /// One machine. promtool compares labels; of the texts, that there are some.
 #[test]
-fn alerts_fire_for_a_daemon_that_is_gone_for_clocks_and_for_old_keys_and_not_before() {
+fn alerts_fire_for_a_daemon_that_is_gone_for_routes_for_clocks_and_for_old_keys_and_not_before() {
     let lab = Lab::new("health-alerts");
     let host = lab.host("monitor");
     let rules: String = alerts().lines().filter(|line| !is_annotation(line)).map(|line| format!("{line}\n")).collect();

@@ -176,6 +176,8 @@ impl<'a> Case<'a> {
             prepared::prepare(proxy, "");
             self.undo_by(proxy, "ip link del underpass0");
             prepared::hand_over(proxy, &self.proxy.config());
+            // What such a daemon can't do itself, root does for it.
+            underpass::command(proxy).args(["close", "--config"]).arg(self.written(Side::Proxy)).run();
             self.unprivileged = Some(prepared::start(proxy));
         } else if self.runs.0 {
             self.daemons.0 = Some(Daemon::start(&self.bench.proxy, &self.proxy.config()));
