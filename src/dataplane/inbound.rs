@@ -27,7 +27,7 @@ pub(super) struct Inbound<'a, 'b> {
     /// The peer and the source of the packet that was admitted last.
     admitted: Option<(PeerId, IpAddr)>,
     /// Answers packets that are refused, where that is wanted.
-    on_refused: Option<&'a mut dyn FnMut(&IpPacket<'_>)>,
+    on_refused: Option<&'a mut dyn FnMut(PeerId, &IpPacket<'_>)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl<'a, 'b> Inbound<'a, 'b> {
     }
 
     /// Has packets answered that a peer may not send, if it is to be told.
-    pub(super) fn answer_refused_by(&mut self, on_refused: &'a mut dyn FnMut(&IpPacket<'_>)) {
+    pub(super) fn answer_refused_by(&mut self, on_refused: &'a mut dyn FnMut(PeerId, &IpPacket<'_>)) {
         self.on_refused = Some(on_refused);
     }
 
@@ -62,7 +62,7 @@ impl<'a, 'b> Inbound<'a, 'b> {
     }
 
     /// Takes the packets of one datagram; control frames become notices.
-    pub(super) fn take(&mut self, opened: &Opened<'b>, notices: &mut Vec<Notice>) -> Result<(), Failure> {
+    pub(super) fn take(&mut self, opened: &Opened<'b, '_>, notices: &mut Vec<Notice>) -> Result<(), Failure> {
         let position = Position { peer: opened.peer, lane: opened.lane, counter: opened.counter };
         let before = position.counter.checked_sub(1).map(|counter| Position { counter, ..position });
         let mut follows = before.is_some() && self.last == before;
@@ -82,7 +82,7 @@ impl<'a, 'b> Inbound<'a, 'b> {
 
     /// `follows`: the packet frame before this one, as its sender counts, is the train's last packet. Returns the same
     /// for the next.
-    fn take_packet(&mut self, opened: &Opened<'b>, frame: PacketFrame<'b>, follows: bool) -> Result<bool, Failure> {
+    fn take_packet(&mut self, opened: &Opened<'b, '_>, frame: PacketFrame<'b>, follows: bool) -> Result<bool, Failure> {
         // Most packets of a bulk transfer end here: the train compares addresses, ports and flags with a packet of this peer
         // that was admitted, so there is nothing to look up or to judge.
         if follows && frame.flags == CONTINUES_TRAIN {
@@ -99,7 +99,7 @@ impl<'a, 'b> Inbound<'a, 'b> {
             Err(reason) => {
                 self.counters.count(reason);
                 if reason == DropReason::NotExposed && self.router.tells_of_refusal(opened.peer) {
-                    self.answer_refused(frame);
+                    self.answer_refused(opened.peer, frame);
                 }
                 return Ok(false);
             }
@@ -113,9 +113,9 @@ impl<'a, 'b> Inbound<'a, 'b> {
         Ok(true)
     }
 
-    fn answer_refused(&mut self, frame: PacketFrame<'b>) {
+    fn answer_refused(&mut self, peer: PeerId, frame: PacketFrame<'b>) {
         if let (Some(on_refused), Ok(packet)) = (&mut self.on_refused, IpPacket::parse(frame.bytes)) {
-            on_refused(&packet);
+            on_refused(peer, &packet);
         }
     }
 

@@ -45,6 +45,7 @@ mod batch;
 pub mod clock;
 mod counters;
 mod failure;
+mod fair_queue;
 mod inbound;
 pub mod inheritance;
 mod machine;

@@ -1,15 +1,15 @@
 //! The thread that owns the device: handshakes, timers, packets without a session, commands. It publishes a new
 //! [`Router`] whenever one of them changes what the workers need.
 //!
-//! Workers reach it through a bounded queue and never wait for it. Commands have a queue of their own. Handshakes it receives
-//! itself, one between two of anything else: a flood of them fills no queue but the kernel's, can delay an operator or a
+//! Workers reach it through bounded queues, one for each peer, and never wait for it. Commands have a queue of their own.
+//! Handshakes it receives itself, one between two of anything else: a flood of them fills no queue but the kernel's, can delay an operator or a
 //! worker's notice but not shut them out, and costs the workers nothing.
 
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender as ChannelSender, SyncSender, TryRecvError, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender as ChannelSender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -25,6 +25,7 @@ use crate::proto::error::DropReason;
 use crate::proto::event::Event;
 use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
+use crate::proto::peer_table::PeerId;
 use crate::proto::router::{Notice, Router};
 use crate::proto::staged::StagedPacket;
 use crate::proto::stats::{DeviceStatus, RouteFault};
@@ -32,6 +33,7 @@ use crate::proto::transmit::{Transmit, Way};
 
 use super::clock;
 use super::counters::Counters;
+use super::fair_queue::{Class, FairQueue, Pushed};
 use super::failure::Failure;
 use super::machine::Machine;
 use super::network_errors::NetworkErrors;
@@ -44,8 +46,6 @@ use super::udp::Received;
 use super::wake::Wake;
 use super::worker::has_errors;
 
-/// Datagrams, packets and notices that wait, at most: about a megabyte.
-const QUEUE_LEN: usize = 512;
 /// Without a timer due, the thread sleeps until something comes, and looks at the clocks so often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
@@ -55,7 +55,7 @@ pub(super) enum Input {
     /// A handshake message that came where a worker receives.
     Datagram { from: Endpoint, ecn: Ecn, bytes: Vec<u8> },
     /// A packet for a peer without a session.
-    Packet(StagedPacket),
+    Packet(PeerId, StagedPacket),
     /// What a packet showed.
     Notice(Notice),
 }
@@ -84,21 +84,36 @@ pub enum PeerChange {
     Remove(PublicKey),
 }
 
+impl Input {
+    fn class(&self) -> Class {
+        match self {
+            Self::Datagram { .. } => Class::Strangers,
+            Self::Packet(peer, _) => Class::Packets(*peer),
+            Self::Notice(notice) => Class::Notices(notice.peer),
+        }
+    }
+
+    /// Whether both say the same: many notices repeat until they are heard.
+    fn is_same(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Notice(notice), Self::Notice(other)) if notice == other)
+    }
+}
+
 /// A worker's end of the queue.
 #[derive(Debug, Clone)]
 pub(super) struct SlowPathQueue {
-    inputs: SyncSender<Input>,
+    inputs: Arc<FairQueue<Input>>,
     wake: Arc<Wake>,
 }
 
 impl SlowPathQueue {
-    /// Hands over, unless the queue is full or the slow path has ended.
+    /// Hands over, unless the share of whom it is about is full.
     pub(super) fn offer(&self, input: Input) -> bool {
-        let is_taken = self.inputs.try_send(input).is_ok();
-        if is_taken {
+        let pushed = self.inputs.push(input.class(), input, Input::is_same);
+        if pushed == Pushed::First {
             self.wake.ring();
         }
-        is_taken
+        pushed != Pushed::Refused
     }
 }
 
@@ -121,16 +136,16 @@ impl CommandQueue {
 /// Both queues: the senders, and what the slow path reads.
 pub(super) fn queues() -> io::Result<(SlowPathQueue, CommandQueue, Inbox)> {
     let wake = Arc::new(Wake::new()?);
-    let (inputs, input_receiver) = sync_channel(QUEUE_LEN);
+    let inputs = Arc::new(FairQueue::new());
     let (commands, command_receiver) = channel();
-    let inbox = Inbox { inputs: input_receiver, commands: command_receiver, wake: wake.clone() };
+    let inbox = Inbox { inputs: inputs.clone(), commands: command_receiver, wake: wake.clone() };
     Ok((SlowPathQueue { inputs, wake: wake.clone() }, CommandQueue { commands, wake }, inbox))
 }
 
 /// What the slow path reads.
 #[derive(Debug)]
 pub(super) struct Inbox {
-    inputs: Receiver<Input>,
+    inputs: Arc<FairQueue<Input>>,
     commands: Receiver<Command>,
     /// Rung when something was put into either.
     wake: Arc<Wake>,
@@ -223,7 +238,7 @@ impl SlowPath {
 
     /// Returns whether there was one.
     fn handle_next_input(&mut self) -> Result<bool, Failure> {
-        let Ok(input) = self.inbox.inputs.try_recv() else { return Ok(false) };
+        let Some(input) = self.inbox.inputs.pop() else { return Ok(false) };
         self.handle_input(input);
         self.flush()?;
         Ok(true)
@@ -258,7 +273,7 @@ impl SlowPath {
         match input {
             // The device counts what it refuses.
             Input::Datagram { from, ecn, mut bytes } => drop(self.device.handle_datagram(now, from, ecn, &mut bytes)),
-            Input::Packet(packet) => drop(self.device.handle_packet(now, packet)),
+            Input::Packet(_, packet) => drop(self.device.handle_packet(now, packet)),
             Input::Notice(notice) => self.device.handle_notice(now, notice),
         }
     }

@@ -184,7 +184,7 @@ impl Receiver {
     pub fn receive(
         &mut self,
         router: &Router,
-        opened: &[Opened<'_>],
+        opened: &[Opened<'_, '_>],
         standing: bool,
         notices: &mut Vec<Notice>,
     ) -> Vec<Vec<u8>> {

@@ -5,7 +5,6 @@
 //! lets it in, and it is not one of the host's own, which would be a martian there.
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
 
 use crate::packet::checksum;
 use crate::packet::ip::{
@@ -23,41 +22,6 @@ pub(super) const MAX_ANSWER_LEN: usize = 1280;
 /// The same for IPv4 (RFC 1812 §4.3.2.3).
 const MAX_ANSWER_LEN_V4: usize = 576;
 const ICMP_HEADER_LEN: usize = 8;
-
-/// Answers per second and worker.
-const ANSWERS_PER_SECOND: u32 = 100;
-/// Answers at once after a quiet time.
-const BURST: u32 = 50;
-
-/// A bound on how many answers are sent (RFC 1812 §4.3.2.8, RFC 4443 §2.4 (f)).
-#[derive(Debug)]
-pub(super) struct AnswerLimit {
-    tokens: u32,
-    refilled_at: Instant,
-}
-
-impl AnswerLimit {
-    /// Full.
-    pub(super) fn new(now: Instant) -> Self {
-        Self { tokens: BURST, refilled_at: now }
-    }
-
-    /// Whether one more may be sent.
-    pub(super) fn take(&mut self, now: Instant) -> bool {
-        let interval = Duration::from_secs(1) / ANSWERS_PER_SECOND;
-        let due = now.saturating_duration_since(self.refilled_at).as_nanos() / interval.as_nanos();
-        let due = u32::try_from(due).unwrap_or(u32::MAX);
-        if due >= BURST {
-            (self.tokens, self.refilled_at) = (BURST, now);
-        } else {
-            self.tokens = (self.tokens + due).min(BURST);
-            self.refilled_at += interval * due;
-        }
-        let allowed = self.tokens > 0;
-        self.tokens = self.tokens.saturating_sub(1);
-        allowed
-    }
-}
 
 /// What is wrong with a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -262,16 +226,5 @@ mod tests {
         let mut multicast = Sample::udp_v6(100, 0).packet();
         multicast[24..26].copy_from_slice(&[0xff, 2]);
         assert_eq!(answer_to(&multicast), None);
-    }
-
-    #[test]
-    fn answers_are_limited_and_come_back_with_time() {
-        let start = super::super::clock::now();
-        let mut limit = AnswerLimit::new(start);
-        let taken = |limit: &mut AnswerLimit, now| (0..1000).filter(|_| limit.take(now)).count();
-        assert_eq!(taken(&mut limit, start), BURST as usize);
-        assert_eq!(taken(&mut limit, start + Duration::from_millis(9)), 0);
-        assert_eq!(taken(&mut limit, start + Duration::from_millis(100)), 10);
-        assert_eq!(taken(&mut limit, start + Duration::from_secs(3600)), BURST as usize);
     }
 }

@@ -21,8 +21,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::packet::frame::FLAG_CHECKSUM_PARTIAL;
 use crate::packet::ip::IpPacket;
 use crate::packet::message::Message;
+use crate::proto::constants::{ANSWERS_AT_ONCE, ANSWERS_PER_SECOND};
 use crate::proto::error::{DropReason, Miss};
+use crate::proto::peer_table::PeerId;
 use crate::proto::router::{Notice, Route, Router};
+use crate::proto::share::Budget;
 use crate::proto::staged::StagedPacket;
 
 use super::batch::Outbound;
@@ -43,7 +46,7 @@ use super::standing_queue::StandingQueue;
 use super::train::write_whole;
 use super::tun::{TUN_BUFFER_LEN, TunQueue, TunRead};
 use super::udp::{RECEIVE_BUFFER_LEN, Received, UdpSocket};
-use super::unreachable::{AnswerLimit, MAX_ANSWER_LEN, Problem, answer};
+use super::unreachable::{MAX_ANSWER_LEN, Problem, answer};
 use super::virtio::VirtioHeader;
 
 /// Receives per socket before the TUN gets its turn (measured, `docs/performance.md`).
@@ -84,7 +87,8 @@ pub(super) struct Worker {
     parts: WorkerParts,
     outbound: Outbound,
     notices: Vec<Notice>,
-    answers: AnswerLimit,
+    /// Answers to packets that are nobody's.
+    answers: Budget,
     tun_queue: StandingQueue,
     socket_queues: Box<[StandingQueue]>,
     receive_buffer: Box<[u8]>,
@@ -100,7 +104,7 @@ impl Worker {
         Self {
             outbound: Outbound::new(parts.lane, parts.mtu, sender, parts.counters.clone()),
             notices: Vec::new(),
-            answers: AnswerLimit::new(clock::now()),
+            answers: Budget::new(clock::now(), ANSWERS_PER_SECOND, ANSWERS_AT_ONCE),
             tun_queue: StandingQueue::new(clock::now()),
             socket_queues: parts.receiving().map(|_| StandingQueue::new(clock::now())).collect(),
             receive_buffer: vec![0; GATHER_LEN + RECEIVE_BUFFER_LEN].into(),
@@ -216,8 +220,7 @@ impl Worker {
         let parts = &self.parts;
         // Loaded after the receives: a session is published before the peer can use it, maybe since the last datagram.
         let router = parts.router.load();
-        let answers = &mut self.answers;
-        let mut on_refused = |packet: &IpPacket<'_>| parts.answer_refused(now, answers, packet);
+        let mut on_refused = |peer, packet: &IpPacket<'_>| parts.answer_refused(now, &router, peer, packet);
         let mut inbound = Inbound::new(&router, &parts.tun, &parts.counters);
         inbound.answer_refused_by(&mut on_refused);
         if self.socket_queues[index].take_signal(now) {
@@ -282,12 +285,19 @@ impl Worker {
                     }
                     drain.push(route, &segments);
                 }
-                Err(Miss::NoSession(_) | Miss::SlowPath) => parts.stage(&segments),
+                Err(Miss::NoSession(peer)) => parts.stage(peer, &segments),
+                Err(Miss::SlowPath) => {
+                    let (_, route) = last_route.expect("a packet is fitted to a route");
+                    parts.stage(route.peer(), &segments);
+                }
                 Err(Miss::Drop(reason)) => {
                     parts.counters.add(reason, segments.count() as u64);
                     let path = last_route.map(|(_, route)| route.path());
                     if let Some(problem) = Problem::of(reason, path, segments.packet()) {
-                        parts.answer(now, &mut self.answers, segments.packet(), problem);
+                        let peer = router.peer_of(segments.packet().destination());
+                        if peer.map_or_else(|| self.answers.take(now), |peer| router.may_answer(now, peer)) {
+                            parts.answer(segments.packet(), problem);
+                        }
                     }
                 }
             }
@@ -339,7 +349,7 @@ impl WorkerParts {
     }
 
     /// Hands packets without a session to the slow path.
-    fn stage(&self, segments: &Segments<'_>) {
+    fn stage(&self, peer: PeerId, segments: &Segments<'_>) {
         for index in 0..segments.count() {
             let length = segments.length(index);
             if length > usize::from(self.mtu) {
@@ -349,7 +359,7 @@ impl WorkerParts {
             let mut bytes = vec![0; length];
             segments.write(index, &mut bytes);
             let checksum_partial = segments.flags(index) & FLAG_CHECKSUM_PARTIAL != 0;
-            self.hand_over(Input::Packet(StagedPacket { bytes, checksum_partial }));
+            self.hand_over(Input::Packet(peer, StagedPacket { bytes, checksum_partial }));
         }
     }
 
@@ -360,15 +370,16 @@ impl WorkerParts {
     }
 
     /// Answers a packet of a peer's by the way of its kind, which is the slow path's: this is rare, and not urgent.
-    fn answer_refused(&self, now: Instant, limit: &mut AnswerLimit, packet: &IpPacket<'_>) {
+    fn answer_refused(&self, now: Instant, router: &Router, peer: PeerId, packet: &IpPacket<'_>) {
         let mut buffer = [0; MAX_ANSWER_LEN];
-        let Some(length) = refusal(packet, &mut buffer).filter(|_| limit.take(now)) else { return };
-        self.hand_over(Input::Packet(StagedPacket { bytes: buffer[..length].to_vec(), checksum_partial: false }));
+        let Some(length) = refusal(packet, &mut buffer).filter(|_| router.may_answer(now, peer)) else { return };
+        let answer = StagedPacket { bytes: buffer[..length].to_vec(), checksum_partial: false };
+        self.hand_over(Input::Packet(peer, answer));
     }
 
-    fn answer(&self, now: Instant, limit: &mut AnswerLimit, packet: &IpPacket<'_>, problem: Problem) {
+    fn answer(&self, packet: &IpPacket<'_>, problem: Problem) {
         let mut buffer = [0; MAX_ANSWER_LEN];
-        let Some(length) = answer(packet, problem, &mut buffer).filter(|_| limit.take(now)) else { return };
+        let Some(length) = answer(packet, problem, &mut buffer) else { return };
         // Lost answers are like late ones: the application waits.
         let _ = write_whole(self.tun.offload(), &buffer[..length], |parts| self.tun.write(parts));
     }

@@ -158,6 +158,18 @@ pub const HANDSHAKES_PER_SECOND_UNDER_LOAD: u32 = 500;
 /// Source addresses remembered by the rate limiter, at most, and as many with a cookie; when full, unknown ones must show one.
 pub const MAX_LIMITED_SOURCES: usize = 4096;
 
+/// Control frames of a peer that are heeded, and datagrams from elsewhere that are looked into, per second: twice what an
+/// honest one needs for the paths of 64 lanes, each pinged every 400 ms and answering as often.
+pub const NOTICES_PER_SECOND: u32 = 1000;
+/// The same at once: more than a ping and a pong on each of 64 lanes, twice.
+pub const NOTICES_AT_ONCE: u32 = 512;
+/// Control frames of one datagram that are heeded, one of them a ping or a probe: all that any sender packs together.
+pub const MAX_CONTROL_FRAMES: u32 = 4;
+/// ICMP errors and resets per second that one peer's packets, or packets to it, are answered with.
+pub const ANSWERS_PER_SECOND: u32 = 100;
+/// The same at once.
+pub const ANSWERS_AT_ONCE: u32 = 50;
+
 /// An answer by UDP or to a ping may pass for this long after what it answers: no less than what translators must keep
 /// open (RFC 4787 §4.3).
 pub const FLOW_LIFETIME: Duration = Duration::from_secs(120);

@@ -35,7 +35,7 @@ use super::policy::Flows;
 use super::randomness::{Entropy, Randomness};
 use super::rate_limiter::RateLimiter;
 use super::refused::{self, RefusedInitiations};
-use super::router::{Notice, PeerRoute, ReceivingSession, Router};
+use super::router::{Notice, PeerRoute, Seen, ReceivingSession, Router};
 use super::session::Session;
 use super::staged::StagedPacket;
 use super::stats::{DeviceStatus, DropCounters, Footprint, PeerStatus, RefusedInitiation};
@@ -353,23 +353,16 @@ impl Device {
 
     /// Takes what the fast path saw.
     pub fn handle_notice(&mut self, now: Instant, notice: Notice) {
-        let (Notice::Confirmed { session }
-        | Notice::Roamed { session, .. }
-        | Notice::LaneMoved { session, .. }
-        | Notice::Resumed { session }
-        | Notice::RekeyDue { session }
-        | Notice::Control { session, .. }) = notice;
+        let Notice { session, seen, .. } = notice;
         // Sessions end while notices wait in a queue.
         let Some(id) = self.peers.by_index(session) else { return };
-        match notice {
-            Notice::Confirmed { .. } => self.on_confirmed(now, id, session),
-            Notice::Roamed { endpoint, .. } => self.on_roamed(id, endpoint),
-            Notice::Resumed { .. } => self.on_resumed(now, id),
-            Notice::LaneMoved { lane, endpoint, .. } => self.on_lane_moved(now, id, session, lane, endpoint),
-            Notice::RekeyDue { .. } => self.on_rekey_due(now, id, session),
-            Notice::Control { lane, endpoint, control, .. } => {
-                self.on_control(now, id, session, (lane, endpoint), control);
-            }
+        match seen {
+            Seen::Confirmed => self.on_confirmed(now, id, session),
+            Seen::Roamed(endpoint) => self.on_roamed(id, endpoint),
+            Seen::Resumed => self.on_resumed(now, id),
+            Seen::LaneMoved { lane, endpoint } => self.on_lane_moved(now, id, session, lane, endpoint),
+            Seen::RekeyDue => self.on_rekey_due(now, id, session),
+            Seen::Control { lane, endpoint, control } => self.on_control(now, id, session, (lane, endpoint), control),
         }
         self.settle(now, id);
     }
@@ -741,12 +734,13 @@ impl Device {
             policy: peer.config.policy.clone(),
             path: peer.path_limit(),
             dscp: peer.config.dscp,
-            ..PeerRoute::default()
+            share: peer.share.clone(),
+            ..PeerRoute::none(self.origin.0)
         };
         self.router = Arc::new(Router {
             allowed_ips: self.allowed_ips.clone(),
             flows: self.flows.clone(),
-            peers: self.peers.slots().map(|peer| peer.map(route).unwrap_or_default()).collect(),
+            peers: self.peers.slots().map(|peer| peer.map_or_else(|| PeerRoute::none(self.origin.0), route)).collect(),
             sessions: sessions.into(),
         });
         self.router_is_news = true;

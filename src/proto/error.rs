@@ -68,6 +68,8 @@ drop_reasons! {
     SessionExpired = "session_expired",
     /// An authenticated datagram with a frame that contradicts its length or has unknown flags.
     MalformedFrame = "malformed_frame",
+    /// A control frame of a peer that sends more of them than any honest one.
+    ControlLimit = "control_limit",
     /// An inner packet that is not one whole IP packet.
     MalformedPacket = "malformed_packet",
     /// An inner packet from a source address that its peer may not use.

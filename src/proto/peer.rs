@@ -20,6 +20,7 @@ use super::path_mtu::{PathLimit, PathMtu};
 use super::policy::Policy;
 use super::session::Session;
 use super::session_slots::SessionSlots;
+use super::share::Share;
 use super::staged::StagedQueue;
 use super::stats::{EndpointSource, LinkReason, LinkState, RouteFault};
 use super::tai64n::Tai64N;
@@ -84,6 +85,8 @@ pub(super) struct Peer {
     pub(super) timers: TimerTable,
     pub(super) liveness: Liveness,
     pub(super) path_mtu: PathMtu,
+    /// What it may use of what all peers use.
+    pub(super) share: Arc<Share>,
     /// What was told of the link last, and since when it has been so.
     pub(super) told_link: (LinkState, Option<LinkReason>),
     pub(super) link_since: Instant,
@@ -178,6 +181,7 @@ impl Peer {
             timers: TimerTable::default(),
             liveness: Liveness::default(),
             path_mtu: PathMtu::new(mtu),
+            share: Arc::new(Share::new(now)),
             told_link: (LinkState::Idle, Some(LinkReason::NoTraffic)),
             link_since: now,
             told_refusal: false,

@@ -15,6 +15,7 @@ use crate::packet::segment_size;
 use crate::packet::traffic_class::{self, Ecn, TrafficClass};
 
 use super::allowed_ips::AllowedIps;
+use super::constants::MAX_CONTROL_FRAMES;
 use super::endpoint::Endpoint;
 use super::error::{DropReason, Miss};
 use super::lane_paths::LaneRoutes;
@@ -23,6 +24,7 @@ use super::peer::LeftPlace;
 use super::peer_table::PeerId;
 use super::policy::{Flows, Policy};
 use super::session::Session;
+use super::share::Share;
 use super::transmit::{Dscp, Way};
 
 /// A snapshot for the fast path.
@@ -49,7 +51,7 @@ pub(super) struct ReceivingSession {
 }
 
 /// How to reach one peer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct PeerRoute {
     pub(super) endpoint: Option<Endpoint>,
     /// Where the peer may be by its configuration, if that is more than one place. Probes decide between them.
@@ -75,9 +77,30 @@ pub(super) struct PeerRoute {
     /// What the peer has confirmed since the snapshot was made. If it has restarted, it can't open the old session's answers.
     pub(super) confirmed: OnceLock<Arc<Session>>,
     pub(super) policy: Arc<Policy>,
+    /// Shared with all its other snapshots.
+    pub(super) share: Arc<Share>,
 }
 
 impl PeerRoute {
+    /// That of nobody.
+    pub(super) fn none(now: Instant) -> Self {
+        Self {
+            endpoint: None,
+            configured: Arc::default(),
+            left: None,
+            refuses: false,
+            session: None,
+            lanes: LaneRoutes::default(),
+            path: PathLimit::default(),
+            dscp: Dscp::default(),
+            moved: OnceLock::new(),
+            is_back: AtomicBool::new(false),
+            confirmed: OnceLock::new(),
+            policy: Arc::default(),
+            share: Arc::new(Share::new(now)),
+        }
+    }
+
     /// Where datagrams go.
     fn endpoint(&self) -> Option<Endpoint> {
         let moved = self.moved.get().filter(|_| !self.is_back.load(Ordering::Relaxed));
@@ -114,44 +137,37 @@ impl PeerRoute {
     }
 }
 
-/// Something that the fast path saw and the slow path must act on.
+/// Something that the fast path saw of a peer and the slow path must act on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Notice {
+pub struct Notice {
+    /// The peer.
+    pub peer: PeerId,
+    /// The local index of the session in which it was seen.
+    pub session: u32,
+    /// What was seen.
+    pub seen: Seen,
+}
+
+/// What the fast path saw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
     /// The first datagram of a session that the peer initiated: it has the keys.
-    Confirmed {
-        /// The session's local index.
-        session: u32,
-    },
+    Confirmed,
     /// The newest datagram of a lane came from elsewhere than the peer's endpoint.
-    Roamed {
-        /// The session's local index.
-        session: u32,
-        /// Where it came from.
-        endpoint: Endpoint,
-    },
+    Roamed(Endpoint),
     /// The newest datagram of a lane came from elsewhere than the lane's before.
     LaneMoved {
-        /// The session's local index.
-        session: u32,
         /// The lane.
         lane: u8,
         /// Where it came from.
         endpoint: Endpoint,
     },
     /// Data passes, after a silence. This repeats until the slow path has heard it.
-    Resumed {
-        /// The session's local index.
-        session: u32,
-    },
+    Resumed,
     /// The session is old: make its successor.
-    RekeyDue {
-        /// The session's local index.
-        session: u32,
-    },
+    RekeyDue,
     /// A control frame.
     Control {
-        /// The session's local index.
-        session: u32,
         /// The lane on which it came.
         lane: u8,
         /// Where it came from.
@@ -220,12 +236,12 @@ impl Route<'_> {
         datagram: &mut [u8],
         notices: &mut Vec<Notice>,
     ) -> Result<(), DropReason> {
-        let session = self.session.local_index;
+        let notice = |seen| Notice { peer: self.peer, session: self.session.local_index, seen };
         if !self.session.is_busy() {
-            notices.push(Notice::Resumed { session });
+            notices.push(notice(Seen::Resumed));
         }
         if self.session.seal(now, lane, datagram)? {
-            notices.push(Notice::RekeyDue { session });
+            notices.push(notice(Seen::RekeyDue));
         }
         Ok(())
     }
@@ -233,7 +249,7 @@ impl Route<'_> {
 
 /// An authentic datagram's plaintext.
 #[derive(Debug)]
-pub struct Opened<'b> {
+pub struct Opened<'b, 'r> {
     /// Who sealed it.
     pub peer: PeerId,
     /// On which lane.
@@ -246,23 +262,49 @@ pub struct Opened<'b> {
     session: u32,
     from: Endpoint,
     ecn: Ecn,
+    share: &'r Share,
 }
 
-impl<'b> Opened<'b> {
+/// What one datagram's control frames may ask for.
+#[derive(Debug, Default)]
+struct Heeded {
+    frames: u32,
+    /// One answer is all that a datagram may cost.
+    has_asked: bool,
+}
+
+impl Heeded {
+    /// Whether another frame is heeded.
+    fn take(&mut self, control: Control) -> bool {
+        let is_heeded = match control {
+            Control::Unknown(_) => false,
+            Control::Ping(_) | Control::Probe(_) => !std::mem::replace(&mut self.has_asked, true),
+            Control::Pong(_) | Control::Goodbye => true,
+        };
+        self.frames += u32::from(is_heeded);
+        is_heeded && self.frames <= MAX_CONTROL_FRAMES
+    }
+}
+
+impl<'b, 'r> Opened<'b, 'r> {
     /// The packet frames in order, or why one is refused. Control frames become notices on the way.
     pub fn packets<'n>(
         &self,
         notices: &'n mut Vec<Notice>,
-    ) -> impl Iterator<Item = Result<PacketFrame<'b>, DropReason>> + use<'b, 'n> {
-        let (session, lane, endpoint) = (self.session, self.lane, self.from);
+    ) -> impl Iterator<Item = Result<PacketFrame<'b>, DropReason>> + use<'b, 'n, 'r> {
+        let (peer, session, lane, endpoint) = (self.peer, self.session, self.lane, self.from);
+        let (now, controls) = (self.opened_at, &self.share.controls);
+        let mut heeded = Heeded::default();
         let is_marked = self.ecn == Ecn::Ce;
         // Whatever understands marks was marked when the datagram was opened.
         let is_lost = move |packet: &PacketFrame<'_>| is_marked && TrafficClass::of(packet.bytes).ecn() != Ecn::Ce;
         Frames::new(self.plaintext).filter_map(move |frame| match frame {
             Ok(Frame::Packet(packet)) if is_lost(&packet) => Some(Err(DropReason::CongestionExperienced)),
             Ok(Frame::Packet(packet)) => Some(Ok(packet)),
+            Ok(Frame::Control(control)) if !heeded.take(control) => None,
+            Ok(Frame::Control(_)) if !controls.take(now) => Some(Err(DropReason::ControlLimit)),
             Ok(Frame::Control(control)) => {
-                notices.push(Notice::Control { session, lane, endpoint, control });
+                notices.push(Notice { peer, session, seen: Seen::Control { lane, endpoint, control } });
                 None
             }
             Err(_) => Some(Err(DropReason::MalformedFrame)),
@@ -299,14 +341,14 @@ impl Router {
     }
 
     /// Opens a datagram in place, which arrived from there with `ecn` in its IP header.
-    pub fn open<'b>(
-        &self,
+    pub fn open<'b, 'r>(
+        &'r self,
         now: Instant,
         from: Endpoint,
         ecn: Ecn,
         datagram: &'b mut [u8],
         notices: &mut Vec<Notice>,
-    ) -> Result<Opened<'b>, Miss> {
+    ) -> Result<Opened<'b, 'r>, Miss> {
         let header = match Message::parse(datagram) {
             Ok(Message::Transport(header)) => header,
             Ok(_) => return Err(Miss::SlowPath),
@@ -316,8 +358,9 @@ impl Router {
         let receiving = &self.sessions[found.map_err(|_| DropReason::UnknownSession)?];
         let (session, peer) = (receiving.session.local_index, receiving.peer);
         let authentic = receiving.session.open(now, header, datagram)?;
+        let notice = |seen| Notice { peer, session, seen };
         if !receiving.session.is_busy() && frame::starts_with_packet(authentic.plaintext) {
-            notices.push(Notice::Resumed { session });
+            notices.push(notice(Seen::Resumed));
         }
         let route = &self.peers[peer.index()];
         if route.path.is_narrow() {
@@ -332,21 +375,22 @@ impl Router {
         }
         let has_own_path = receiving.session.follows_path_of(header.lane);
         let tells_where = authentic.is_newest && !frame::starts_with_probe_or_pong(authentic.plaintext);
-        if tells_where && !has_own_path && route.on_seen(from, &receiving.session) {
-            notices.push(Notice::Roamed { session, endpoint: from });
+        if tells_where && !has_own_path && route.on_seen(from, &receiving.session) && route.share.sightings.take(now) {
+            notices.push(notice(Seen::Roamed(from)));
         }
         // These repeat until a new snapshot shows that they were heard, so that none is lost for good in a full queue.
         if receiving.awaits_confirmation {
-            notices.push(Notice::Confirmed { session });
+            notices.push(notice(Seen::Confirmed));
         }
         if receiving.takes_over {
             route.confirmed.get_or_init(|| receiving.session.clone());
         }
-        if tells_where && has_own_path && route.lanes.followed(header.lane).or(route.endpoint) != Some(from) {
-            notices.push(Notice::LaneMoved { session, lane: header.lane, endpoint: from });
+        let is_news = |lane| route.lanes.followed(lane).or(route.endpoint) != Some(from);
+        if tells_where && has_own_path && is_news(header.lane) && route.share.sightings.take(now) {
+            notices.push(notice(Seen::LaneMoved { lane: header.lane, endpoint: from }));
         }
         if authentic.rekey_due {
-            notices.push(Notice::RekeyDue { session });
+            notices.push(notice(Seen::RekeyDue));
         }
         Ok(Opened {
             peer,
@@ -357,7 +401,18 @@ impl Router {
             session,
             from,
             ecn,
+            share: &route.share,
         })
+    }
+
+    /// Whose `address` is.
+    pub fn peer_of(&self, address: IpAddr) -> Option<PeerId> {
+        self.allowed_ips.lookup(address)
+    }
+
+    /// Whether one more packet of a peer's, or to it, may be answered with an error.
+    pub fn may_answer(&self, now: Instant, peer: PeerId) -> bool {
+        self.peers[peer.index()].share.answers.take(now)
     }
 
     /// Whether `peer` is to be told that it may not reach a port.
@@ -378,7 +433,7 @@ impl Router {
     /// source of the packet that this router admitted before, which are mostly those of this one.
     pub fn admit<'b>(
         &self,
-        opened: &Opened<'_>,
+        opened: &Opened<'_, '_>,
         frame: PacketFrame<'b>,
         last: &mut Option<(PeerId, IpAddr)>,
     ) -> Result<IpPacket<'b>, DropReason> {

@@ -2,12 +2,12 @@
 //! meet and every value that they may then see.
 
 #[cfg(underpass_loom)]
-pub(super) use loom::sync::{
-    Mutex,
+pub(crate) use loom::sync::{
+    Mutex, MutexGuard,
     atomic::{AtomicU32, AtomicU64, Ordering},
 };
 #[cfg(not(underpass_loom))]
-pub(super) use std::sync::{
-    Mutex,
+pub(crate) use std::sync::{
+    Mutex, MutexGuard,
     atomic::{AtomicU32, AtomicU64, Ordering},
 };

@@ -14,7 +14,7 @@ use underpass::proto::error::{DropReason, Miss};
 use underpass::proto::event::Event;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::randomness::Entropy;
-use underpass::proto::router::Notice;
+use underpass::proto::router::{Notice, Seen};
 use underpass::proto::stats::{LinkReason, LinkState, RouteFault};
 
 use crate::pair::{InFlight, LATENCY, PING_DATAGRAM_LEN, Pair, Side, UNIX_TIME, device_config, peer_config, seconds};
@@ -416,7 +416,7 @@ fn who_carries_data_tells_of_it_until_it_is_known_and_again_after_a_silence() {
     assert_eq!(notices(&mut pair), []);
     pair.advance(seconds(60));
     let told = notices(&mut pair);
-    assert!(matches!(told[..], [Notice::Resumed { .. }]), "{told:?}");
+    assert!(matches!(told[..], [Notice { seen: Seen::Resumed, .. }]), "{told:?}");
 }
 
 #[test]

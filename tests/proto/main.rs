@@ -20,5 +20,6 @@ mod path_mtu;
 mod policy;
 mod rekey;
 mod roaming;
+mod shares;
 mod staged;
 mod status;

@@ -23,7 +23,7 @@ pub(crate) const CONTINUES: u8 = 2;
 /// Where a datagram stands: its peer, lane and counter.
 pub(crate) type Position = (PeerId, u8, u64);
 
-pub(crate) fn position(opened: &Opened<'_>) -> Position {
+pub(crate) fn position(opened: &Opened<'_, '_>) -> Position {
     (opened.peer, opened.lane, opened.counter)
 }
 

@@ -14,7 +14,7 @@ use crate::packet::frame::PacketFrame;
 use crate::packet::traffic_class::{Ecn, set_ecn};
 use crate::proto::device::Device;
 use crate::proto::endpoint::Endpoint;
-use crate::proto::router::{Notice, Router};
+use crate::proto::router::{Router, Seen};
 
 const MTU: u16 = 1420;
 /// Where [`Sample`] packets go, by family.
@@ -78,7 +78,7 @@ impl Links {
             drain.push(self.router.route(self.now, segments.packet().destination()).unwrap(), &segments);
         }
         drain.finish();
-        notices.retain(|notice| !matches!(notice, Notice::Resumed { .. }));
+        notices.retain(|notice| notice.seen != Seen::Resumed);
         assert_eq!(notices, []);
     }
 

@@ -1,0 +1,104 @@
+//! What one peer's datagrams may cost: others pay nothing for it.
+
+use std::time::Duration;
+
+use underpass::packet::frame::{Control, packet_header};
+use underpass::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN};
+use underpass::packet::traffic_class::TrafficClass;
+use underpass::proto::constants::{NOTICES_AT_ONCE, NOTICES_PER_SECOND};
+use underpass::proto::error::DropReason;
+
+use crate::pair::{InFlight, Pair, Side, inner_packet, seconds};
+
+/// Frames as a side seals them that was broken into.
+pub(crate) fn sealed(pair: &mut Pair, from: Side, frames: &[u8]) -> Vec<u8> {
+    let mut payload = [&[0; TRANSPORT_HEADER_LEN], frames, &[0; TAG_LEN]].concat();
+    let now = pair.now;
+    let router = pair.device(from).router();
+    let route = router.route(now, from.other().inner().into()).unwrap();
+    route.seal(now, 0, &mut payload, &mut Vec::new()).unwrap();
+    payload
+}
+
+/// Has the other side take them at once.
+pub(crate) fn hand_over(pair: &mut Pair, from: Side, frames: &[u8]) {
+    let payload = sealed(pair, from, frames);
+    let address = pair.addresses[from as usize];
+    pair.deliver(InFlight {
+        arrives_at: pair.now,
+        to: from.other(),
+        from: address,
+        to_second: false,
+        traffic_class: TrafficClass::default(),
+        payload,
+    });
+}
+
+pub(crate) fn encoded(controls: impl IntoIterator<Item = Control>) -> Vec<u8> {
+    let mut frames = Vec::new();
+    controls.into_iter().for_each(|control| control.encode(&mut frames));
+    frames
+}
+
+/// Datagrams that side two has sent since `sent` was cleared.
+fn answers(pair: &Pair) -> usize {
+    pair.sent.iter().filter(|(_, from, _)| *from == Side::Two).count()
+}
+
+fn connected() -> Pair {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    pair
+}
+
+#[test]
+fn a_datagram_is_answered_once_however_many_pings_and_probes_it_has() {
+    for frames in [
+        encoded((0..107).map(Control::Ping)),
+        encoded((0..107).map(Control::Probe)),
+        encoded([Control::Probe(1), Control::Ping(2), Control::Unknown(9), Control::Probe(3)]),
+    ] {
+        let mut pair = connected();
+        hand_over(&mut pair, Side::One, &frames);
+        assert_eq!(answers(&pair), 1);
+    }
+}
+
+#[test]
+fn a_peer_that_pings_without_end_is_answered_at_a_bounded_rate() {
+    let mut pair = connected();
+    let frames = encoded([Control::Ping(7)]);
+    let ping = |pair: &mut Pair| {
+        pair.sent.clear();
+        (0..5000).for_each(|_| hand_over(pair, Side::One, &frames));
+        answers(pair)
+    };
+    let at_once = ping(&mut pair);
+    assert!(at_once <= NOTICES_AT_ONCE as usize, "{at_once}");
+    let now = pair.now;
+    assert!(pair.two.status(now).drops.of(DropReason::ControlLimit) >= 5000 - u64::from(NOTICES_AT_ONCE));
+    pair.now += Duration::from_millis(100);
+    assert_eq!(ping(&mut pair), NOTICES_PER_SECOND as usize / 10);
+}
+
+#[test]
+fn packets_pass_whatever_control_frames_are_around_them() {
+    let mut pair = connected();
+    let packet = inner_packet(Side::One.inner(), Side::Two.inner(), b"between");
+    let pings = encoded((0..40).map(Control::Ping));
+    let frames = [&packet_header(0, packet.len() as u16)[..], &packet, &pings].concat();
+    (0..1000).for_each(|_| hand_over(&mut pair, Side::One, &frames));
+    assert_eq!(pair.payloads(Side::Two).len(), 1000);
+}
+
+#[test]
+fn control_frames_of_unknown_types_cost_nothing_and_take_no_room() {
+    let mut pair = connected();
+    let unknown = encoded((0..100).map(|_| Control::Unknown(77)));
+    (0..1000).for_each(|_| hand_over(&mut pair, Side::One, &unknown));
+    let now = pair.now;
+    assert_eq!(pair.two.status(now).drops.of(DropReason::ControlLimit), 0);
+    hand_over(&mut pair, Side::One, &encoded([Control::Unknown(77), Control::Unknown(78), Control::Ping(1)]));
+    assert_eq!(answers(&pair), 1);
+    pair.advance(seconds(1));
+}
