@@ -8,27 +8,21 @@
 //!
 //! The attacker knows the backend side's public key. What is sent to addresses that nobody has is lost at the router.
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::ops::BitXorAssign as _;
-use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use underpass::keys::{PrivateKey, PublicKey};
 use underpass::packet::message::{INITIATION_LEN, KIND_TRANSPORT, MAC_LEN, Message};
 use underpass::proto::cookie::{CookieJar, MacKeys};
-use underpass::proto::device::{Device, DeviceConfig};
-use underpass::proto::endpoint::Endpoint;
-use underpass::proto::noise::Suite;
-use underpass::proto::peer::PeerConfig;
-use underpass::proto::randomness::Entropy;
-use underpass::proto::transmit::Dscp;
 
 use crate::background::Background;
 use crate::crafted::Between;
 use crate::flood::{Flood, Volley};
 use crate::frame;
 use crate::host::Host;
+use crate::insider::{Insider, Malice, anywhere};
 use crate::lab::Lab;
 use crate::packet_socket::PacketSocket;
 use crate::probe::{self, Ping};
@@ -53,7 +47,7 @@ pub struct Siege {
     pub(crate) without_newcomer: Config,
     /// The newcomer, as the backend side's peer.
     pub(crate) newcomer_peer: Peer,
-    insider: PrivateKey,
+    insider: Insider,
     backend_key: PublicKey,
     /// Transport data that the proxy has sent, with who sent it.
     recorded: Vec<(SocketAddr, Vec<u8>)>,
@@ -131,8 +125,13 @@ impl Siege {
         proxy_side.wait_for_state("backend", "up");
         let recorded = record(&router, &proxy);
         let newcomers = calling(&newcomer_keys, "10.77.0.2/24");
-        let insider = insider_keys.private.parse().expect("a key of our own making");
         let backend_key = backend_keys.public.parse().expect("a key of our own making");
+        let insider = Insider {
+            private: insider_keys.private.parse().expect("a key of our own making"),
+            victim: backend_key,
+            endpoint: SocketAddrV4::new(OUTSIDE, PORT),
+            inner: Between::new("10.77.0.3", &INSIDE.to_string()),
+        };
         Siege {
             proxy,
             backend,
@@ -150,16 +149,26 @@ impl Siege {
         }
     }
 
+    /// Has the insider do harm, as much as a core can.
+    #[track_caller]
+    pub fn betray(&self, malice: Malice) -> Flood {
+        self.insider.attack(&self.attacker, malice)
+    }
+
     /// Begins an attack on a port of the backend: the daemon's, or another to compare with.
     #[track_caller]
     pub fn attack(&self, attack: Attack, port: u16) -> Flood {
         let victim = SocketAddrV4::new(OUTSIDE, port);
         if attack == Attack::HalfOpen {
             // As many as the attacker's core can make.
-            let mut insider = Insider::new(self.insider.clone(), self.backend_key);
-            let mut random = Random::new(1);
+            let (insider, mut random, mut made) = (self.insider.clone(), Random::new(1), 0_u32);
             let volleys = std::iter::repeat_with(move || {
-                Volley::from([from_anywhere(&mut random, victim, &insider.next_initiation())])
+                made += 1;
+                let mut seed = [7; 32];
+                seed[..4].copy_from_slice(&made.to_le_bytes());
+                let initiation =
+                    insider.calling(1, seed).poll_transmit().expect("whoever connects sends an initiation");
+                Volley::from([from_anywhere(&mut random, victim, &initiation.payload)])
             });
             return Flood::start(&self.attacker, victim, volleys);
         }
@@ -211,7 +220,8 @@ impl Siege {
         socket.connect((OUTSIDE, PORT)).expect("there is a route");
         socket.set_read_timeout(Some(Duration::from_millis(20))).expect("any socket may have one");
         let stranger = PrivateKey::from_bytes([66; 32]).expect("not all zeros");
-        let mut message = Insider::new(stranger, self.backend_key).next_initiation();
+        let mut device = Insider { private: stranger, ..self.insider.clone() }.calling(1, [number; 32]);
+        let mut message = device.poll_transmit().expect("whoever connects sends an initiation").payload;
         let (receiver, mut jar, mut buffer) = (MacKeys::new(&self.backend_key), CookieJar::default(), [0; 2048]);
         wait::until("a cookie is demanded of the attacker, and given", || {
             let now = wait::now();
@@ -259,11 +269,12 @@ fn record(router: &Host, proxy: &Host) -> Vec<(SocketAddr, Vec<u8>)> {
 
 /// From an address and a port that nobody has chosen.
 fn from_anywhere(random: &mut Random, victim: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
-    let number = random.bits().to_le_bytes();
-    // RFC 2544's, for such measurements.
-    let source = Ipv4Addr::new(198, 18 + number[2] % 2, number[3], number[4]);
-    let port = 1024 + u16::from_le_bytes([number[5], number[6]]) % 60_000;
-    Between { source: source.into(), destination: (*victim.ip()).into() }.udp(port, victim.port(), payload)
+    let source = anywhere(random);
+    Between { source: IpAddr::V4(*source.ip()), destination: IpAddr::V4(*victim.ip()) }.udp(
+        source.port(),
+        victim.port(),
+        payload,
+    )
 }
 
 /// One whose secrets are noise, without MACs.
@@ -272,53 +283,6 @@ fn initiation(random: &mut Random) -> Vec<u8> {
     message[..4].copy_from_slice(&[1, 1, 1, 0]);
     message[INITIATION_LEN - MAC_LEN..].fill(0);
     message
-}
-
-/// A peer that was broken into: it makes initiations like any other, but as often as it likes.
-struct Insider {
-    private: PrivateKey,
-    backend: PublicKey,
-    made: u32,
-}
-
-impl Insider {
-    fn new(private: PrivateKey, backend: PublicKey) -> Insider {
-        Insider { private, backend, made: 0 }
-    }
-
-    fn next_initiation(&mut self) -> Vec<u8> {
-        self.made += 1;
-        let (now, mut seed) = (wait::now(), [7; 32]);
-        seed[..4].copy_from_slice(&self.made.to_le_bytes());
-        let config = DeviceConfig {
-            private_key: self.private.clone(),
-            previous_private_key: None,
-            suite: Suite::Aes256Gcm,
-            send_lanes: 1,
-            lane_paths: false,
-            mtu: None,
-        };
-        let mut device = Device::new(now, wait::unix_time(), config, Entropy::seeded(seed));
-        let endpoint = Endpoint::new((OUTSIDE, PORT).into());
-        device.upsert_peer(
-            now,
-            PeerConfig {
-                public_key: self.backend,
-                next_public_key: None,
-                preshared_key: None,
-                endpoints: vec![endpoint],
-                watched: false,
-                connects: false,
-                allowed_ips: vec![],
-                persistent_keepalive: None,
-                suite: None,
-                policy: Arc::default(),
-                dscp: Dscp::default(),
-            },
-        );
-        device.connect(now, &self.backend, endpoint);
-        device.poll_transmit().expect("whoever connects sends an initiation").payload
-    }
 }
 
 /// A program without encryption that takes in whatever comes to its port.

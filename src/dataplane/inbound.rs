@@ -27,8 +27,11 @@ pub(super) struct Inbound<'a, 'b> {
     /// The peer and the source of the packet that was admitted last.
     admitted: Option<(PeerId, IpAddr)>,
     /// Answers packets that are refused, where that is wanted.
-    on_refused: Option<&'a mut dyn FnMut(PeerId, &IpPacket<'_>)>,
+    on_refused: Option<&'a mut OnRefused<'a>>,
 }
+
+/// Hears of packets that a peer may not send.
+type OnRefused<'a> = dyn FnMut(PeerId, &IpPacket<'_>) + 'a;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Position {
@@ -52,7 +55,7 @@ impl<'a, 'b> Inbound<'a, 'b> {
     }
 
     /// Has packets answered that a peer may not send, if it is to be told.
-    pub(super) fn answer_refused_by(&mut self, on_refused: &'a mut dyn FnMut(PeerId, &IpPacket<'_>)) {
+    pub(super) fn answer_refused_by(&mut self, on_refused: &'a mut OnRefused<'a>) {
         self.on_refused = Some(on_refused);
     }
 

@@ -33,8 +33,8 @@ use crate::proto::transmit::{Transmit, Way};
 
 use super::clock;
 use super::counters::Counters;
-use super::fair_queue::{Class, FairQueue, Pushed};
 use super::failure::Failure;
+use super::fair_queue::{Class, FairQueue, Pushed};
 use super::machine::Machine;
 use super::network_errors::NetworkErrors;
 use super::pulse::Beat;

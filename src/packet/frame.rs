@@ -21,11 +21,14 @@ const CONTROL_PING: u8 = 1;
 const CONTROL_PONG: u8 = 2;
 const CONTROL_GOODBYE: u8 = 3;
 const CONTROL_PROBE: u8 = 4;
+const CONTROL_DRAINING: u8 = 5;
 
 /// Length in bytes of a ping, pong or probe frame with its header.
 pub const PING_FRAME_LEN: usize = FRAME_HEADER_LEN + 1 + PING_TOKEN_LEN;
 /// Length in bytes of a goodbye frame with its header.
 pub const GOODBYE_FRAME_LEN: usize = FRAME_HEADER_LEN + 1;
+/// Length in bytes of a draining frame with its header.
+pub const DRAINING_FRAME_LEN: usize = FRAME_HEADER_LEN + 2;
 
 const PING_TOKEN_LEN: usize = 8;
 
@@ -58,6 +61,8 @@ pub enum Control {
     Goodbye,
     /// Asks for a pong with the same token, to where the probe came from; moves no endpoint.
     Probe(u64),
+    /// Whether the sender wants no new connections. It stands behind the pong to every ping while it does.
+    Draining(bool),
     /// A control type this version does not know: ignored, so that later versions can add some.
     Unknown(u8),
 }
@@ -130,25 +135,24 @@ impl Control {
             CONTROL_PONG => Self::Pong(token()?),
             CONTROL_GOODBYE => Self::Goodbye,
             CONTROL_PROBE => Self::Probe(token()?),
+            CONTROL_DRAINING => Self::Draining(body.first() != Some(&0)),
             unknown => Self::Unknown(unknown),
         })
     }
 
     /// Appends this control frame with its header. An `Unknown` is written as a bare type byte.
     pub fn encode(self, plaintext: &mut Vec<u8>) {
-        let (control, token) = match self {
-            Self::Ping(token) => (CONTROL_PING, Some(token)),
-            Self::Pong(token) => (CONTROL_PONG, Some(token)),
-            Self::Goodbye => (CONTROL_GOODBYE, None),
-            Self::Probe(token) => (CONTROL_PROBE, Some(token)),
-            Self::Unknown(control) => (control, None),
+        let (control, rest): (u8, &[u8]) = match self {
+            Self::Ping(token) => (CONTROL_PING, &token.to_le_bytes()),
+            Self::Pong(token) => (CONTROL_PONG, &token.to_le_bytes()),
+            Self::Goodbye => (CONTROL_GOODBYE, &[]),
+            Self::Probe(token) => (CONTROL_PROBE, &token.to_le_bytes()),
+            Self::Draining(is_draining) => (CONTROL_DRAINING, &[u8::from(is_draining)]),
+            Self::Unknown(control) => (control, &[]),
         };
-        let length = 1 + if token.is_some() { PING_TOKEN_LEN as u16 } else { 0 };
-        plaintext.extend_from_slice(&header(KIND_CONTROL, 0, length));
+        plaintext.extend_from_slice(&header(KIND_CONTROL, 0, 1 + rest.len() as u16));
         plaintext.push(control);
-        if let Some(token) = token {
-            plaintext.extend_from_slice(&token.to_le_bytes());
-        }
+        plaintext.extend_from_slice(rest);
     }
 }
 
@@ -160,6 +164,11 @@ pub fn packet_header(flags: u8, length: u16) -> [u8; FRAME_HEADER_LEN] {
 /// Whether a plaintext carries data, not only control frames or nothing: senders put packets first.
 pub fn starts_with_packet(plaintext: &[u8]) -> bool {
     plaintext.first() == Some(&KIND_PACKET)
+}
+
+/// Whether a plaintext begins with a control frame.
+pub fn starts_with_control(plaintext: &[u8]) -> bool {
+    plaintext.first() == Some(&KIND_CONTROL)
 }
 
 /// Whether a plaintext begins with a probe or a pong: such a datagram moves no endpoint.
@@ -266,6 +275,8 @@ mod tests {
             (Control::Ping(1), PING_FRAME_LEN),
             (Control::Pong(1), PING_FRAME_LEN),
             (Control::Goodbye, GOODBYE_FRAME_LEN),
+            (Control::Draining(true), DRAINING_FRAME_LEN),
+            (Control::Draining(false), DRAINING_FRAME_LEN),
         ] {
             let mut plaintext = Vec::new();
             control.encode(&mut plaintext);

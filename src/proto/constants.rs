@@ -158,6 +158,17 @@ pub const HANDSHAKES_PER_SECOND_UNDER_LOAD: u32 = 500;
 /// Source addresses remembered by the rate limiter, at most, and as many with a cookie; when full, unknown ones must show one.
 pub const MAX_LIMITED_SOURCES: usize = 4096;
 
+/// What a peer's datagrams from elsewhere tell is looked into this often per second, then the newest counts.
+pub const ROAMS_PER_SECOND: u32 = 10;
+/// The same at once: a new session and a move may follow each other closely.
+pub const ROAMS_AT_ONCE: u32 = 3;
+/// The time between two looks, and between two questions whether a lane is where it seems to be.
+pub const ROAM_INTERVAL: Duration = Duration::from_millis(100);
+/// After the end of draining, so many pongs say so.
+pub const DRAINING_PONGS: u32 = 10;
+/// A peer that said it was draining is so no more after so many pongs that don't say it: it has restarted.
+pub const PONGS_TO_UNDRAIN: u32 = 5;
+
 /// Control frames of a peer that are heeded, and datagrams from elsewhere that are looked into, per second: twice what an
 /// honest one needs for the paths of 64 lanes, each pinged every 400 ms and answering as often.
 pub const NOTICES_PER_SECOND: u32 = 1000;
@@ -173,15 +184,15 @@ pub const ANSWERS_AT_ONCE: u32 = 50;
 /// An answer by UDP or to a ping may pass for this long after what it answers: no less than what translators must keep
 /// open (RFC 4787 §4.3).
 pub const FLOW_LIFETIME: Duration = Duration::from_secs(120);
-/// Exchanges by UDP and pings that are remembered, at most: half a megabyte for all peers and workers together.
+/// Exchanges by UDP and pings with one peer that are remembered, at most: half a megabyte, once there are so many.
 pub const MAX_FLOWS: usize = 1 << 15;
 /// A TCP connection of a machine behind this one may be answered for this long after that machine's last segment: as long
 /// as translators must keep one open (RFC 5382 §5).
 pub const CONNECTION_LIFETIME: Duration = Duration::from_secs(2 * 3600 + 4 * 60);
-/// TCP connections of machines behind this one that are remembered, at most: a megabyte for all peers and workers together,
-/// and none where there are no such machines.
+/// TCP connections of machines behind this one with one peer that are remembered, at most: a megabyte once there are so many, and
+/// none where there are no such machines.
 pub const MAX_CONNECTIONS: usize = 1 << 16;
 /// A fragment may pass for this long after the first of its packet: as long as Linux waits to put one together.
 pub const FRAGMENT_LIFETIME: Duration = Duration::from_secs(30);
-/// Packets in fragments that are remembered, at most.
+/// Packets in fragments of one peer that are remembered, at most.
 pub const MAX_FRAGMENTED_PACKETS: usize = 1 << 10;

@@ -14,14 +14,19 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use zeroize::Zeroizing;
+
 use crate::keys::{PrivateKey, PublicKey};
-use crate::packet::frame::{self, Control, FLAG_CHECKSUM_PARTIAL, FRAME_HEADER_LEN, packet_header};
+use crate::packet::frame::{self, Control, FLAG_CHECKSUM_PARTIAL, FRAME_HEADER_LEN, PING_FRAME_LEN, packet_header};
 use crate::packet::ip::IpPacket;
 use crate::packet::message::{Message, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD};
 use crate::packet::traffic_class::{Ecn, TrafficClass};
 
 use super::allowed_ips::AllowedIps;
-use super::constants::{CLOCK_STEP, MAX_LANES, MIN_INITIATION_INTERVAL, REKEY_AFTER_TIME_RECEIVING, REKEY_JITTER};
+use super::constants::{
+    CLOCK_STEP, DRAINING_PONGS, MAX_LANES, MIN_INITIATION_INTERVAL, REKEY_AFTER_TIME_RECEIVING, REKEY_JITTER,
+    ROAM_INTERVAL,
+};
 use super::cookie::{CookieChecker, MacKeys};
 use super::endpoint::Endpoint;
 use super::error::{DropReason, Miss};
@@ -31,12 +36,12 @@ use super::noise::Suite;
 use super::path_mtu::PathLimit;
 use super::peer::{Peer, PeerConfig};
 use super::peer_table::{PeerId, PeerTable};
-use super::policy::Flows;
 use super::randomness::{Entropy, Randomness};
 use super::rate_limiter::RateLimiter;
 use super::refused::{self, RefusedInitiations};
-use super::router::{Notice, PeerRoute, Seen, ReceivingSession, Router};
+use super::router::{Notice, Origin, PeerRoute, ReceivingSession, Router, Seen, Sighting};
 use super::session::Session;
+use super::share::Share;
 use super::staged::StagedPacket;
 use super::stats::{DeviceStatus, DropCounters, Footprint, PeerStatus, RefusedInitiation};
 use super::timers::{Timer, TimerQueue};
@@ -44,6 +49,10 @@ use super::transmit::{Transmit, Way};
 
 /// The lane on which the slow path seals. It shares the first worker's: a lane's counter is atomic.
 const SLOW_PATH_LANE: u8 = 0;
+
+/// Padding, so that a keepalive is as long as the question whether the peer is there, which it may be answered with.
+const KEEPALIVE: [u8; 16] = [0; 16];
+const _: () = assert!(KEEPALIVE.len() >= PING_FRAME_LEN);
 
 /// What is configured of a device.
 #[derive(Debug, Clone)]
@@ -74,7 +83,8 @@ pub struct Device {
     mtu: Option<u16>,
     peers: PeerTable,
     allowed_ips: Arc<AllowedIps>,
-    flows: Arc<Flows>,
+    /// Of the tables of flows.
+    flow_key: Zeroizing<[u8; 32]>,
     timers: TimerQueue,
     rate_limiter: RateLimiter,
     cookie_checker: CookieChecker,
@@ -91,10 +101,38 @@ pub struct Device {
     events: VecDeque<Event>,
     drops: DropCounters,
     router: Arc<Router>,
-    /// Set when `router` no longer shows what is; cleared by making a new one.
-    router_is_stale: bool,
+    /// In the place of peers that are no more.
+    nobody: Arc<PeerRoute>,
+    /// What `router` no longer shows as it is.
+    stale: Stale,
     /// Set when a new `router` was made and not yet polled.
     router_is_news: bool,
+}
+
+/// Parts of a snapshot that have to be made anew; all others are shared with the next.
+#[derive(Debug, Default)]
+struct Stale {
+    routes: Vec<PeerId>,
+    sessions: bool,
+}
+
+impl Stale {
+    /// Something of a peer has changed that its route shows.
+    fn route(&mut self, id: PeerId) {
+        if self.routes.last() != Some(&id) {
+            self.routes.push(id);
+        }
+    }
+
+    /// The same, or one of its sessions.
+    fn sessions(&mut self, id: PeerId) {
+        self.route(id);
+        self.sessions = true;
+    }
+
+    fn is_empty(&self) -> bool {
+        self.routes.is_empty() && !self.sessions
+    }
 }
 
 struct LocalKey {
@@ -115,9 +153,9 @@ impl Device {
     /// each handshake.
     pub fn new(now: Instant, unix_time: Duration, config: DeviceConfig, mut entropy: Entropy) -> Self {
         let mut randomness = Randomness::new(*entropy.draw());
-        let flows = Arc::new(Flows::new(now, &randomness.array()));
-        let nobody =
-            Router { allowed_ips: Arc::default(), flows: flows.clone(), peers: [].into(), sessions: [].into() };
+        let flow_key = randomness.array();
+        let nobody = PeerRoute::none(Arc::new(Share::new(now, &flow_key)));
+        let router = Router { allowed_ips: Arc::default(), peers: [].into(), sessions: [].into() };
         Self {
             local_keys: local_keys(config.private_key, config.previous_private_key),
             suite: config.suite,
@@ -127,7 +165,7 @@ impl Device {
             mtu: config.mtu,
             peers: PeerTable::default(),
             allowed_ips: Arc::default(),
-            flows,
+            flow_key,
             timers: TimerQueue::default(),
             rate_limiter: RateLimiter::new(now),
             cookie_checker: CookieChecker::default(),
@@ -140,8 +178,9 @@ impl Device {
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             drops: DropCounters::default(),
-            router: Arc::new(nobody),
-            router_is_stale: false,
+            router: Arc::new(router),
+            nobody: Arc::new(nobody),
+            stale: Stale::default(),
             router_is_news: true,
         }
     }
@@ -189,7 +228,10 @@ impl Device {
             return None;
         }
         let known = self.known_peer(&config);
-        let id = known.unwrap_or_else(|| self.peers.insert(Peer::new(now, config.clone(), self.mtu)));
+        let id = known.unwrap_or_else(|| {
+            let share = Arc::new(Share::new(now, &self.flow_key));
+            self.peers.insert(Peer::new(now, config.clone(), self.mtu, share))
+        });
         keys.iter().for_each(|key| self.take_key_from_others(now, id, key));
         let allowed_ips = Arc::make_mut(&mut self.allowed_ips);
         if known.is_some() {
@@ -210,7 +252,7 @@ impl Device {
         }
         old_keys.iter().for_each(|key| self.peers.release_key(key));
         keys.iter().for_each(|key| self.peers.add_key(*key, id));
-        self.router_is_stale = true;
+        self.stale.sessions(id);
         self.settle(now, id);
         Some(id)
     }
@@ -231,6 +273,7 @@ impl Device {
         let Some(public_key) = left else { return self.remove_peer(key) };
         peer.configure(now, PeerConfig { public_key, next_public_key: None, ..peer.config.clone() });
         self.peers.release_key(key);
+        self.stale.sessions(other);
         self.end_attempt(other);
         self.settle(now, other);
     }
@@ -246,7 +289,7 @@ impl Device {
         Arc::make_mut(&mut self.allowed_ips).remove_peer(id);
         self.timers.update(id, None);
         self.peers.remove(id);
-        self.router_is_stale = true;
+        self.stale.sessions(id);
     }
 
     /// Tells where a peer is, in the order of preference, as names were resolved. The one in use stays if it is among them.
@@ -261,7 +304,7 @@ impl Device {
         let had_none = peer.endpoint.is_none();
         peer.send_to(now, preferred);
         let wants_session = !peer.staged.is_empty() || peer.is_always_wanted();
-        self.router_is_stale = true;
+        self.stale.route(id);
         if had_none && wants_session && self.peers.get(id).is_some_and(|peer| peer.usable_session(now).is_none()) {
             self.initiate(now, id);
         }
@@ -279,18 +322,20 @@ impl Device {
         }
         if peer.endpoint.is_none() || peer.config.endpoints.iter().any(|known| known.remote == endpoint.remote) {
             peer.endpoint = Some(endpoint);
-            self.router_is_stale = true;
+            self.stale.route(id);
         }
         self.initiate(now, id);
         self.settle(now, id);
     }
 
-    /// Has a peer's link called draining, or no longer. Nothing else changes: who sends new connections elsewhere is the
-    /// reader of its state. Returns whether there is such a peer.
+    /// Has a peer's link called draining, or no longer, here and at the peer. Nothing else changes: whoever reads its state
+    /// sends new connections elsewhere. Returns whether there is such a peer.
     pub fn set_draining(&mut self, now: Instant, key: &PublicKey, draining: bool) -> bool {
         let Some(id) = self.peers.by_key(key) else { return false };
-        if let Some(peer) = self.peers.get_mut(id) {
-            peer.is_draining = draining;
+        let Some(peer) = self.peers.get_mut(id) else { return false };
+        if std::mem::replace(&mut peer.is_draining, draining) != draining {
+            peer.draining_pongs = DRAINING_PONGS;
+            self.send_control(now, id, Control::Draining(draining));
         }
         self.settle(now, id);
         true
@@ -337,6 +382,8 @@ impl Device {
         datagram: &mut [u8],
     ) -> Result<(), DropReason> {
         let result = match Message::parse(datagram) {
+            // Nobody can be answered there.
+            _ if from.remote.port() == 0 => Err(DropReason::Malformed),
             Ok(Message::Initiation(initiation)) => self.handle_initiation(now, from, initiation),
             Ok(Message::Response(response)) => self.handle_response(now, from, response),
             Ok(Message::CookieReply(reply)) => self.handle_cookie_reply(now, &reply),
@@ -357,12 +404,12 @@ impl Device {
         // Sessions end while notices wait in a queue.
         let Some(id) = self.peers.by_index(session) else { return };
         match seen {
-            Seen::Confirmed => self.on_confirmed(now, id, session),
-            Seen::Roamed(endpoint) => self.on_roamed(id, endpoint),
+            Seen::Confirmed(endpoint) => self.on_confirmed(now, id, session, endpoint),
+            Seen::Roamed(sighting) => self.on_seen(now, id, sighting),
             Seen::Resumed => self.on_resumed(now, id),
-            Seen::LaneMoved { lane, endpoint } => self.on_lane_moved(now, id, session, lane, endpoint),
+            Seen::LaneMoved(lane, sighting) => self.on_lane_moved(now, id, session, lane, sighting),
             Seen::RekeyDue => self.on_rekey_due(now, id, session),
-            Seen::Control { lane, endpoint, control } => self.on_control(now, id, session, (lane, endpoint), control),
+            Seen::Control(control, origin) => self.on_control(now, id, session, origin, control),
         }
         self.settle(now, id);
     }
@@ -489,7 +536,7 @@ impl Device {
         Ok(())
     }
 
-    fn on_confirmed(&mut self, now: Instant, id: PeerId, session: u32) {
+    fn on_confirmed(&mut self, now: Instant, id: PeerId, session: u32, endpoint: Option<Endpoint>) {
         let precedence = self.precedence(id);
         let mut was_next = false;
         self.end_sessions(id, |peer| {
@@ -498,6 +545,14 @@ impl Device {
             ended
         });
         if was_next {
+            if let Some(peer) = self.peers.get_mut(id)
+                && let Some((_, remote)) = peer.roaming.answered.take_if(|(answered, _)| *answered == session)
+            {
+                peer.roaming.proven = Some(remote);
+            }
+            if let Some(endpoint) = endpoint {
+                self.set_endpoint(now, id, endpoint);
+            }
             // Whatever we were attempting, there is a session.
             self.end_attempt(id);
             self.on_session_established(now, id, session);
@@ -516,7 +571,8 @@ impl Device {
         peer.latest_session = Some((session.created_at, session.suite));
         peer.watch_expiry();
         peer.timers.stop(Timer::Rekey);
-        self.router_is_stale = true;
+        self.stale.sessions(id);
+        let is_draining = peer.is_draining;
         self.events.push_back(Event::SessionEstablished {
             peer: peer.name(),
             initiator: session.is_initiator,
@@ -526,6 +582,9 @@ impl Device {
         self.renew_lane_paths(now, id);
         self.tend_link(now, id);
         self.tend_path(now, id);
+        if is_draining {
+            self.send_control(now, id, Control::Draining(true));
+        }
     }
 
     /// Traffic has found a session to be old. Its successor is asked for within the jitter, not at once: many peers'
@@ -541,29 +600,73 @@ impl Device {
         }
     }
 
-    fn on_roamed(&mut self, id: PeerId, endpoint: Endpoint) {
+    /// A datagram tells of the peer at another place.
+    fn on_seen(&mut self, now: Instant, id: PeerId, sighting: Sighting) {
         let Some(peer) = self.peers.get_mut(id) else { return };
-        if peer.endpoint != Some(endpoint) {
-            peer.endpoint = Some(endpoint);
-            self.router_is_stale = true;
-            self.events.push_back(Event::EndpointChanged { peer: peer.name(), endpoint });
+        peer.roaming.seen = Some(sighting);
+        if peer.timers.get(Timer::Roam).is_none() {
+            self.look_into_roaming(now, id);
         }
     }
 
-    /// Takes a control frame that came on a lane from an endpoint.
-    fn on_control(&mut self, now: Instant, id: PeerId, session: u32, from: (u8, Endpoint), control: Control) {
-        let (lane, endpoint) = from;
+    /// Moves the endpoint to where the peer was seen last, or asks whether it is there.
+    fn look_into_roaming(&mut self, now: Instant, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let Some(Sighting { endpoint, may_ask }) = peer.roaming.seen else { return };
+        if peer.endpoint != Some(endpoint) && !peer.share.looks.take(now) {
+            return peer.timers.set(Timer::Roam, now + ROAM_INTERVAL);
+        }
+        peer.roaming.seen = None;
+        if peer.endpoint == Some(endpoint) {
+            return;
+        }
+        if peer.is_proven(endpoint.remote) {
+            self.set_endpoint(now, id, endpoint);
+        } else if may_ask {
+            peer.roaming.asked = Some(endpoint.remote);
+            self.probe(now, id, endpoint);
+        }
+    }
+
+    /// A response came from there, which a peer may have sent in the name of any other machine.
+    fn on_answered_from(&mut self, now: Instant, id: PeerId, endpoint: Endpoint) {
+        if self.peers.get(id).is_some_and(|peer| peer.is_proven(endpoint.remote)) {
+            self.set_endpoint(now, id, endpoint);
+        } else {
+            self.on_seen(now, id, Sighting { endpoint, may_ask: true });
+        }
+    }
+
+    fn set_endpoint(&mut self, now: Instant, id: PeerId, endpoint: Endpoint) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        if peer.endpoint != Some(endpoint) {
+            peer.endpoint = Some(endpoint);
+            self.stale.route(id);
+            self.events.push_back(Event::EndpointChanged { peer: peer.name(), endpoint });
+            if peer.usable_session(now).is_some() {
+                self.send_staged(now, id);
+            }
+        }
+    }
+
+    fn on_control(&mut self, now: Instant, id: PeerId, session: u32, origin: Origin, control: Control) {
         match control {
-            Control::Ping(token) => self.answer_ping(now, id, lane, endpoint, token),
-            Control::Probe(token) => self.answer_probe(now, id, lane, endpoint, token),
+            Control::Ping(token) => self.answer_ping(now, id, origin, token),
+            Control::Probe(token) => self.answer_probe(now, id, origin, token),
             Control::Pong(token) => {
                 if !self.on_pong(now, id, token) && !self.on_path_pong(now, id, token) {
                     self.on_lane_pong(now, id, token);
                 }
             }
             Control::Goodbye => self.on_goodbye(now, id, session),
+            Control::Draining(is_draining) => self.on_draining(id, is_draining),
             Control::Unknown(_) => {}
         }
+    }
+
+    fn on_draining(&mut self, id: PeerId, is_draining: bool) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        peer.wants_drain = is_draining.then_some(0);
     }
 
     fn on_goodbye(&mut self, now: Instant, id: PeerId, session: u32) {
@@ -593,7 +696,7 @@ impl Device {
         if peer.refuses_packets(now) {
             return Err(DropReason::LinkDown);
         }
-        peer.config.policy.on_sent(now, &self.flows, &parsed);
+        peer.config.policy.on_sent(now, &peer.share.flows, &parsed);
         if peer.usable_session(now).is_some() && peer.endpoint.is_some() {
             self.send_packet(now, id, &packet);
             self.settle(now, id);
@@ -611,7 +714,9 @@ impl Device {
     }
 
     fn send_staged(&mut self, now: Instant, id: PeerId) {
-        while let Some(packet) = self.peers.get_mut(id).and_then(|peer| peer.staged.pop()) {
+        // Without an endpoint they wait for it.
+        let next = |peer: &mut Peer| peer.endpoint.and_then(|_| peer.staged.pop());
+        while let Some(packet) = self.peers.get_mut(id).and_then(next) {
             self.send_packet(now, id, &packet);
         }
     }
@@ -642,7 +747,7 @@ impl Device {
     }
 
     fn send_keepalive(&mut self, now: Instant, id: PeerId) {
-        self.send_frames(now, id, &[]);
+        self.send_frames(now, id, &[&KEEPALIVE]);
     }
 
     /// Seals one datagram with the current session, if there is one, and asks for its successor if it is due.
@@ -694,7 +799,7 @@ impl Device {
         for session in &ended {
             self.peers.release_index(session.local_index);
         }
-        self.router_is_stale = true;
+        self.stale.sessions(id);
     }
 
     /// Called last, whatever has happened to a peer.
@@ -703,53 +808,64 @@ impl Device {
         self.timers.update(id, self.peers.get(id).and_then(|peer| peer.timers.next()));
     }
 
+    /// Makes a new snapshot if need be, of which all that has not changed is shared with the last: what workers note in a
+    /// peer's route stays there while others change.
     fn refresh_router(&mut self) {
-        if !std::mem::take(&mut self.router_is_stale) {
+        if self.stale.is_empty() {
             return;
         }
-        let mut sessions: Vec<ReceivingSession> = self
-            .peers
-            .iter()
-            .flat_map(|(peer, state)| {
-                let precedence = self.precedence(peer);
-                state.sessions.iter().map(move |session| {
-                    let is_next = state.sessions.next().is_some_and(|next| Arc::ptr_eq(next, session));
-                    ReceivingSession {
-                        session: session.clone(),
-                        peer,
-                        awaits_confirmation: is_next,
-                        takes_over: is_next && state.sessions.next_takes_over(precedence),
-                    }
-                })
-            })
-            .collect();
-        sessions.sort_unstable_by_key(|entry| entry.session.local_index);
-        let route = |peer: &Peer| PeerRoute {
-            refuses: peer.told_refusal,
-            endpoint: peer.endpoint,
-            configured: peer.configured_places(),
-            left: peer.left,
-            session: peer.sessions.current().cloned(),
-            lanes: peer.lane_paths.routes(peer.endpoint),
-            policy: peer.config.policy.clone(),
-            path: peer.path_limit(),
-            dscp: peer.config.dscp,
-            share: peer.share.clone(),
-            ..PeerRoute::none(self.origin.0)
-        };
-        self.router = Arc::new(Router {
-            allowed_ips: self.allowed_ips.clone(),
-            flows: self.flows.clone(),
-            peers: self.peers.slots().map(|peer| peer.map_or_else(|| PeerRoute::none(self.origin.0), route)).collect(),
-            sessions: sessions.into(),
-        });
+        let stale = std::mem::take(&mut self.stale);
+        let sessions = if stale.sessions { self.receiving_sessions() } else { self.router.sessions.clone() };
+        let mut peers = self.router.peers.to_vec();
+        peers.resize(self.peers.slots().len(), self.nobody.clone());
+        for id in stale.routes {
+            let route = self.peers.get(id).map(|peer| Arc::new(route(peer)));
+            peers[id.index()] = route.unwrap_or_else(|| self.nobody.clone());
+        }
+        self.router = Arc::new(Router { allowed_ips: self.allowed_ips.clone(), peers: peers.into(), sessions });
         self.router_is_news = true;
+    }
+
+    fn receiving_sessions(&self) -> Arc<[ReceivingSession]> {
+        let of_peer = |(peer, state): (PeerId, &Peer)| -> Vec<ReceivingSession> {
+            let precedence = self.precedence(peer);
+            let answered = state.roaming.answered;
+            let receiving = |session: &Arc<Session>| {
+                let is_next = state.sessions.next().is_some_and(|next| Arc::ptr_eq(next, session));
+                ReceivingSession {
+                    session: session.clone(),
+                    peer,
+                    awaits_confirmation: is_next,
+                    takes_over: is_next && state.sessions.next_takes_over(precedence),
+                    answered: answered.filter(|(index, _)| *index == session.local_index).map(|(_, remote)| remote),
+                }
+            };
+            state.sessions.iter().map(receiving).collect()
+        };
+        let mut sessions: Vec<ReceivingSession> = self.peers.iter().flat_map(of_peer).collect();
+        sessions.sort_unstable_by_key(|entry| entry.session.local_index);
+        sessions.into()
     }
 
     /// The snapshot as it is, for who begins with it.
     pub fn router(&mut self) -> Arc<Router> {
         self.refresh_router();
         self.router.clone()
+    }
+}
+
+fn route(peer: &Peer) -> PeerRoute {
+    PeerRoute {
+        refuses: peer.told_refusal,
+        endpoint: peer.endpoint,
+        configured: peer.configured_places(),
+        left: peer.left,
+        session: peer.sessions.current().cloned(),
+        lanes: peer.lane_paths.routes(peer.endpoint),
+        policy: peer.config.policy.clone(),
+        path: peer.path_limit(),
+        dscp: peer.config.dscp,
+        ..PeerRoute::none(peer.share.clone())
     }
 }
 

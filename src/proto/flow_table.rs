@@ -1,8 +1,9 @@
-//! What was seen not long ago, so that what belongs to it may pass: a table of fixed size that many threads share without
-//! locks.
+//! What was seen of one peer not long ago, so that what belongs to it may pass: a table of bounded size that many threads share
+//! without locks.
 //!
-//! It keeps no flow, only a keyed hash of each and when it was seen. A new one takes the place of the one in its bucket that
-//! was seen longest ago. Who does not know the key can't aim at a place, nor find a flow that is taken for another but by
+//! It keeps no flow, only a keyed hash of each and when it was seen. There are levels, each several times as large as the one
+//! before, and made when that has no room for a flow: most peers need the first at most. When the last has none either, a new
+//! flow takes the place of the one in its bucket that was seen longest ago. Who does not know the key can't aim at a place, nor find a flow that is taken for another but by
 //! trying some 2^49 of them.
 
 use std::collections::hash_map::DefaultHasher;
@@ -33,9 +34,16 @@ pub(super) struct FlowTable {
     origin: Instant,
     /// Has taken in the key.
     hasher: DefaultHasher,
-    /// A power of two of them, made when there is something to remember: who carries TCP alone needs none.
-    buckets: OnceLock<Box<[Bucket]>>,
+    lifetime: Duration,
+    /// The smallest first.
+    levels: Box<[Level]>,
+}
+
+/// A power of two of buckets.
+struct Level {
     number_of_buckets: usize,
+    /// Made when there is something to remember here.
+    buckets: OnceLock<Box<[Bucket]>>,
 }
 
 /// What one look brings into the cache.
@@ -52,6 +60,10 @@ struct Slot {
 }
 
 const SLOTS: usize = 4;
+/// Slots of the smallest level, unless the whole table has fewer.
+const FIRST_LEVEL: usize = 64;
+/// How many times as large the next level is.
+const GROWTH: usize = 8;
 /// No flow's hash.
 const NONE: u64 = 0;
 
@@ -85,46 +97,51 @@ impl Slot {
 }
 
 impl FlowTable {
-    /// Has room for `flows`, of the same key in all places that a flow is looked up in.
-    pub(super) fn new(now: Instant, key: &[u8], flows: usize) -> Self {
+    /// Has room for `flows`, each of which is remembered for `lifetime`.
+    pub(super) fn new(now: Instant, key: &[u8], flows: usize, lifetime: Duration) -> Self {
         let mut hasher = DefaultHasher::new();
         hasher.write(key);
-        let number_of_buckets = (flows / SLOTS).next_power_of_two();
-        Self { origin: now, hasher, buckets: OnceLock::new(), number_of_buckets }
+        let smaller = std::iter::successors(Some(FIRST_LEVEL), |slots| Some(slots * GROWTH));
+        let levels = smaller.take_while(|slots| *slots < flows).chain([flows]).map(Level::new).collect();
+        Self { origin: now, hasher, lifetime, levels }
     }
 
     /// Notes that `flow` was seen.
     pub(super) fn insert(&self, now: Instant, flow: &Flow) {
-        let (hash, seen_at) = (self.hash(flow), self.seconds(now));
-        let buckets = self.buckets.get_or_init(|| (0..self.number_of_buckets).map(|_| Bucket::default()).collect());
-        let Bucket(slots) = &buckets[self.place(hash)];
-        // The oldest, unless the flow is there. Another thread may do the same: then one of two flows is not remembered.
-        let mut victim = &slots[0];
-        for slot in slots {
-            if slot.flow.load(Ordering::Relaxed) == hash {
-                victim = slot;
+        let (hash, now) = (self.hash(flow), self.seconds(now));
+        let mut victim = None;
+        for level in &self.levels {
+            let Bucket(slots) = level.bucket(hash);
+            // The oldest, unless the flow is there. Another thread may do the same: then one of two flows is not remembered.
+            let is_here = |slot: &&Slot| slot.flow.load(Ordering::Relaxed) == hash;
+            let seen_at = |slot: &&Slot| slot.seen_at.load(Ordering::Relaxed);
+            let oldest = slots.iter().min_by_key(seen_at).expect("a bucket has slots");
+            let place =
+                slots.iter().find(is_here).or(Some(oldest).filter(|oldest| !self.is_fresh(now, seen_at(oldest))));
+            victim = Some(place.unwrap_or(oldest));
+            if place.is_some() {
                 break;
             }
-            if slot.seen_at.load(Ordering::Relaxed) < victim.seen_at.load(Ordering::Relaxed) {
-                victim = slot;
-            }
         }
-        victim.take(hash, seen_at);
+        if let Some(slot) = victim {
+            slot.take(hash, now);
+        }
     }
 
-    /// Whether `flow` was seen within `lifetime`, to a second, and has not given way to others.
-    pub(super) fn contains(&self, now: Instant, flow: &Flow, lifetime: Duration) -> bool {
+    /// Whether `flow` was seen within its lifetime, to a second, and has not given way to others.
+    pub(super) fn contains(&self, now: Instant, flow: &Flow) -> bool {
         let (hash, now) = (self.hash(flow), self.seconds(now));
-        let is_fresh = |seen_at: u32| u64::from(now.saturating_sub(seen_at)) <= lifetime.as_secs();
-        let Some(buckets) = self.buckets.get() else { return false };
-        let Bucket(slots) = &buckets[self.place(hash)];
-        slots.iter().any(|slot| slot.seen_at_of(hash).is_some_and(is_fresh))
+        let buckets =
+            self.levels.iter().map_while(|level| level.buckets.get().map(|buckets| &buckets[level.place(hash)]));
+        buckets.flat_map(|Bucket(slots)| slots).any(|slot| {
+            let seen_at = slot.seen_at_of(hash);
+            seen_at.is_some_and(|seen_at| self.is_fresh(now, seen_at))
+        })
     }
 
-    /// Which bucket.
-    fn place(&self, hash: u64) -> usize {
-        let mask = self.number_of_buckets - 1;
-        usize::try_from(hash & mask as u64).expect("below the number of buckets")
+    /// Whether what was seen then is still remembered. 0 is never.
+    fn is_fresh(&self, now: u32, seen_at: u32) -> bool {
+        seen_at > 0 && u64::from(now.saturating_sub(seen_at)) <= self.lifetime.as_secs()
     }
 
     fn hash(&self, flow: &Flow) -> u64 {
@@ -149,9 +166,25 @@ impl FlowTable {
     }
 }
 
+impl Level {
+    fn new(slots: usize) -> Self {
+        Self { number_of_buckets: (slots / SLOTS).next_power_of_two(), buckets: OnceLock::new() }
+    }
+
+    fn bucket(&self, hash: u64) -> &Bucket {
+        let buckets = self.buckets.get_or_init(|| (0..self.number_of_buckets).map(|_| Bucket::default()).collect());
+        &buckets[self.place(hash)]
+    }
+
+    fn place(&self, hash: u64) -> usize {
+        let mask = self.number_of_buckets - 1;
+        usize::try_from(hash & mask as u64).expect("below the number of buckets")
+    }
+}
+
 impl fmt::Debug for FlowTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FlowTable").field("number_of_buckets", &self.number_of_buckets).finish_non_exhaustive()
+        f.debug_struct("FlowTable").field("levels", &self.levels.len()).finish_non_exhaustive()
     }
 }
 
@@ -223,18 +256,18 @@ mod tests {
     #[test]
     fn a_flow_is_remembered_for_its_lifetime_after_it_was_seen_last() {
         let now = start();
-        let table = FlowTable::new(now, b"key", 64);
-        assert!(!table.contains(now, &flow(1), LIFETIME));
+        let table = FlowTable::new(now, b"key", 64, LIFETIME);
+        assert!(!table.contains(now, &flow(1)));
         table.insert(now, &flow(1));
         table.insert(now + LIFETIME, &flow(1));
-        assert!(table.contains(now + 2 * LIFETIME, &flow(1), LIFETIME));
-        assert!(!table.contains(now + 2 * LIFETIME + Duration::from_secs(1), &flow(1), LIFETIME));
+        assert!(table.contains(now + 2 * LIFETIME, &flow(1)));
+        assert!(!table.contains(now + 2 * LIFETIME + Duration::from_secs(1), &flow(1)));
     }
 
     #[test]
     fn a_flow_is_no_other_that_differs_in_anything() {
         let now = start();
-        let table = FlowTable::new(now, b"key", 64);
+        let table = FlowTable::new(now, b"key", 64, LIFETIME);
         let known = flow(1);
         table.insert(now, &known);
         let mapped = |address: IpAddr| match address {
@@ -248,47 +281,69 @@ mod tests {
             Flow { protocol: 1, ..known },
             Flow { near: mapped(known.near), far: mapped(known.far), ..known },
         ] {
-            assert!(!table.contains(now, &other, LIFETIME), "{other:?}");
+            assert!(!table.contains(now, &other), "{other:?}");
         }
     }
 
     #[test]
     fn the_oldest_of_a_bucket_gives_way() {
         let now = start();
-        let table = FlowTable::new(now, b"key", SLOTS);
+        let table = FlowTable::new(now, b"key", SLOTS, LIFETIME);
         let at = |number: u32| now + Duration::from_secs(number.into());
         (0..5).for_each(|number| table.insert(at(number), &flow(number)));
-        let known = (0..5).filter(|number| table.contains(at(5), &flow(*number), LIFETIME));
+        let known = (0..5).filter(|number| table.contains(at(5), &flow(*number)));
         assert_eq!(known.collect::<Vec<_>>(), [1, 2, 3, 4]);
     }
 
     #[test]
     fn a_full_table_remembers_most_of_as_many_flows_as_it_has_room_for() {
         let now = start();
-        let table = FlowTable::new(now, b"key", 1 << 10);
+        let table = FlowTable::new(now, b"key", 1 << 10, LIFETIME);
         (0..1 << 10).for_each(|number| table.insert(now, &flow(number)));
-        let known = (0..1 << 10).filter(|number| table.contains(now, &flow(*number), LIFETIME)).count();
+        let known = (0..1 << 10).filter(|number| table.contains(now, &flow(*number))).count();
         assert!(known > 700, "only {known}");
-        let strangers = (1 << 10..1 << 20).filter(|number| table.contains(now, &flow(*number), LIFETIME)).count();
+        let strangers = (1 << 10..1 << 20).filter(|number| table.contains(now, &flow(*number))).count();
         assert_eq!(strangers, 0);
+    }
+
+    #[test]
+    fn a_table_grows_as_it_fills_and_not_before() {
+        let now = start();
+        let table = FlowTable::new(now, b"key", 1 << 12, LIFETIME);
+        let made = || table.levels.iter().filter(|level| level.buckets.get().is_some()).count();
+        assert!(!table.contains(now, &flow(1)));
+        assert_eq!((made(), table.levels.len()), (0, 3));
+        table.insert(now, &flow(1));
+        assert_eq!(made(), 1);
+        (0..1000).for_each(|number| table.insert(now, &flow(number)));
+        assert_eq!(made(), 3);
+        assert!((0..1000).filter(|number| table.contains(now, &flow(*number))).count() > 950);
+        let later = now + 2 * LIFETIME;
+        (1000..1020).for_each(|number| table.insert(later, &flow(number)));
+        let first = &table.levels[0];
+        let in_first = |number: &u32| {
+            let hash = table.hash(&flow(*number));
+            first.bucket(hash).0.iter().any(|slot| slot.seen_at_of(hash).is_some())
+        };
+        assert!((1000..1020).filter(in_first).count() >= 15, "what is over gives way first");
     }
 
     #[test]
     fn two_threads_may_use_it_at_once() {
         let now = start();
-        let table = FlowTable::new(now, b"key", 1 << 12);
+        let table = FlowTable::new(now, b"key", 1 << 12, LIFETIME);
         std::thread::scope(|scope| {
             for first in [0, 1] {
                 let table = &table;
                 scope.spawn(move || {
                     for number in (first..1000).step_by(2) {
                         table.insert(now, &flow(number));
-                        assert!(!table.contains(now, &flow(number + 1_000_000), LIFETIME));
+                        assert!(!table.contains(now, &flow(number + 1_000_000)));
                     }
                 });
             }
         });
-        assert!((0..1000).filter(|number| table.contains(now, &flow(*number), LIFETIME)).count() > 990);
+        assert!((0..1000).filter(|number| table.contains(now, &flow(*number))).count() > 990);
     }
 
     proptest! {
@@ -296,7 +351,7 @@ mod tests {
         #[test]
         fn agrees_with_a_map(steps in prop::collection::vec((0_u32..8, 0_u64..5, any::<bool>()), 0..200)) {
             let mut now = start();
-            let table = FlowTable::new(now, b"key", 1 << 12);
+            let table = FlowTable::new(now, b"key", 1 << 12, LIFETIME);
             let mut slow: HashMap<u32, Instant> = HashMap::new();
             for (number, seconds, is_seen) in steps {
                 now += Duration::from_secs(seconds);
@@ -305,7 +360,7 @@ mod tests {
                     slow.insert(number, now);
                 }
                 let is_known = slow.get(&number).is_some_and(|seen_at| now - *seen_at <= LIFETIME);
-                prop_assert_eq!(table.contains(now, &flow(number), LIFETIME), is_known);
+                prop_assert_eq!(table.contains(now, &flow(number)), is_known);
             }
         }
     }

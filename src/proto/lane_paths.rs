@@ -8,14 +8,16 @@
 //!                                 └───────────┘  or idle   └────▲─────┘ ──┘
 //!                                   probes, ever more rarely    │
 //!                                                  the lane takes its path
-//!   responder:  where each lane was last heard from, and when
+//!   responder:  where each lane was last heard from, and when; proven by a probe before anything goes there
 //! ```
 //!
 //! Holds state and answers questions about it; what is sent is decided in [`device`](super::device).
 
 use std::time::{Duration, Instant};
 
-use super::constants::{LANE_PATH_LIFETIME, LANE_PING_INTERVAL, LANE_PINGS_UNANSWERED, LANE_PROBE_MAX_INTERVAL};
+use super::constants::{
+    LANE_PATH_LIFETIME, LANE_PING_INTERVAL, LANE_PINGS_UNANSWERED, LANE_PROBE_MAX_INTERVAL, ROAM_INTERVAL,
+};
 use super::endpoint::Endpoint;
 use super::session::Session;
 
@@ -28,7 +30,7 @@ pub(super) enum LanePaths {
     /// We initiated the session: ours, from lane 1 on.
     Opened(Vec<OpenedPath>),
     /// The peer did: where each of its lanes comes from, where that is elsewhere than its endpoint.
-    Followed(Vec<Option<FollowedPath>>),
+    Followed(Vec<FollowedLane>),
 }
 
 /// What the fast path sees of [`LanePaths`].
@@ -57,9 +59,28 @@ pub(super) struct OpenedPath {
     probe_interval: Duration,
 }
 
-/// One lane's path at the side that follows it.
+/// One lane at the side that follows it.
+#[derive(Debug, Default)]
+pub(super) struct FollowedLane {
+    /// Where the peer has proven that it receives.
+    path: Option<FollowedPath>,
+    /// Where it was seen since, and when it was asked whether it receives there.
+    seen: Option<(Endpoint, Option<Instant>)>,
+}
+
+/// What a datagram of a lane tells of its path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// Nothing new.
+    Known,
+    /// The lane has no path of its own any more.
+    AtEndpoint,
+    /// It comes from where the peer has not proven that it receives.
+    Elsewhere,
+}
+
 #[derive(Debug)]
-pub(super) struct FollowedPath {
+struct FollowedPath {
     endpoint: Endpoint,
     heard_at: Instant,
 }
@@ -81,7 +102,7 @@ impl LanePaths {
         match (session.has_lane_paths, session.is_initiator) {
             (false, _) => Self::Shared,
             (true, true) => Self::Opened((1..session.initiator_lanes()).map(|_| OpenedPath::new(now)).collect()),
-            (true, false) => Self::Followed((0..session.initiator_lanes()).map(|_| None).collect()),
+            (true, false) => Self::Followed((0..session.initiator_lanes()).map(|_| FollowedLane::default()).collect()),
         }
     }
 
@@ -103,9 +124,7 @@ impl LanePaths {
                 let proven = paths.iter().map(|path| path.proven_to.is_some() && path.proven_to == endpoint);
                 LaneRoutes::Opened(std::iter::once(false).chain(proven).collect())
             }
-            Self::Followed(paths) => {
-                LaneRoutes::Followed(paths.iter().map(|path| Some(path.as_ref()?.endpoint)).collect())
-            }
+            Self::Followed(paths) => LaneRoutes::Followed(paths.iter().map(FollowedLane::endpoint).collect()),
         }
     }
 
@@ -114,7 +133,7 @@ impl LanePaths {
         match self {
             Self::Shared => false,
             Self::Opened(paths) => paths.iter().any(OpenedPath::is_proven),
-            Self::Followed(paths) => paths.iter().any(Option::is_some),
+            Self::Followed(lanes) => lanes.iter().any(|lane| lane.path.is_some()),
         }
     }
 
@@ -127,21 +146,58 @@ impl LanePaths {
         (went_to == endpoint && path.proven_to.replace(endpoint) != Some(endpoint)).then_some(lane)
     }
 
-    /// The newest datagram of the peer's `lane` came from `endpoint`, its others come from `peer`. Returns whether that
-    /// is news.
-    pub(super) fn on_heard(&mut self, now: Instant, lane: u8, endpoint: Endpoint, peer: Option<Endpoint>) -> bool {
-        let Self::Followed(paths) = self else { return false };
-        let Some(path) = paths.get_mut(usize::from(lane)).filter(|_| lane > 0) else { return false };
-        let before = path.as_ref().map(|path| path.endpoint);
-        let after = Some(endpoint).filter(|_| peer != Some(endpoint));
-        *path = after.map(|endpoint| FollowedPath { endpoint, heard_at: now });
-        before != after
+    /// The newest datagram of the peer's `lane` came from `endpoint`, its others come from `peer`.
+    pub(super) fn on_heard(&mut self, now: Instant, lane: u8, endpoint: Endpoint, peer: Option<Endpoint>) -> Heard {
+        let Some(followed) = self.followed(lane).filter(|_| lane > 0) else { return Heard::Known };
+        if peer == Some(endpoint) {
+            let was_split = std::mem::take(followed).path.is_some();
+            return if was_split { Heard::AtEndpoint } else { Heard::Known };
+        }
+        match &mut followed.path {
+            Some(path) if path.endpoint == endpoint => {
+                path.heard_at = now;
+                followed.seen = None;
+                Heard::Known
+            }
+            _ => {
+                let asked_at = followed.seen.filter(|(seen, _)| *seen == endpoint).and_then(|(_, asked_at)| asked_at);
+                followed.seen = Some((endpoint, asked_at));
+                Heard::Elsewhere
+            }
+        }
+    }
+
+    /// Whether the peer's `lane` was seen where it has not proven that it receives, and is to be asked. Then it is.
+    pub(super) fn is_to_be_asked(&mut self, now: Instant, lane: u8) -> bool {
+        let Some(FollowedLane { seen: Some((_, asked_at)), .. }) = self.followed(lane) else { return false };
+        let is_due = asked_at.is_none_or(|at| now >= at + ROAM_INTERVAL);
+        if is_due {
+            *asked_at = Some(now);
+        }
+        is_due
+    }
+
+    /// The peer receives at `endpoint`: lanes that were seen there have their path there. Returns whether there are any.
+    pub(super) fn on_proven(&mut self, now: Instant, endpoint: Endpoint) -> bool {
+        let Self::Followed(lanes) = self else { return false };
+        let mut any = false;
+        for lane in lanes.iter_mut() {
+            if lane.seen.take_if(|(seen, _)| *seen == endpoint).is_some() {
+                lane.path = Some(FollowedPath { endpoint, heard_at: now });
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Whether the path of the peer's `lane` is known to be to `endpoint`.
+    pub(super) fn is_at(&mut self, lane: u8, endpoint: Endpoint) -> bool {
+        self.followed(lane).is_some_and(|lane| lane.endpoint() == Some(endpoint))
     }
 
     /// A ping came from `endpoint` on the peer's `lane`.
     pub(super) fn on_ping(&mut self, now: Instant, lane: u8, endpoint: Endpoint) {
-        if let Self::Followed(paths) = self
-            && let Some(Some(path)) = paths.get_mut(usize::from(lane))
+        if let Some(FollowedLane { path: Some(path), .. }) = self.followed(lane)
             && path.endpoint == endpoint
         {
             path.heard_at = now;
@@ -150,15 +206,20 @@ impl LanePaths {
 
     /// Forgets paths that have not been heard of for long. Returns whether there were any.
     pub(super) fn forget_silent(&mut self, now: Instant) -> bool {
-        let Self::Followed(paths) = self else { return false };
+        let Self::Followed(lanes) = self else { return false };
         let is_silent = |path: &mut FollowedPath| now >= path.heard_at + LANE_PATH_LIFETIME;
-        paths.iter_mut().filter_map(|path| path.take_if(is_silent)).count() > 0
+        lanes.iter_mut().filter_map(|lane| lane.path.take_if(is_silent)).count() > 0
     }
 
     /// When the first followed path will have been silent for too long.
     pub(super) fn next_silence(&self) -> Option<Instant> {
-        let Self::Followed(paths) = self else { return None };
-        paths.iter().flatten().map(|path| path.heard_at + LANE_PATH_LIFETIME).min()
+        let Self::Followed(lanes) = self else { return None };
+        lanes.iter().filter_map(|lane| Some(lane.path.as_ref()?.heard_at + LANE_PATH_LIFETIME)).min()
+    }
+
+    fn followed(&mut self, lane: u8) -> Option<&mut FollowedLane> {
+        let Self::Followed(lanes) = self else { return None };
+        lanes.get_mut(usize::from(lane))
     }
 
     /// Our paths with their lanes.
@@ -172,6 +233,12 @@ impl LanePaths {
 
 fn lanes(paths: &mut [OpenedPath]) -> impl Iterator<Item = (u8, &mut OpenedPath)> {
     (1..).zip(paths)
+}
+
+impl FollowedLane {
+    fn endpoint(&self) -> Option<Endpoint> {
+        Some(self.path.as_ref()?.endpoint)
+    }
 }
 
 impl OpenedPath {
@@ -324,11 +391,32 @@ mod tests {
     fn lane_0_is_where_the_peer_is() {
         let now = start();
         let mut paths = followed(now);
-        assert!(!paths.on_heard(now, 0, endpoint(2), Some(endpoint(1))));
-        assert!(paths.on_heard(now, 1, endpoint(2), Some(endpoint(1))));
-        assert!(!paths.on_heard(now, 1, endpoint(2), Some(endpoint(1))), "no news");
-        assert!(paths.on_heard(now, 1, endpoint(1), Some(endpoint(1))), "not split any more");
+        let hear = |paths: &mut LanePaths, lane, from| paths.on_heard(now, lane, endpoint(from), Some(endpoint(1)));
+        assert_eq!(hear(&mut paths, 0, 2), Heard::Known);
+        assert_eq!(hear(&mut paths, 1, 2), Heard::Elsewhere);
+        assert!(paths.on_proven(now, endpoint(2)) && paths.is_split());
+        assert_eq!(hear(&mut paths, 1, 2), Heard::Known);
+        assert_eq!(hear(&mut paths, 1, 1), Heard::AtEndpoint);
+        assert_eq!(hear(&mut paths, 1, 1), Heard::Known);
         assert!(!paths.is_split());
+    }
+
+    #[test]
+    fn a_lane_keeps_its_path_until_another_is_proven_for_which_it_is_asked_now_and_then() {
+        let now = start();
+        let mut paths = followed(now);
+        let hear = |paths: &mut LanePaths, now, from| paths.on_heard(now, 1, endpoint(from), Some(endpoint(1)));
+        assert!(!paths.is_to_be_asked(now, 1), "it was not seen anywhere");
+        hear(&mut paths, now, 2);
+        paths.on_proven(now, endpoint(2));
+        assert_eq!(hear(&mut paths, now, 3), Heard::Elsewhere);
+        assert_eq!([now, now].map(|now| paths.is_to_be_asked(now, 1)), [true, false]);
+        let due = now + ROAM_INTERVAL;
+        assert_eq!(hear(&mut paths, due, 3), Heard::Elsewhere);
+        assert!(paths.is_to_be_asked(due, 1));
+        assert!(paths.is_at(1, endpoint(2)) && !paths.is_at(1, endpoint(3)));
+        assert!(!paths.on_proven(due, endpoint(4)), "nobody was seen there");
+        assert!(paths.on_proven(due, endpoint(3)) && paths.is_at(1, endpoint(3)));
     }
 
     #[test]
@@ -336,8 +424,10 @@ mod tests {
         let now = start();
         let [first, second] = [now, now + Duration::from_secs(1)].map(|heard_at| heard_at + LANE_PATH_LIFETIME);
         let mut paths = followed(now);
-        paths.on_heard(now, 1, endpoint(2), Some(endpoint(1)));
-        paths.on_heard(now + Duration::from_secs(1), 2, endpoint(3), Some(endpoint(1)));
+        for (at, lane, port) in [(now, 1, 2), (now + Duration::from_secs(1), 2, 3)] {
+            paths.on_heard(at, lane, endpoint(port), Some(endpoint(1)));
+            paths.on_proven(at, endpoint(port));
+        }
         assert!(!paths.forget_silent(first - Duration::from_millis(1)));
         assert_eq!(paths.next_silence(), Some(first));
         assert!(paths.forget_silent(first));

@@ -26,7 +26,7 @@ use super::constants::{
 use super::endpoint::Endpoint;
 
 /// Pings and probes that may still be answered, at most.
-const MAX_IN_FLIGHT: usize = 64;
+const MAX_IN_FLIGHT: usize = 128;
 /// Outcomes of pings that the loss is counted over, at most: the bits of `Outcomes`.
 const LOSS_WINDOW: u32 = 100;
 /// Fewer say nothing.

@@ -18,6 +18,7 @@ use super::liveness::Liveness;
 use super::noise::{PendingInitiation, Suite};
 use super::path_mtu::{PathLimit, PathMtu};
 use super::policy::Policy;
+use super::router::Sighting;
 use super::session::Session;
 use super::session_slots::SessionSlots;
 use super::share::Share;
@@ -68,6 +69,7 @@ pub(super) struct Peer {
     pub(super) candidates: Candidates,
     /// Where it was when we were told that it is elsewhere, and when that was.
     pub(super) left: Option<LeftPlace>,
+    pub(super) roaming: Roaming,
     /// Set while we want a session and nobody has answered yet.
     pub(super) attempt: Option<Attempt>,
     pub(super) last_initiation_at: Option<Instant>,
@@ -102,6 +104,10 @@ pub(super) struct Peer {
     pub(super) is_draining: bool,
     /// What was found out about this machine's routes.
     pub(super) route_fault: Option<RouteFault>,
+    /// How many more pongs say whether it is draining.
+    pub(super) draining_pongs: u32,
+    /// By the peer's word, with the pongs since it was said last.
+    pub(super) wants_drain: Option<u32>,
     /// Sessions that were agreed.
     pub(super) handshakes: u64,
     /// Bytes of handshakes and of sessions that are no more.
@@ -114,6 +120,19 @@ pub(super) struct Peer {
 pub(super) struct LeftPlace {
     pub(super) remote: SocketAddr,
     pub(super) at: Instant,
+}
+
+/// What is known of a peer that seems to have moved.
+#[derive(Debug, Default)]
+pub(super) struct Roaming {
+    /// Where the response went that the peer has confirmed last: it has received it there.
+    pub(super) proven: Option<SocketAddr>,
+    /// The session that waits for its confirmation, and where its response went.
+    pub(super) answered: Option<(u32, SocketAddr)>,
+    /// Where the peer was seen last, until that is looked into.
+    pub(super) seen: Option<Sighting>,
+    /// Where the peer was asked whether it is there.
+    pub(super) asked: Option<SocketAddr>,
 }
 
 /// The way back to a peer's preferred endpoint, while a lesser one is in use.
@@ -160,7 +179,7 @@ impl RemoteKey {
 }
 
 impl Peer {
-    pub(super) fn new(now: Instant, config: PeerConfig, mtu: Option<u16>) -> Self {
+    pub(super) fn new(now: Instant, config: PeerConfig, mtu: Option<u16>, share: Arc<Share>) -> Self {
         Self {
             remotes: Vec::new(),
             active_remote: 0,
@@ -168,6 +187,7 @@ impl Peer {
             remembered: None,
             candidates: Candidates::default(),
             left: None,
+            roaming: Roaming::default(),
             attempt: None,
             last_initiation_at: None,
             last_accepted_at: None,
@@ -181,7 +201,7 @@ impl Peer {
             timers: TimerTable::default(),
             liveness: Liveness::default(),
             path_mtu: PathMtu::new(mtu),
-            share: Arc::new(Share::new(now)),
+            share,
             told_link: (LinkState::Idle, Some(LinkReason::NoTraffic)),
             link_since: now,
             told_refusal: false,
@@ -191,6 +211,8 @@ impl Peer {
             is_key_refused: false,
             is_draining: false,
             route_fault: None,
+            draining_pongs: 0,
+            wants_drain: None,
             handshakes: 0,
             past_sent_bytes: 0,
             past_received_bytes: 0,
@@ -235,6 +257,18 @@ impl Peer {
         self.return_path = ReturnPath::default();
     }
 
+    /// Whether the peer is known to receive there, or the operator says so. Only such an address becomes its endpoint, or a
+    /// peer could have any other machine sent what it asks for.
+    pub(super) fn is_proven(&self, remote: SocketAddr) -> bool {
+        self.roaming.proven == Some(remote)
+            || self.endpoint.is_some_and(|endpoint| endpoint.remote == remote)
+            || self.is_configured(remote)
+    }
+
+    pub(super) fn is_configured(&self, remote: SocketAddr) -> bool {
+        self.config.endpoints.iter().any(|endpoint| endpoint.remote == remote)
+    }
+
     /// Nobody answers: lets the kernel choose the local address, which may have lost its way to the peer.
     pub(super) fn forget_local_address(&mut self) {
         if let Some(endpoint) = &mut self.endpoint {
@@ -274,6 +308,7 @@ impl Peer {
                 () if self.liveness.is_dead() => down(LinkReason::Unanswered),
                 () if self.route_fault == Some(RouteFault::Addresses) => down(LinkReason::Route),
                 () if self.is_draining => (LinkState::Draining, Some(LinkReason::Drained)),
+                () if self.wants_drain.is_some() => (LinkState::Draining, Some(LinkReason::DrainedByPeer)),
                 () if self.route_fault.is_some() => (LinkState::Degraded, Some(LinkReason::Route)),
                 () if self.liveness.is_degraded() => (LinkState::Degraded, Some(LinkReason::Loss)),
                 () if self.path_mtu.is_narrow() => (LinkState::Degraded, Some(LinkReason::Mtu)),

@@ -116,6 +116,7 @@ impl PeerTable {
 mod tests {
     use super::super::peer::PeerConfig;
     use super::super::policy::Policy;
+    use super::super::share::Share;
     use super::super::tests::start;
     use super::super::transmit::Dscp;
     use super::*;
@@ -139,7 +140,8 @@ mod tests {
             dscp: Dscp::default(),
             policy: Policy::default().into(),
         };
-        Peer::new(start(), config, None)
+        let share = Share::new(start(), &[0; 32]);
+        Peer::new(start(), config, None, share.into())
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub struct Policy {
     networks: Box<[(IpNet, Services)]>,
 }
 
-/// What was sent to peers and may be answered, and which packets arrive in parts: of all peers, for all threads.
+/// What was sent to one peer and may be answered, and which of its packets arrive in parts: for all threads.
 #[derive(Debug)]
 pub(super) struct Flows {
     /// Exchanges by UDP, and pings.
@@ -64,8 +64,12 @@ pub(super) struct Flows {
 impl Flows {
     /// `key` must be nobody else's to know.
     pub(super) fn new(now: Instant, key: &[u8; 32]) -> Self {
-        let table = |flows| FlowTable::new(now, key, flows);
-        Self { sent: table(MAX_FLOWS), connections: table(MAX_CONNECTIONS), fragmented: table(MAX_FRAGMENTED_PACKETS) }
+        let table = |flows, lifetime| FlowTable::new(now, key, flows, lifetime);
+        Self {
+            sent: table(MAX_FLOWS, FLOW_LIFETIME),
+            connections: table(MAX_CONNECTIONS, CONNECTION_LIFETIME),
+            fragmented: table(MAX_FRAGMENTED_PACKETS, FRAGMENT_LIFETIME),
+        }
     }
 }
 
@@ -173,11 +177,11 @@ struct Remembered<'f> {
 
 impl Remembered<'_> {
     fn was_sent(&self, flow: &Flow) -> bool {
-        self.flows.sent.contains(self.now, flow, FLOW_LIFETIME)
+        self.flows.sent.contains(self.now, flow)
     }
 
     fn is_connection(&self, flow: &Flow) -> bool {
-        self.flows.connections.contains(self.now, flow, CONNECTION_LIFETIME)
+        self.flows.connections.contains(self.now, flow)
     }
 }
 
@@ -208,8 +212,7 @@ impl Target<'_> {
         let Remembered { now, flows } = remembered;
         let flow = fragment_flow(&headers, fragment);
         if headers.is_later_fragment() {
-            let is_expected =
-                fragment.offset >= LONGEST_JUDGED_HEADER && flows.fragmented.contains(now, &flow, FRAGMENT_LIFETIME);
+            let is_expected = fragment.offset >= LONGEST_JUDGED_HEADER && flows.fragmented.contains(now, &flow);
             return if is_expected { Ok(()) } else { Err(DropReason::StrayFragment) };
         }
         self.judge_message(remembered, &headers, is_peers)?;

@@ -4,13 +4,12 @@
 //! peer changes. What the slow path must hear of a packet goes into `notices`.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use crate::packet::frame::{self, Control, FLAG_CHECKSUM_PARTIAL, Frame, Frames, PacketFrame};
+use crate::packet::frame::{self, Control, FLAG_CHECKSUM_PARTIAL, Frame, Frames, PING_FRAME_LEN, PacketFrame};
 use crate::packet::ip::IpPacket;
-use crate::packet::message::Message;
+use crate::packet::message::{Message, TRANSPORT_OVERHEAD};
 use crate::packet::segment_size;
 use crate::packet::traffic_class::{self, Ecn, TrafficClass};
 
@@ -22,7 +21,7 @@ use super::lane_paths::LaneRoutes;
 use super::path_mtu::PathLimit;
 use super::peer::LeftPlace;
 use super::peer_table::PeerId;
-use super::policy::{Flows, Policy};
+use super::policy::Policy;
 use super::session::Session;
 use super::share::Share;
 use super::transmit::{Dscp, Way};
@@ -31,12 +30,10 @@ use super::transmit::{Dscp, Way};
 #[derive(Debug)]
 pub struct Router {
     pub(super) allowed_ips: Arc<AllowedIps>,
-    /// Shared with the device and all its other snapshots.
-    pub(super) flows: Arc<Flows>,
-    /// By [`PeerId`].
-    pub(super) peers: Box<[PeerRoute]>,
-    /// Every session that may still receive, sorted by its local index.
-    pub(super) sessions: Box<[ReceivingSession]>,
+    /// By [`PeerId`]. Those that have not changed are shared with the snapshot before.
+    pub(super) peers: Box<[Arc<PeerRoute>]>,
+    /// Every session that may still receive, sorted by its local index. Shared with the snapshot before unless one has changed.
+    pub(super) sessions: Arc<[ReceivingSession]>,
 }
 
 /// A session to open datagrams with.
@@ -48,6 +45,17 @@ pub(super) struct ReceivingSession {
     pub(super) awaits_confirmation: bool,
     /// Once it is confirmed, this is the session to seal with.
     pub(super) takes_over: bool,
+    /// Where our response went: whoever confirms the session has received it there.
+    pub(super) answered: Option<SocketAddr>,
+}
+
+/// A session that has just been confirmed.
+#[derive(Debug)]
+pub(super) struct Confirmed {
+    session: Arc<Session>,
+    /// Where the peer is, if it has proven that. An answer is on its way before the slow path has heard of it, and nobody may
+    /// be left at the old endpoint to receive it.
+    endpoint: Option<Endpoint>,
 }
 
 /// How to reach one peer.
@@ -68,14 +76,8 @@ pub(super) struct PeerRoute {
     pub(super) path: PathLimit,
     /// What the DSCP of datagrams to it says.
     pub(super) dscp: Dscp,
-    /// Where the peer has been seen since the snapshot was made. An answer is on its way before the slow path has heard of
-    /// it, and nobody is left at the old endpoint to receive it.
-    pub(super) moved: OnceLock<Endpoint>,
-    /// Set while the peer has been seen at `endpoint` since it was seen elsewhere: it only seemed to have moved, since
-    /// somebody forwarded a datagram of it.
-    pub(super) is_back: AtomicBool,
     /// What the peer has confirmed since the snapshot was made. If it has restarted, it can't open the old session's answers.
-    pub(super) confirmed: OnceLock<Arc<Session>>,
+    pub(super) confirmed: OnceLock<Confirmed>,
     pub(super) policy: Arc<Policy>,
     /// Shared with all its other snapshots.
     pub(super) share: Arc<Share>,
@@ -83,7 +85,7 @@ pub(super) struct PeerRoute {
 
 impl PeerRoute {
     /// That of nobody.
-    pub(super) fn none(now: Instant) -> Self {
+    pub(super) fn none(share: Arc<Share>) -> Self {
         Self {
             endpoint: None,
             configured: Arc::default(),
@@ -93,18 +95,15 @@ impl PeerRoute {
             lanes: LaneRoutes::default(),
             path: PathLimit::default(),
             dscp: Dscp::default(),
-            moved: OnceLock::new(),
-            is_back: AtomicBool::new(false),
             confirmed: OnceLock::new(),
             policy: Arc::default(),
-            share: Arc::new(Share::new(now)),
+            share,
         }
     }
 
     /// Where datagrams go.
     fn endpoint(&self) -> Option<Endpoint> {
-        let moved = self.moved.get().filter(|_| !self.is_back.load(Ordering::Relaxed));
-        moved.copied().or(self.endpoint)
+        self.confirmed.get().and_then(|confirmed| confirmed.endpoint).or(self.endpoint)
     }
 
     /// What was under way by another of the peer's ways when the one in use was chosen would change it back.
@@ -115,25 +114,27 @@ impl PeerRoute {
         self.left.as_ref().is_some_and(is_left) || (is_configured(from) && is_configured(endpoint))
     }
 
-    /// A path was proven to another endpoint, or is of no use in a session that the peer has made.
+    /// Paths are of no use in a session that the peer has made.
     fn lanes(&self) -> &LaneRoutes {
-        let is_stale = self.moved.get().is_some() || self.confirmed.get().is_some();
-        if is_stale { self.lanes.without_opened() } else { &self.lanes }
+        if self.confirmed.get().is_some() { self.lanes.without_opened() } else { &self.lanes }
     }
 
-    /// Called for the newest datagram of a lane that has no path of its own. Returns whether the slow path must hear where
-    /// it came from.
-    fn on_seen(&self, from: Endpoint, session: &Session) -> bool {
-        if self.endpoint != Some(from) {
-            if self.is_late(from, session) {
-                return false;
-            }
-            // This repeats until a new snapshot shows that it was heard, so that it is not lost for good in a full queue.
-            let is_where_it_moved = *self.moved.get_or_init(|| from) == from;
-            self.is_back.fetch_and(!is_where_it_moved, Ordering::Relaxed);
-            return true;
-        }
-        self.moved.get().is_some() && !self.is_back.swap(true, Ordering::Relaxed)
+    /// Whether a session's datagrams tell where the peer is: those of the newest that is confirmed. What was held back of an
+    /// older one tells of the past.
+    fn is_newest(&self, receiving: &ReceivingSession) -> bool {
+        let is_current = |session: &Arc<Session>| Arc::ptr_eq(session, &receiving.session);
+        receiving.takes_over || (self.confirmed.get().is_none() && self.session.as_ref().is_some_and(is_current))
+    }
+
+    /// Whether the newest datagram of a lane, which has no path of its own, shows the peer elsewhere. It does so until a new
+    /// snapshot shows that it was heard, so that it is not lost for good in a full queue.
+    fn is_elsewhere(&self, from: Endpoint, receiving: &ReceivingSession) -> bool {
+        self.endpoint != Some(from) && self.is_newest(receiving) && !self.is_late(from, &receiving.session)
+    }
+
+    /// The same of a lane that may have one.
+    fn has_lane_moved(&self, from: Endpoint, lane: u8, receiving: &ReceivingSession) -> bool {
+        self.lanes.followed(lane).or(self.endpoint) != Some(from) && self.is_newest(receiving)
     }
 }
 
@@ -151,30 +152,41 @@ pub struct Notice {
 /// What the fast path saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seen {
-    /// The first datagram of a session that the peer initiated: it has the keys.
-    Confirmed,
+    /// The first datagram of a session that the peer initiated: it has the keys. Where it came from, if that is where the
+    /// response went.
+    Confirmed(Option<Endpoint>),
     /// The newest datagram of a lane came from elsewhere than the peer's endpoint.
-    Roamed(Endpoint),
+    Roamed(Sighting),
     /// The newest datagram of a lane came from elsewhere than the lane's before.
-    LaneMoved {
-        /// The lane.
-        lane: u8,
-        /// Where it came from.
-        endpoint: Endpoint,
-    },
+    LaneMoved(u8, Sighting),
     /// Data passes, after a silence. This repeats until the slow path has heard it.
     Resumed,
     /// The session is old: make its successor.
     RekeyDue,
     /// A control frame.
-    Control {
-        /// The lane on which it came.
-        lane: u8,
-        /// Where it came from.
-        endpoint: Endpoint,
-        /// The frame.
-        control: Control,
-    },
+    Control(Control, Origin),
+}
+
+/// A datagram from elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sighting {
+    /// Where it came from.
+    pub endpoint: Endpoint,
+    /// It is as long as a question whether the peer is there, and is answered by nothing else that is sent there.
+    pub may_ask: bool,
+}
+
+/// Where a control frame was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The lane of its datagram.
+    pub lane: u8,
+    /// Where that came from.
+    pub endpoint: Endpoint,
+    /// How long that was.
+    pub length: usize,
+    /// No frame was before it.
+    pub is_first: bool,
 }
 
 /// Where a packet goes, and with what it is sealed.
@@ -275,11 +287,13 @@ struct Heeded {
 
 impl Heeded {
     /// Whether another frame is heeded.
-    fn take(&mut self, control: Control) -> bool {
+    fn take(&mut self, control: Control, origin: Origin) -> bool {
         let is_heeded = match control {
             Control::Unknown(_) => false,
+            // Behind another frame, what it came with may have been answered where it came from.
+            Control::Probe(_) if !origin.is_first => false,
             Control::Ping(_) | Control::Probe(_) => !std::mem::replace(&mut self.has_asked, true),
-            Control::Pong(_) | Control::Goodbye => true,
+            Control::Pong(_) | Control::Goodbye | Control::Draining(_) => true,
         };
         self.frames += u32::from(is_heeded);
         is_heeded && self.frames <= MAX_CONTROL_FRAMES
@@ -292,22 +306,27 @@ impl<'b, 'r> Opened<'b, 'r> {
         &self,
         notices: &'n mut Vec<Notice>,
     ) -> impl Iterator<Item = Result<PacketFrame<'b>, DropReason>> + use<'b, 'n, 'r> {
-        let (peer, session, lane, endpoint) = (self.peer, self.session, self.lane, self.from);
-        let (now, controls) = (self.opened_at, &self.share.controls);
+        let (peer, session, now, controls) = (self.peer, self.session, self.opened_at, &self.share.controls);
+        let length = self.plaintext.len() + TRANSPORT_OVERHEAD;
+        let is_first = frame::starts_with_control(self.plaintext);
+        let mut origin = Origin { lane: self.lane, endpoint: self.from, length, is_first };
         let mut heeded = Heeded::default();
         let is_marked = self.ecn == Ecn::Ce;
         // Whatever understands marks was marked when the datagram was opened.
         let is_lost = move |packet: &PacketFrame<'_>| is_marked && TrafficClass::of(packet.bytes).ecn() != Ecn::Ce;
-        Frames::new(self.plaintext).filter_map(move |frame| match frame {
-            Ok(Frame::Packet(packet)) if is_lost(&packet) => Some(Err(DropReason::CongestionExperienced)),
-            Ok(Frame::Packet(packet)) => Some(Ok(packet)),
-            Ok(Frame::Control(control)) if !heeded.take(control) => None,
-            Ok(Frame::Control(_)) if !controls.take(now) => Some(Err(DropReason::ControlLimit)),
-            Ok(Frame::Control(control)) => {
-                notices.push(Notice { peer, session, seen: Seen::Control { lane, endpoint, control } });
-                None
+        Frames::new(self.plaintext).filter_map(move |frame| {
+            let origin = Origin { is_first: std::mem::take(&mut origin.is_first), ..origin };
+            match frame {
+                Ok(Frame::Packet(packet)) if is_lost(&packet) => Some(Err(DropReason::CongestionExperienced)),
+                Ok(Frame::Packet(packet)) => Some(Ok(packet)),
+                Ok(Frame::Control(control)) if !heeded.take(control, origin) => None,
+                Ok(Frame::Control(_)) if !controls.take(now) => Some(Err(DropReason::ControlLimit)),
+                Ok(Frame::Control(control)) => {
+                    notices.push(Notice { peer, session, seen: Seen::Control(control, origin) });
+                    None
+                }
+                Err(_) => Some(Err(DropReason::MalformedFrame)),
             }
-            Err(_) => Some(Err(DropReason::MalformedFrame)),
         })
     }
 }
@@ -321,7 +340,8 @@ impl Router {
             return Err(DropReason::LinkDown.into());
         }
         // Without a session, packets are waiting in the slow path: a later one must not overtake them.
-        let session = route.session.as_ref().map(|session| route.confirmed.get().unwrap_or(session));
+        let confirmed = || route.confirmed.get().map(|confirmed| &confirmed.session);
+        let session = route.session.as_ref().map(|session| confirmed().unwrap_or(session));
         match (session, route.endpoint()) {
             (Some(session), Some(endpoint)) if !session.is_expired(now) => {
                 Ok(Route { peer, endpoint, session, lanes: route.lanes(), path: route.path, dscp: route.dscp })
@@ -332,7 +352,8 @@ impl Router {
 
     /// Called for every packet that is sealed for `peer`, before it leaves: the answer may pass.
     pub fn on_sent(&self, now: Instant, peer: PeerId, packet: &IpPacket<'_>) {
-        self.peers[peer.index()].policy.on_sent(now, &self.flows, packet);
+        let route = &self.peers[peer.index()];
+        route.policy.on_sent(now, &route.share.flows, packet);
     }
 
     /// Every session that may still receive, with its peer: for tests, which check that none outlives its limits.
@@ -349,6 +370,10 @@ impl Router {
         datagram: &'b mut [u8],
         notices: &mut Vec<Notice>,
     ) -> Result<Opened<'b, 'r>, Miss> {
+        // Nobody can be answered there, so nobody honest sends from there.
+        if from.remote.port() == 0 {
+            return Err(DropReason::Malformed.into());
+        }
         let header = match Message::parse(datagram) {
             Ok(Message::Transport(header)) => header,
             Ok(_) => return Err(Miss::SlowPath),
@@ -373,21 +398,25 @@ impl Router {
         if ecn.changes_packets() {
             frame::for_each_packet_mut(authentic.plaintext, |_, packet| traffic_class::decapsulate(packet, ecn));
         }
-        let has_own_path = receiving.session.follows_path_of(header.lane);
-        let tells_where = authentic.is_newest && !frame::starts_with_probe_or_pong(authentic.plaintext);
-        if tells_where && !has_own_path && route.on_seen(from, &receiving.session) && route.share.sightings.take(now) {
-            notices.push(notice(Seen::Roamed(from)));
-        }
         // These repeat until a new snapshot shows that they were heard, so that none is lost for good in a full queue.
+        let tells_where = authentic.is_newest && !frame::starts_with_probe_or_pong(authentic.plaintext);
+        let is_answered = tells_where && receiving.takes_over && receiving.answered == Some(from.remote);
+        let endpoint = Some(from).filter(|_| is_answered);
         if receiving.awaits_confirmation {
-            notices.push(notice(Seen::Confirmed));
+            notices.push(notice(Seen::Confirmed(endpoint)));
         }
         if receiving.takes_over {
-            route.confirmed.get_or_init(|| receiving.session.clone());
+            route.confirmed.get_or_init(|| Confirmed { session: receiving.session.clone(), endpoint });
         }
-        let is_news = |lane| route.lanes.followed(lane).or(route.endpoint) != Some(from);
-        if tells_where && has_own_path && is_news(header.lane) && route.share.sightings.take(now) {
-            notices.push(notice(Seen::LaneMoved { lane: header.lane, endpoint: from }));
+        let is_as_long = authentic.plaintext.len() >= PING_FRAME_LEN;
+        if tells_where && receiving.session.follows_path_of(header.lane) {
+            // A ping is answered there.
+            let may_ask = is_as_long && frame::starts_with_packet(authentic.plaintext);
+            if route.has_lane_moved(from, header.lane, receiving) && route.share.sightings.take(now) {
+                notices.push(notice(Seen::LaneMoved(header.lane, Sighting { endpoint: from, may_ask })));
+            }
+        } else if tells_where && route.is_elsewhere(from, receiving) && route.share.sightings.take(now) {
+            notices.push(notice(Seen::Roamed(Sighting { endpoint: from, may_ask: is_as_long })));
         }
         if authentic.rekey_due {
             notices.push(notice(Seen::RekeyDue));
@@ -459,6 +488,10 @@ impl Router {
     /// Whether `peer` may send `packet`, from an address that it may use, by its policy.
     pub fn judge(&self, now: Instant, peer: PeerId, packet: &IpPacket<'_>) -> Result<(), DropReason> {
         let is_peers = |address| self.allowed_ips.lookup(address) == Some(peer);
-        self.peers[peer.index()].policy.judge(now, &self.flows, packet, is_peers)
+        let route = &self.peers[peer.index()];
+        route.policy.judge(now, &route.share.flows, packet, is_peers)
     }
 }
+
+#[cfg(test)]
+mod tests;

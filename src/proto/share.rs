@@ -4,7 +4,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::constants::{ANSWERS_AT_ONCE, ANSWERS_PER_SECOND, NOTICES_AT_ONCE, NOTICES_PER_SECOND};
+use super::constants::{
+    ANSWERS_AT_ONCE, ANSWERS_PER_SECOND, NOTICES_AT_ONCE, NOTICES_PER_SECOND, ROAMS_AT_ONCE, ROAMS_PER_SECOND,
+};
+use super::policy::Flows;
 use super::sync::{AtomicU64, Ordering};
 
 /// A peer's share.
@@ -14,17 +17,23 @@ pub(super) struct Share {
     pub(super) controls: Budget,
     /// Datagrams from elsewhere that the slow path hears of.
     pub(super) sightings: Budget,
+    /// Looks at where it seems to have moved.
+    pub(super) looks: Budget,
     /// Answers to packets that are refused.
     pub(super) answers: Budget,
+    /// What may be answered, and which packets arrive in parts.
+    pub(super) flows: Flows,
 }
 
 impl Share {
-    /// Nothing is spent.
-    pub(super) fn new(now: Instant) -> Self {
+    /// Nothing is spent. `key` must be nobody else's to know.
+    pub(super) fn new(now: Instant, key: &[u8; 32]) -> Self {
         Self {
             controls: Budget::new(now, NOTICES_PER_SECOND, NOTICES_AT_ONCE),
             sightings: Budget::new(now, NOTICES_PER_SECOND, NOTICES_AT_ONCE),
+            looks: Budget::new(now, ROAMS_PER_SECOND, ROAMS_AT_ONCE),
             answers: Budget::new(now, ANSWERS_PER_SECOND, ANSWERS_AT_ONCE),
+            flows: Flows::new(now, key),
         }
     }
 }

@@ -50,7 +50,7 @@ pub enum LinkState {
     Up,
     /// It carries traffic, badly.
     Degraded,
-    /// It carries traffic and is to get no new connections: the operator's wish.
+    /// It carries traffic and is to get no new connections: the wish of the operator of either side.
     Draining,
     /// It carries nothing.
     Down,
@@ -67,6 +67,8 @@ pub enum LinkReason {
     Mtu,
     /// Draining: by command.
     Drained,
+    /// Draining: the peer says that it wants no new connections.
+    DrainedByPeer,
     /// Down: no handshake was answered, so far or since the last session ended.
     NoHandshake,
     /// Down: the peer answered with keys that are not its own, or has another preshared key.
@@ -210,6 +212,7 @@ impl LinkReason {
             Self::Loss => "loss",
             Self::Mtu => "mtu",
             Self::Drained => "drained",
+            Self::DrainedByPeer => "drained-by-peer",
             Self::NoHandshake => "no-handshake",
             Self::KeyRefused => "key-refused",
             Self::Unanswered => "unanswered",

@@ -26,10 +26,12 @@ pub enum Timer {
     Alternatives,
     /// The path's MTU is to be looked after.
     PathMtu,
+    /// The peer was seen elsewhere, too soon after the last time.
+    Roam,
 }
 
 impl Timer {
-    const COUNT: usize = 9;
+    const COUNT: usize = 10;
     /// All timers, in the order in which they are handled.
     pub const ALL: [Self; Self::COUNT] = [
         Self::Expiry,
@@ -37,6 +39,7 @@ impl Timer {
         Self::Retry,
         Self::Repeat,
         Self::Alternatives,
+        Self::Roam,
         Self::Liveness,
         Self::PathMtu,
         Self::LanePaths,

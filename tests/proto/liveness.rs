@@ -536,9 +536,12 @@ fn what_was_under_way_by_another_endpoint_does_not_change_the_one_in_use_back() 
     assert!(!pair.events.iter().any(|(_, event)| matches!(event, Event::EndpointChanged { .. })));
     // Where it was never said to be, it can only have moved to.
     let elsewhere = "198.51.100.7:51900".parse().unwrap();
+    pair.addresses[Side::Two as usize] = elsewhere;
     send_from(&mut pair, elsewhere);
+    pair.advance(2 * LATENCY);
     assert_eq!(endpoint(&mut pair), elsewhere);
     // From there it may return.
+    pair.addresses[Side::Two as usize] = first;
     send_from(&mut pair, first);
     assert_eq!(endpoint(&mut pair), first);
 }
@@ -551,6 +554,7 @@ fn a_peer_that_has_roamed_is_not_sought_where_it_was_configured() {
     // It would answer at the preferred endpoint too.
     pair.second = Some(Side::Two.address());
     send_from(&mut pair, elsewhere);
+    pair.advance(2 * LATENCY);
     assert_eq!(endpoint(&mut pair), elsewhere);
     pair.advance(seconds(60));
     assert_eq!((endpoint(&mut pair), link(&mut pair)), (elsewhere, (LinkState::Up, None)));

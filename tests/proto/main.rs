@@ -5,6 +5,7 @@
 mod clock_jump;
 mod cookie;
 mod cryptokey_routing;
+mod draining;
 mod ecn;
 mod expiry;
 mod fork;
@@ -18,6 +19,7 @@ mod many_peers;
 mod pair;
 mod path_mtu;
 mod policy;
+mod reflection;
 mod rekey;
 mod roaming;
 mod shares;

@@ -104,6 +104,8 @@ pub(crate) struct Pair {
     pub latency: Duration,
     /// Longest datagram in bytes that passes whole, by sender.
     pub longest: [usize; 2],
+    /// Datagrams to addresses that nobody has: where to, and how long.
+    pub astray: Vec<(SocketAddr, usize)>,
     /// Another address of side two, from which it answers what was sent there.
     pub second: Option<SocketAddr>,
 }
@@ -209,6 +211,7 @@ impl Pair {
             lose_between: Box::new(|_, _| false),
             latency: LATENCY,
             longest: [usize::MAX; 2],
+            astray: Vec::new(),
             second: None,
         }
     }
@@ -347,7 +350,7 @@ impl Pair {
         };
         let to_second = self.second.as_ref().is_some_and(is_at);
         let to = if to_second { Some(Side::Two as usize) } else { self.addresses.iter().position(is_at) };
-        let Some(to) = to else { return };
+        let Some(to) = to else { return self.astray.push((remote, transmit.payload.len())) };
         if !(self.lose_between)(from, remote) {
             self.wire.push_back(InFlight {
                 arrives_at: self.now + self.latency,

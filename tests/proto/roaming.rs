@@ -5,11 +5,12 @@ use underpass::keys::PrivateKey;
 use underpass::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN};
 use underpass::packet::traffic_class::TrafficClass;
 use underpass::proto::endpoint::Endpoint;
+use underpass::proto::error::DropReason;
 use underpass::proto::event::Event;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::stats::EndpointSource;
 
-use crate::pair::{InFlight, LATENCY, Pair, Side, peer_config, seconds};
+use crate::pair::{InFlight, LATENCY, PING_DATAGRAM_LEN, Pair, Side, peer_config, seconds};
 
 fn move_to(pair: &mut Pair, side: Side, address: &str) -> SocketAddr {
     let address = address.parse().unwrap();
@@ -107,16 +108,35 @@ fn a_replayed_packet_from_elsewhere_moves_nothing() {
 }
 
 #[test]
-fn a_peer_that_only_seemed_to_roam_is_found_again_where_it_is_configured() {
+fn a_genuine_datagram_that_somebody_passes_on_moves_nothing() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    let elsewhere: SocketAddr = "203.0.113.66:66".parse().unwrap();
+    for _ in 0..20 {
+        pair.send(Side::Two, b"passed on");
+        let genuine = pair.wire.pop_front().unwrap();
+        pair.deliver(InFlight { from: elsewhere, ..genuine });
+        pair.send(Side::One, &[0; 1000]);
+        pair.advance(Duration::from_millis(10));
+    }
+    pair.settle();
+    assert_eq!(pair.status(Side::One).endpoint.unwrap().remote, Side::Two.address());
+    // A few questions, as long as their answers.
+    assert!(pair.astray.len() <= 5, "{:?}", pair.astray);
+    assert!(pair.astray.iter().all(|astray| *astray == (elsewhere, PING_DATAGRAM_LEN)), "{:?}", pair.astray);
+}
+
+#[test]
+fn a_peer_that_has_left_the_place_where_it_roamed_is_found_again_where_it_is_configured() {
     for changing_key in [false, true] {
         let next_public_key = changing_key.then(|| PrivateKey::from_bytes([9; 32]).unwrap().public_key());
         let mut pair = Pair::with(|two| two.next_public_key = next_public_key, |_| ());
         pair.connect(Side::One);
-        // Somebody forwards one genuine packet from elsewhere, and no more; one's NAT lets nobody else in.
-        pair.send(Side::Two, b"forwarded");
-        let forwarded = pair.wire.pop_front().unwrap();
-        pair.deliver(InFlight { from: "203.0.113.66:66".parse().unwrap(), ..forwarded });
-        assert_ne!(pair.status(Side::One).endpoint.unwrap().remote, Side::Two.address());
+        let elsewhere = move_to(&mut pair, Side::Two, "203.0.113.66:66");
+        pair.send(Side::Two, b"I moved");
+        pair.settle();
+        assert_eq!(pair.status(Side::One).endpoint.unwrap().remote, elsewhere);
+        pair.addresses[Side::Two as usize] = Side::Two.address();
         pair.restart(Side::Two, seconds(1_700_000_100));
         for _ in 0..30 {
             pair.send(Side::One, b"anybody there?");
@@ -125,6 +145,85 @@ fn a_peer_that_only_seemed_to_roam_is_found_again_where_it_is_configured() {
         assert_eq!(pair.status(Side::One).endpoint.unwrap().remote, Side::Two.address(), "{changing_key}");
         assert!(pair.is_up(Side::One) && pair.is_up(Side::Two));
     }
+}
+
+#[test]
+fn a_peer_whose_translator_gives_it_another_port_is_found_in_a_round_trip() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    let address = move_to(&mut pair, Side::One, "192.0.2.1:40000");
+    pair.send(Side::One, b"from another port");
+    pair.advance(3 * LATENCY);
+    pair.send(Side::Two, b"found you");
+    pair.settle();
+    assert_eq!(pair.status(Side::Two).endpoint.unwrap().remote, address);
+    assert_eq!(pair.payloads(Side::One), [b"found you"]);
+}
+
+#[test]
+fn a_keepalive_is_enough_to_be_found_by() {
+    let mut pair = Pair::with(|two| two.persistent_keepalive = Some(seconds(10)), |_| ());
+    pair.advance(seconds(1));
+    let address = move_to(&mut pair, Side::One, "198.51.100.7:4000");
+    pair.advance(seconds(11));
+    assert_eq!(pair.status(Side::Two).endpoint.unwrap().remote, address);
+}
+
+#[test]
+fn where_a_peer_flaps_to_is_looked_into_ten_times_a_second() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    let end = pair.now + seconds(1);
+    let mut flaps = 0;
+    while pair.now < end {
+        pair.send(Side::One, b"flap");
+        let datagram = pair.wire.pop_back().unwrap();
+        flaps += 1;
+        pair.deliver(InFlight { from: SocketAddr::from(([203, 0, 113, 66], 1000 + flaps)), ..datagram });
+        pair.advance(Duration::from_millis(1));
+    }
+    assert!((9..=14).contains(&pair.astray.len()), "{} of {flaps}", pair.astray.len());
+    let (newest, _) = *pair.astray.last().unwrap();
+    assert!(newest.port() > 1000 + flaps - 150, "the newest is what counts");
+}
+
+#[test]
+fn what_was_held_back_of_an_older_session_moves_nothing() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    pair.send(Side::One, b"held back");
+    let held_back = pair.wire.pop_front().unwrap();
+    // Data both ways brings a successor.
+    while pair.status(Side::Two).handshakes < 2 {
+        pair.send(Side::One, b"there");
+        pair.send(Side::Two, b"and back");
+        pair.advance(seconds(1));
+    }
+    pair.settle();
+    pair.events.clear();
+    pair.delivered.clear();
+    pair.deliver(InFlight { from: "203.0.113.66:66".parse().unwrap(), ..held_back });
+    pair.advance(Duration::from_millis(200));
+    assert_eq!(pair.payloads(Side::Two), [b"held back"], "it is still received");
+    assert_eq!(pair.status(Side::Two).endpoint.unwrap().remote, Side::One.address());
+    assert!(pair.astray.is_empty(), "{:?}", pair.astray);
+}
+
+#[test]
+fn nothing_is_taken_from_port_0() {
+    let mut pair = Pair::new();
+    pair.connect(Side::One);
+    let nowhere: SocketAddr = "203.0.113.66:0".parse().unwrap();
+    pair.send(Side::One, b"x");
+    let datagram = pair.wire.pop_front().unwrap();
+    pair.deliver(InFlight { from: nowhere, ..datagram });
+    pair.restart(Side::One, seconds(1_700_000_100));
+    pair.send(Side::One, b"x");
+    let initiation = pair.wire.pop_front().unwrap();
+    pair.sent.clear();
+    pair.deliver(InFlight { from: nowhere, ..initiation });
+    assert_eq!(pair.refused, [(Side::Two, DropReason::Malformed); 2]);
+    assert!(pair.sent.is_empty() && pair.astray.is_empty());
 }
 
 #[test]
@@ -192,45 +291,33 @@ fn answer_at_once(pair: &mut Pair, side: Side, mut datagram: InFlight) -> (Socke
 }
 
 #[test]
-fn an_answer_follows_a_peer_that_moved_before_the_slow_path_has_heard_of_it() {
+fn an_answer_goes_where_the_peer_was_until_it_has_answered_where_it_seems_to_be() {
     let mut pair = Pair::new();
     pair.connect(Side::One);
     let address = move_to(&mut pair, Side::One, "198.51.100.7:4000");
     pair.send(Side::One, b"I moved");
     let datagram = pair.wire.pop_front().unwrap();
     let (endpoint, _) = answer_at_once(&mut pair, Side::Two, datagram);
-    assert_eq!(endpoint, address);
-}
-
-#[test]
-fn a_peer_that_only_seemed_to_move_is_answered_where_it_is_before_the_slow_path_has_heard_of_it() {
-    let mut pair = Pair::new();
-    pair.connect(Side::One);
-    let [forwarded, direct, again] = [b"1", b"2", b"3"].map(|payload| {
-        pair.send(Side::One, payload);
-        pair.wire.pop_front().unwrap()
-    });
-    let elsewhere = "203.0.113.66:66".parse().unwrap();
-    let (endpoint, _) = answer_at_once(&mut pair, Side::Two, InFlight { from: elsewhere, ..forwarded });
-    assert_eq!(endpoint, elsewhere);
-    let (endpoint, _) = answer_at_once(&mut pair, Side::Two, direct);
     assert_eq!(endpoint, Side::One.address());
-    let (endpoint, _) = answer_at_once(&mut pair, Side::Two, InFlight { from: elsewhere, ..again });
-    assert_eq!(endpoint, elsewhere);
+    pair.send(Side::One, b"I moved");
+    pair.settle();
+    assert_eq!(pair.status(Side::Two).endpoint.unwrap().remote, address);
 }
 
 #[test]
-fn an_answer_to_a_peer_that_restarted_is_one_that_it_can_open() {
+fn an_answer_to_a_peer_that_restarted_elsewhere_is_one_that_it_gets_and_can_open() {
     let mut pair = Pair::new();
     pair.connect(Side::One);
     pair.advance(seconds(20));
+    let address = move_to(&mut pair, Side::One, "198.51.100.7:4000");
     pair.restart(Side::One, seconds(1_700_000_100));
     pair.send(Side::One, b"hello again");
     // Initiation and response; what follows is the first datagram of the new session.
     pair.advance(LATENCY * 2);
     let datagram = pair.wire.pop_front().unwrap();
     assert_eq!(datagram.to, Side::Two);
-    let (_, payload) = answer_at_once(&mut pair, Side::Two, datagram);
+    let (endpoint, payload) = answer_at_once(&mut pair, Side::Two, datagram);
+    assert_eq!(endpoint, address, "it has received our response there");
     pair.deliver(InFlight {
         arrives_at: pair.now,
         to: Side::One,

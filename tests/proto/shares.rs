@@ -1,14 +1,20 @@
 //! What one peer's datagrams may cost: others pay nothing for it.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
+use underpass::keys::PrivateKey;
 use underpass::packet::frame::{Control, packet_header};
+use underpass::packet::ip::IpPacket;
 use underpass::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN};
 use underpass::packet::traffic_class::TrafficClass;
-use underpass::proto::constants::{NOTICES_AT_ONCE, NOTICES_PER_SECOND};
+use underpass::proto::constants::{ANSWERS_AT_ONCE, MAX_FRAGMENTED_PACKETS, NOTICES_AT_ONCE, NOTICES_PER_SECOND};
 use underpass::proto::error::DropReason;
+use underpass::proto::peer::PeerConfig;
+use underpass::proto::peer_table::PeerId;
+use underpass::proto::policy::{Policy, PortRange, Service};
 
-use crate::pair::{InFlight, Pair, Side, inner_packet, seconds};
+use crate::pair::{InFlight, Pair, Side, inner_packet, peer_config, seconds};
 
 /// Frames as a side seals them that was broken into.
 pub(crate) fn sealed(pair: &mut Pair, from: Side, frames: &[u8]) -> Vec<u8> {
@@ -101,4 +107,53 @@ fn control_frames_of_unknown_types_cost_nothing_and_take_no_room() {
     hand_over(&mut pair, Side::One, &encoded([Control::Unknown(77), Control::Unknown(78), Control::Ping(1)]));
     assert_eq!(answers(&pair), 1);
     pair.advance(seconds(1));
+}
+
+/// Side two and another peer at side one, which may send UDP to any port.
+fn two_peers(pair: &mut Pair) -> [PeerId; 2] {
+    let other = PrivateKey::from_bytes([77; 32]).unwrap().public_key();
+    [Side::Two.public_key(), other].map(|public_key| {
+        let policy =
+            Policy::exposing([Service::Udp(PortRange::ALL)]).with_own_addresses([Side::One.inner().into()]).into();
+        let allowed_ips = if public_key == other { vec![] } else { peer_config(Side::Two).allowed_ips };
+        let config = PeerConfig { public_key, policy, allowed_ips, ..peer_config(Side::Two) };
+        pair.one.upsert_peer(pair.now, config).unwrap()
+    })
+}
+
+/// A fragment of the packet of that number: the first, or a later one.
+fn fragment(number: u16, field: u16) -> Vec<u8> {
+    let mut packet = inner_packet(Side::Two.inner(), Side::One.inner(), &[0; 64]);
+    packet[4..6].copy_from_slice(&number.to_be_bytes());
+    packet[6..8].copy_from_slice(&field.to_be_bytes());
+    packet
+}
+
+#[test]
+fn what_one_peer_has_remembered_takes_no_room_of_another() {
+    const MORE_FRAGMENTS: u16 = 0x2000;
+    let mut pair = Pair::new();
+    let [hostile, other] = two_peers(&mut pair);
+    let (now, router) = (pair.now, pair.one.router());
+    let judge = |peer, packet: &[u8]| router.judge(now, peer, &IpPacket::parse(packet).unwrap());
+    (0..100).for_each(|number| judge(other, &fragment(number, MORE_FRAGMENTS)).unwrap());
+    let flood = 0..20 * MAX_FRAGMENTED_PACKETS as u16;
+    flood.for_each(|number| judge(hostile, &fragment(number, MORE_FRAGMENTS)).unwrap());
+    assert_eq!((0..100).filter(|number| judge(other, &fragment(*number, 8)).is_ok()).count(), 100);
+    assert_eq!(judge(other, &fragment(5000, 8)), Err(DropReason::StrayFragment), "the other's, not theirs");
+}
+
+#[test]
+fn answers_to_one_peer_leave_those_of_others() {
+    let mut pair = Pair::new();
+    let [hostile, other] = two_peers(&mut pair);
+    let (now, router) = (pair.now, pair.one.router());
+    assert_eq!(router.peer_of(IpAddr::from(Side::Two.inner())), Some(hostile));
+    let answered = |peer| (0..1000).filter(|_| router.may_answer(now, peer)).count();
+    assert_eq!([hostile, other].map(answered), [ANSWERS_AT_ONCE as usize; 2]);
+    // A new snapshot gives nothing back.
+    pair.one.set_endpoints(now, &Side::Two.public_key(), vec![]);
+    let public_key = Side::Two.public_key();
+    pair.one.upsert_peer(now, PeerConfig { public_key, ..peer_config(Side::Two) });
+    assert!(!pair.one.router().may_answer(now, hostile));
 }

@@ -29,7 +29,9 @@ VERSION = 1
 INITIATION_LEN, RESPONSE_LEN, COOKIE_REPLY_LEN, MIN_TRANSPORT_LEN = 1340, 1188, 64, 28
 PADDING, PACKET, CONTROL = 0, 1, 2
 CHECKSUM_PARTIAL, CONTINUES = 1, 2
-PING, PONG, GOODBYE, PROBE = 1, 2, 3, 4
+PING, PONG, GOODBYE, PROBE, DRAINING = 1, 2, 3, 4, 5
+# A datagram with one ping, pong or probe; with a pong and a probe.
+PROBE_DATAGRAM_LEN, PONG_AND_PROBE_LEN = 41, 54
 
 
 class Refused(Exception):
@@ -294,6 +296,8 @@ class Session:
         # 12.1: where the initiator's lanes but the first come from, if we follow their paths, and when that was heard
         self.follows_paths = not is_initiator and lanes[1] > 1 and bool(remote_features & LANE_PATHS)
         self.paths = {}
+        # Where they were seen without having proven that they receive there
+        self.seen = {}
 
     def is_expired(self, now):
         return now - self.created_at >= REJECT_AFTER_TIME
@@ -506,6 +510,9 @@ class Peer:
         self.unanswered_since = self.last_active = None
         self.train, self.train_position = None, None
         self.pings = {}
+        # 12: where this peer was told, or has learnt, that the other receives; what was asked where; the answered address.
+        self.proven, self.questions, self.answered = {self.endpoint}, {}, None
+        self.remote_drains = False
 
     # Inputs
 
@@ -557,7 +564,7 @@ class Peer:
             if not self.usable(now):
                 self.begin_attempt(now)
             elif now >= self.last_active + self.persistent_keepalive:
-                self.send_frames(now, b"")
+                self.send_frames(now, bytes(PROBE_DATAGRAM_LEN - MIN_TRANSPORT_LEN))
         if self.unanswered_since is not None and now >= self.unanswered_since + PATIENCE:
             self.unanswered_since = None
             if self.usable(now):
@@ -617,6 +624,7 @@ class Peer:
         self.last_timestamp, self.last_accepted_at = received.timestamp, now
         self.on_received(now)
         self.send_handshake(now, source, response)
+        self.answered = source
         self.next = Session(
             now, received.suite, False, keys, (index, received.index), (self.lanes, received.lanes), received.features
         )
@@ -640,7 +648,8 @@ class Peer:
             self.retire(self.next)
             self.next = None
         self.retire(self.current)
-        self.current, self.endpoint = session, source
+        self.current = session
+        self.on_seen(now, source, len(message))
         self.events.append("initiated")
         self.ping(now)
         self.send_staged(now)
@@ -679,23 +688,54 @@ class Peer:
         plaintext, lane, counter, newest = session.open(now, datagram)
         if session is self.next:
             self.confirm(now)
-        newest &= plaintext[:1] + plaintext[4:5] not in (bytes([CONTROL, PROBE]), bytes([CONTROL, PONG]))
+        first = plaintext[:1] + plaintext[4:5]
+        newest &= first not in (bytes([CONTROL, PROBE]), bytes([CONTROL, PONG])) and session is self.current
         if newest and lane and session.follows_paths:
-            session.paths[lane] = source, now
+            self.on_lane_seen(now, session, lane, source, len(datagram), first[:1] == bytes([PACKET]))
         elif newest:
-            self.endpoint = source
+            self.on_seen(now, source, len(datagram))
         self.on_received(now)
         if session is self.current and session.is_initiator and now - session.created_at >= REKEY_AFTER_TIME_RECEIVING:
             self.rekey_soon(now)
         position = (session.local_index, lane, counter)
-        for kind, number, body in read_frames(plaintext):
+        answered = False
+        for order, (kind, number, body) in enumerate(read_frames(plaintext)):
             if kind == PACKET:
                 self.handle_packet(number, body, position)
-            else:
-                self.handle_control(now, session, lane, source, number, body)
+            elif number not in (PING, PROBE):
+                self.handle_control(now, session, number, body)
+            elif not answered and (number == PING or order == 0):
+                # One answer for each datagram, and to a probe only where nothing else of it can be answered there.
+                answered = True
+                self.answer(now, session, lane, source, (number, body), len(datagram))
+
+    def on_seen(self, now, source, length):
+        """12: the endpoint moves to where the other has proven that it receives, and else is asked for."""
+        if source in self.proven or source == self.endpoint:
+            self.endpoint = source
+        elif length >= PROBE_DATAGRAM_LEN:
+            self.send_frames(now, self.question(source, None), destination=source)
+
+    def on_lane_seen(self, now, session, lane, source, length, is_data):
+        """12.1: the same of a lane; what begins with a ping is answered there by the pong."""
+        if source == self.endpoint:
+            session.paths.pop(lane, None)
+            session.seen.pop(lane, None)
+        elif session.paths.get(lane, (None, 0))[0] == source:
+            session.paths[lane] = source, now
+        elif is_data and length >= PROBE_DATAGRAM_LEN:
+            self.send_frames(now, self.question(source, lane), destination=source)
+        else:
+            session.seen[lane] = source
+
+    def question(self, source, lane):
+        token = self.random.randbytes(8)
+        self.questions[token] = source, lane
+        return control_frame(PROBE, token)
 
     def confirm(self, now):
         confirmed, self.next = self.next, None
+        self.proven.add(self.answered)
         ours_wins = (
             self.current and self.current.is_initiator and self.is_simultaneous(self.current, confirmed)
             and confirmed.created_at <= self.current.created_at and self.public > self.remote
@@ -791,12 +831,29 @@ class Peer:
             self.packets.append((whole, len(packets)))
         self.train = self.train_position = None
 
-    def handle_control(self, now, session, lane, source, kind, rest):
-        if kind in (PING, PROBE):
-            destination = source if kind == PROBE or lane and session.follows_paths else None
-            self.send_frames(now, control_frame(PONG, rest[:8]), destination=destination)
+    def answer(self, now, session, lane, source, asked, length):
+        kind, token = asked
+        pong = control_frame(PONG, token[:8])
+        if kind == PROBE:
+            self.send_frames(now, pong, destination=source)
+        elif not (lane and session.follows_paths):
+            self.send_frames(now, pong)
+        else:
+            asks = session.seen.get(lane) == source and length >= PONG_AND_PROBE_LEN
+            self.send_frames(now, (self.question(source, lane) if asks else b"") + pong, destination=source)
+
+    def handle_control(self, now, session, kind, rest):
+        if kind == PONG and rest[:8] in self.questions:
+            source, lane = self.questions.pop(rest[:8])
+            if lane is None:
+                self.proven.add(source)
+                self.endpoint = source
+            elif self.current:
+                self.current.paths[lane] = source, now
         elif kind == PONG and self.pings.pop(rest[:8], None) is not None:
             self.events.append("pong")
+        elif kind == DRAINING:
+            self.remote_drains = rest[:1] != b"\0"
         elif kind == GOODBYE:
             self.forget_sessions(lambda other: other.created_at <= session.created_at)
             self.events.append("goodbye")

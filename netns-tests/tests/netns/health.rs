@@ -90,6 +90,27 @@ fn wait_for_agent(haproxy: &HaProxy, app: &str, status: &str) {
     wait::until(&format!("the agent's word on {app} is {status}"), || haproxy.server(app)["agent_status"] == status);
 }
 
+/// HAProxy with the shipped configuration, in front of the site of [`Site`]. The drain is commanded on the app's machine.
+#[test]
+fn a_backend_that_drains_gets_no_new_connections_from_haproxy_and_no_client_sees_an_error() {
+    let stage = Stage::new("health-drain");
+    let haproxy = stage.start_haproxy();
+    stage.wait_for_both_apps();
+    let backend = &stage.site.daemons[1];
+    let proxy = backend.status().peers().remove(0);
+    for _ in 0..3 {
+        assert_eq!(backend.ask(&["drain", &proxy]).code(), 0);
+        wait::until("HAProxy drains the app", || haproxy.server("app1")["status"].starts_with("DRAIN"));
+        (0..20).for_each(|_| assert_eq!(stage.get(), "app2"));
+        let link = stage.site.proxy_daemon().status().peer("app1");
+        assert_eq!([link.text("state"), link.text("reason")], ["draining", "drained-by-peer"]);
+        assert_eq!(underpass::agent_check(&stage.site.proxy, "app1").as_deref(), Some("up drain"));
+        assert_eq!(curl(&stage.site.proxy, "/check/app1").0, 503);
+        assert_eq!(backend.ask(&["undrain", &proxy]).code(), 0);
+        stage.wait_for_both_apps();
+    }
+}
+
 /// HAProxy with the shipped configuration, in front of the site of [`Site`].
 #[test]
 fn haproxy_as_shipped_learns_of_a_backend_that_stops_and_returns_and_its_clients_see_no_error() {

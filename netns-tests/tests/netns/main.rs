@@ -20,6 +20,7 @@ mod forwarding;
 mod guard;
 mod guard_table;
 mod health;
+mod hostile;
 mod laboratory;
 mod lanes;
 mod lifecycle;

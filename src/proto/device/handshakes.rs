@@ -239,6 +239,7 @@ impl Device {
         };
         let session = Arc::new(Session::new(now, &keys, &parameters, peer.traffic.clone()));
         let dscp = peer.config.dscp;
+        peer.roaming.answered = Some((index, from.remote));
         self.end_sessions(id, |peer| peer.sessions.add_responded(session));
         // The endpoint does not move yet: after a restart this may be a replay. The first transport data moves it.
         self.transmits.push_back(Transmit::handshake(from, dscp, message));
@@ -331,6 +332,12 @@ impl Device {
 
         peer.past_received_bytes += response.bytes.len() as u64;
         peer.traffic.on_received(now, false);
+        let called_back =
+            peer.attempt.as_ref().and_then(|attempt| attempt.call_back_to).map(|endpoint| endpoint.remote);
+        if called_back == Some(from.remote) {
+            // The initiation went nowhere else.
+            peer.roaming.proven = called_back;
+        }
         // The index goes on as the session's.
         peer.end_attempt();
         let parameters = SessionParameters {
@@ -346,7 +353,7 @@ impl Device {
         let session = Arc::new(Session::new(now, &keys, &parameters, peer.traffic.clone()));
         let precedence = self.precedence(id);
         self.end_sessions(id, |peer| peer.sessions.add_initiated(session, precedence));
-        self.on_roamed(id, from);
+        self.on_answered_from(now, id, from);
         if let Some(peer) = self.peers.get_mut(id) {
             peer.liveness.on_session();
         }

@@ -6,7 +6,7 @@ use crate::keys::PublicKey;
 use crate::packet::frame::Control;
 use crate::proto::constants::{
     ALTERNATIVE_AFTER_PINGS, CANDIDATE_INTERVAL, CANDIDATES_PER_SECOND, CONNECTED_INTERVAL, LIVENESS_INTERVAL,
-    LIVENESS_PINGS_PER_SECOND, PING_AFTER_DATA, PREFERRED_PONGS, PREFERRED_PROBE_INTERVAL,
+    LIVENESS_PINGS_PER_SECOND, PING_AFTER_DATA, PONGS_TO_UNDRAIN, PREFERRED_PONGS, PREFERRED_PROBE_INTERVAL,
 };
 use crate::proto::endpoint::Endpoint;
 use crate::proto::error::DropReason;
@@ -94,7 +94,10 @@ impl Device {
         let doubtful = peer.liveness.is_doubtful();
         let Some(answered) = peer.liveness.on_pong(now, token) else { return false };
         if answered.is_ping {
+            peer.wants_drain = peer.wants_drain.map(|pongs| pongs + 1).filter(|pongs| *pongs <= PONGS_TO_UNDRAIN);
             self.events.push_back(Event::RoundTrip { peer: peer.name(), round_trip: answered.round_trip });
+        } else if !peer.is_configured(answered.endpoint.remote) {
+            self.on_proven(now, id, answered.endpoint);
         } else if was_dead || doubtful {
             self.move_to(now, id, answered.endpoint);
         } else {
@@ -108,13 +111,26 @@ impl Device {
         true
     }
 
+    /// The peer answers at an address where it was seen.
+    fn on_proven(&mut self, now: Instant, id: PeerId, endpoint: Endpoint) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        if peer.lane_paths.on_proven(now, endpoint) {
+            self.stale.route(id);
+            self.watch_followed(id);
+        }
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        if peer.roaming.asked.take_if(|asked| *asked == endpoint.remote).is_some() {
+            if peer.liveness.is_dead() { self.move_to(now, id, endpoint) } else { self.set_endpoint(now, id, endpoint) }
+        }
+    }
+
     /// A new handshake is the only way to a peer that has restarted; one that has only moved may be found by it too.
     fn on_died(&mut self, now: Instant, id: PeerId) {
         let Some(peer) = self.peers.get_mut(id) else { return };
         peer.forget_local_address();
         // It isn't where we were told, so that it may well be where it was.
         peer.left = None;
-        self.router_is_stale = true;
+        self.stale.route(id);
         self.initiate(now, id);
     }
 
@@ -159,14 +175,15 @@ impl Device {
 
     /// Uses another of the peer's endpoints from here on, which has just answered, and has the peer answer there.
     fn move_to(&mut self, now: Instant, id: PeerId, endpoint: Endpoint) {
-        self.on_roamed(id, endpoint);
+        self.set_endpoint(now, id, endpoint);
         let Some(peer) = self.peers.get_mut(id) else { return };
         peer.liveness.on_moved();
         peer.return_path = ReturnPath::default();
         self.ping(now, id);
     }
 
-    fn probe(&mut self, now: Instant, id: PeerId, endpoint: Endpoint) {
+    /// Asks whether the peer is there.
+    pub(super) fn probe(&mut self, now: Instant, id: PeerId, endpoint: Endpoint) {
         let token = self.randomness.u64();
         let Some(peer) = self.peers.get_mut(id) else { return };
         peer.liveness.on_probe_sent(now, token, endpoint);
@@ -185,7 +202,7 @@ impl Device {
         }
         let refuses = peer.refuses_packets(now);
         if refuses != std::mem::replace(&mut peer.told_refusal, refuses) {
-            self.router_is_stale = true;
+            self.stale.route(id);
             if refuses {
                 let dropped = peer.staged.clear();
                 self.drops.add(DropReason::LinkDown, dropped);

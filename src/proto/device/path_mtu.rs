@@ -33,13 +33,15 @@ impl Device {
         };
         let before = peer.path_limit();
         let probe = peer.path_mtu.tend(now, endpoint.remote.ip(), link);
-        self.router_is_stale |= peer.path_limit() != before;
+        if peer.path_limit() != before {
+            self.stale.route(id);
+        }
         if let Some(Probe { length, is_paired }) = probe {
             let token = self.randomness.u64();
             let pair = is_paired.then(|| self.randomness.u64());
             peer.path_mtu.on_probe_sent(now, token, pair);
             let way = Way::main(endpoint);
-            self.send_padded(now, id, way, Control::Probe(token), usize::from(length));
+            self.send_padded(now, id, (SLOW_PATH_LANE, way), Control::Probe(token), usize::from(length));
             if let Some(token) = pair {
                 self.send_control_by(now, id, SLOW_PATH_LANE, way, Control::Probe(token));
             }
@@ -57,18 +59,27 @@ impl Device {
         let before = peer.path_limit();
         let is_ours = peer.path_mtu.on_pong(now, token);
         if is_ours {
-            self.router_is_stale |= peer.path_limit() != before;
+            if peer.path_limit() != before {
+                self.stale.route(id);
+            }
             self.tend_path(now, id);
         }
         is_ours
     }
 
-    /// A control frame alone in a datagram of `length` bytes.
-    fn send_padded(&mut self, now: Instant, id: PeerId, way: Way, control: Control, length: usize) {
+    /// A control frame alone in a datagram of `length` bytes, on a lane by a way.
+    pub(super) fn send_padded(
+        &mut self,
+        now: Instant,
+        id: PeerId,
+        (lane, way): (u8, Way),
+        control: Control,
+        length: usize,
+    ) {
         let mut frames = Vec::new();
         control.encode(&mut frames);
         frames.resize(frames.len().max(length - TRANSPORT_OVERHEAD), 0);
-        self.send_frames_by(now, id, SLOW_PATH_LANE, way, &[&frames]);
+        self.send_frames_by(now, id, lane, way, &[&frames]);
     }
 
     /// Many paths are confirmed at a pace that leaves the slow path time for other things.

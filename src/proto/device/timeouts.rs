@@ -37,6 +37,7 @@ impl Device {
             Timer::Alternatives => self.send_to_next_candidate(now, id),
             Timer::LanePaths => self.on_lane_paths(now, id),
             Timer::PathMtu => self.tend_path(now, id),
+            Timer::Roam => self.look_into_roaming(now, id),
         }
     }
 
@@ -62,7 +63,7 @@ impl Device {
             // The first of an attempt may still be going to be sent: it was waiting for its interval.
             if attempt.initiations > 0 {
                 peer.forget_local_address();
-                self.router_is_stale = true;
+                self.stale.route(id);
             }
             self.send_initiation(now, id);
         }

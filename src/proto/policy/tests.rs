@@ -321,7 +321,7 @@ fn a_reset_and_an_answer_of_what_is_exposed_open_no_way_back() {
     for (inward, outward) in ways_to(BEHIND) {
         judge.send(&tcp(outward, 80, 40_000, SYN | ACK));
         judge.send(&tcp(outward, 81, 40_000, RST | ACK));
-        assert!(!judge.flows.connections.contains(judge.now, &of_ports(outward, 80, 40_000), CONNECTION_LIFETIME));
+        assert!(!judge.flows.connections.contains(judge.now, &of_ports(outward, 80, 40_000)));
         assert_eq!(judge.judge(&tcp(inward, 40_000, 81, ACK)), Err(DropReason::NotExposed));
     }
 }
