@@ -54,7 +54,10 @@ pub fn interface_settings(config: &Config, index: u32, offload: bool) -> Interfa
     let interface = &config.interface;
     let routes = route_plan(config).routes;
     let (closed, open) = match interface.fail_closed {
-        true => (closed_routes(&interface.addresses, &routes), interface.open.clone()),
+        true => (
+            closed_routes(&interface.addresses, &routes),
+            interface.open.iter().copied().chain(outside(config)).collect(),
+        ),
         false => (Vec::new(), vec![IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())]),
     };
     InterfaceSettings {
@@ -69,6 +72,14 @@ pub fn interface_settings(config: &Config, index: u32, offload: bool) -> Interfa
         closed,
         open,
     }
+}
+
+/// Where peers are reached: what an earlier configuration led into the tunnel of it would stand in the way of the datagrams.
+/// Those with a mark have a way of their own.
+fn outside(config: &Config) -> impl Iterator<Item = IpNet> {
+    let is_plain = config.interface.fwmark.is_none();
+    let endpoints = config.peers.iter().flat_map(addresses).filter(move |_| is_plain);
+    endpoints.map(|endpoint| IpNet::from(endpoint.ip()))
 }
 
 /// How the routes are to be from here on, where `refused` is what earlier configurations have had refused.

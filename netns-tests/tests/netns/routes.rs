@@ -249,7 +249,7 @@ fn sound_installations_raise_no_alarm() {
         // An address of the backend's own network, and a mark that leads its datagrams there.
         (&["10.1.0.2/32"], mark, &["route add 10.1.0.0/24 dev wan table 100", "rule add fwmark 51900 lookup 100"]),
         // The network in which the endpoint lies, inside a wider one.
-        (&["10.0.0.0/8"], plain, &[]),
+        (&["10.0.0.0/8"], mark, &[]),
         // What an operator refuses is on nobody's wire; what lies beside a prefix, or is wider, does not matter.
         (
             &["10.99.0.0/16", "10.98.0.0/16"],

@@ -287,6 +287,10 @@ impl<'a> Case<'a> {
         for daemon in [self.daemons.0.take(), self.daemons.1.take()].into_iter().flatten() {
             daemon.stop();
         }
+        for host in [&self.bench.proxy, &self.bench.backend] {
+            // The next configuration would find refused what this one had.
+            underpass::command(host).args(["close", "--undo"]).run();
+        }
         for (host, words) in self.undo.take().into_iter().rev() {
             // An interface that is gone has taken its addresses and routes along.
             let _ = host.command(&words[0]).args(&words[1..]).output();
