@@ -245,6 +245,7 @@ fn while_the_daemon_runs_a_lan_host_reaches_no_port_of_a_tunnel_address() {
 fn add_early_addresses(host: &Host, own: [&str; 2]) {
     host.ip(&format!("address add {}/32 dev lo", own[0]));
     host.ip(&format!("address add {}/128 dev lo nodad", own[1]));
+    host.wait_for_ipv6_addresses();
 }
 
 /// The network of [`Site`]. As an app would have it that has got its address before the daemon.

@@ -1,10 +1,12 @@
 //! The nftables table that refuses tunnel addresses outside of the tunnel: how long it lives, whose it is, what it lets pass.
 
 use std::net::UdpSocket;
+use std::path::Path;
 use std::time::Duration;
 
 use netns_tests::underpass::{self, Config, Daemon};
 use netns_tests::{Host, probe, wait};
+use serde_json::Value;
 
 use crate::ends::{BACKEND, Ends, PROXY};
 
@@ -24,6 +26,40 @@ fn content(host: &Host, table: &str) -> String {
 fn tables(host: &Host) -> Vec<String> {
     let listed = host.command("nft").args(["list", "tables"]).run();
     listed.lines().map(|line| line.trim_start_matches("table ").to_owned()).collect()
+}
+
+/// What `verify` says of tunnel addresses outside of the tunnel.
+#[track_caller]
+pub(crate) fn guard_findings(host: &Host, file: &Path) -> Vec<Value> {
+    let output = underpass::command(host).args(["verify", "--json", "--timeout", "1", "--config"]).arg(file).output();
+    let report: Value = serde_json::from_str(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", output.stderr));
+    let findings = report["findings"].as_array().expect("findings are a list").iter();
+    findings.filter(|finding| finding["check"] == "guard").cloned().collect()
+}
+
+/// The cable of [`Ends::wired`].
+#[test]
+fn verify_tries_tunnel_addresses_from_outside_of_the_tunnel() {
+    let ends = Ends::wired("guard-verify");
+    for (fail_closed, expected) in [("true", "ok"), ("false", "warning")] {
+        let config = ends.proxy_calling(ENDPOINT).set("fail_closed", fail_closed);
+        let _proxy = Daemon::start(&ends.proxy, &config);
+        let file = config.write(&ends.proxy);
+        for strict in ["0", "1"] {
+            ends.proxy.set_sysctl("ipv4/conf/all/rp_filter", strict);
+            let found = guard_findings(&ends.proxy, &file);
+            assert_eq!(found.len(), 2, "one for each version of IP");
+            assert!(found.iter().all(|finding| finding["outcome"] == expected), "{found:#?}");
+        }
+        // Where nothing comes through, that says nothing.
+        nft(&ends.proxy, "add table inet firewall");
+        nft(&ends.proxy, "add chain inet firewall input { type filter hook input priority 0; }");
+        nft(&ends.proxy, "add rule inet firewall input iifname upverify0 drop");
+        let found = guard_findings(&ends.proxy, &file);
+        assert!(found.len() == 2 && found.iter().all(|finding| finding["outcome"] == "skipped"), "{found:#?}");
+        nft(&ends.proxy, "delete table inet firewall");
+        assert!(!ends.proxy.has_interface("upverify0"));
+    }
 }
 
 /// The cable of [`Ends::wired`].

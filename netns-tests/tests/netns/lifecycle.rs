@@ -164,6 +164,7 @@ fn a_port_that_is_taken_is_named() {
     assert!(!ends.proxy.has_interface("underpass0"));
     // On IPv6 only. A socket bound to [::] takes IPv4 as well unless it says otherwise, so an address of its own.
     ends.proxy.ip("address add fd01::1/64 dev lo");
+    ends.proxy.wait_for_ipv6_addresses();
     let _taken = ends.proxy.run(|| UdpSocket::bind("[fd01::1]:51900")).unwrap();
     let listen = "[\"0.0.0.0:51900\", \"[fd01::1]:51900\"]";
     ends_with(

@@ -8,6 +8,7 @@ use netns_tests::underpass::{self, Config, Daemon};
 use netns_tests::{Host, probe, wait};
 
 use crate::ends::{BACKEND, Ends, PROXY};
+use crate::guard_table::guard_findings;
 
 const ENDPOINT: &str = "10.1.0.2:51900";
 const USER: &str = "nobody";
@@ -117,11 +118,8 @@ fn what_a_daemon_without_the_privilege_cannot_refuse_is_said_and_close_refuses_i
     }
     let file = config.write(&ends.proxy);
     let found = |outcome: &str| {
-        let output = underpass::command(&ends.proxy).args(["verify", "--json", "--config"]).arg(&file).output();
-        let report: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
-        let findings = report["findings"].as_array().unwrap().iter();
-        let guard: Vec<_> = findings.filter(|finding| finding["check"] == "guard").collect();
-        assert_eq!(guard.len(), 2, "one for each version of IP: {report}");
+        let guard = guard_findings(&ends.proxy, &file);
+        assert_eq!(guard.len(), 2, "one for each version of IP");
         assert!(guard.iter().all(|finding| finding["outcome"] == outcome), "{guard:#?}");
         guard.iter().map(|finding| finding["what"].to_string()).collect::<String>()
     };

@@ -168,7 +168,9 @@ impl Guard {
             };
         };
         apply(&plan.rules)?;
-        remove_stale(&plan.rules)?;
+        if let Err(error) = remove_stale(&plan.rules) {
+            tracing::warn!(%error, "tables of interfaces that are no more were not looked for");
+        }
         let content = read(&self.interface)?;
         self.tell_of(&plan);
         self.set = content.map(|content| (plan, content));

@@ -18,7 +18,7 @@ pub struct MachineAddress {
 }
 
 impl MachineAddress {
-    /// All but those of loopback and of this interface.
+    /// All but those of loopback, of this interface, and of one that exists for a test of it.
     pub fn list_without(tunnel: &str) -> io::Result<Vec<Self>> {
         let mut addresses: Vec<Self> = getifaddrs()?
             .filter_map(|interface| {
@@ -29,7 +29,7 @@ impl MachineAddress {
         // Without IPv6 there is no such file.
         let table = fs::read_to_string("/proc/self/net/if_inet6").unwrap_or_default();
         addresses.extend(table.lines().filter_map(parse_v6));
-        addresses.retain(|address| address.interface != "lo" && address.interface != tunnel);
+        addresses.retain(|address| !["lo", PROBE_INTERFACE, tunnel].contains(&&*address.interface));
         Ok(addresses)
     }
 }
@@ -47,6 +47,8 @@ fn parse_v6(line: &str) -> Option<MachineAddress> {
     })
 }
 
+/// Tunnel addresses are tried from there, and nobody else is.
+pub const PROBE_INTERFACE: &str = "upverify0";
 const IFA_F_PERMANENT: u32 = 0x80;
 
 #[cfg(test)]

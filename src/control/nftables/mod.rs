@@ -32,7 +32,7 @@ mod socket;
 mod subject;
 
 pub use guard::Guard;
-pub use machine::MachineAddress;
+pub use machine::{MachineAddress, PROBE_INTERFACE};
 pub use rules::GuardRules;
 pub use script::script;
 pub use socket::{Content, apply, read, remove, remove_all};
@@ -85,7 +85,8 @@ fn interface_of(table: &str) -> Option<String> {
     while let Some(first) = rest.chars().next() {
         let (byte, len) = match first {
             '_' => (u8::from_str_radix(rest.get(1..3)?, 16).ok()?, 3),
-            letter => (u8::try_from(letter).ok()?, 1),
+            letter if letter.is_ascii_alphanumeric() => (u8::try_from(letter).ok()?, 1),
+            _ => return None,
         };
         interface.push(byte.into());
         rest = &rest[len..];

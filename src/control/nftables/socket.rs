@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NetlinkBuffer, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NetlinkBuffer, NetlinkMessage, NetlinkPayload};
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, DataAttribute, ExpressionAttribute, Expressions, ListAttribute, NfTablesMessage,
     RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute, SetElementFlags, SetElementList, SetElementMessage,
@@ -96,18 +96,24 @@ pub fn remove_all() -> Result<Vec<String>, GuardError> {
 /// What the interface's table holds; `None` if there is no such table.
 pub fn read(interface: &str) -> Result<Option<Content>, GuardError> {
     let table = table_name(interface);
-    let named = TableMessage { attributes: vec![TableAttribute::Name(table.clone())] };
-    let mut content = match ask(NfTablesMessage::GetTable(named), NLM_F_ACK) {
-        Ok(content) => content,
-        Err(error) if Errno::from_raw(error.raw_os_error().unwrap_or_default()) == Errno::ENOENT => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    match read_inside(&table, &mut content) {
-        Ok(()) => Ok(Some(Content(content))),
-        // Gone while it was read.
-        Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(None),
-        Err(error) => Err(error.into()),
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match read_table(&table) {
+            // Others change theirs meanwhile.
+            Err(error) if error.kind() == ErrorKind::Interrupted && tries < MAX_READS => {}
+            // Not there, or gone while it was read.
+            Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => return Ok(None),
+            content => return Ok(Some(content?)),
+        }
     }
+}
+
+fn read_table(table: &str) -> io::Result<Content> {
+    let named = TableMessage { attributes: vec![TableAttribute::Name(table.to_owned())] };
+    let mut content = ask(NfTablesMessage::GetTable(named), NLM_F_ACK)?;
+    read_inside(table, &mut content)?;
+    Ok(Content(content))
 }
 
 /// The names of all interfaces' tables.
@@ -185,6 +191,9 @@ fn ask(message: NfTablesMessage, flags: u16) -> io::Result<Vec<NfTablesMessage>>
     let mut answers = Vec::new();
     loop {
         for message in receive(&socket)? {
+            if message.header.flags & NLM_F_DUMP_INTR != 0 {
+                return Err(ErrorKind::Interrupted.into());
+            }
             match message.payload {
                 NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
                 NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(answers),
@@ -231,5 +240,7 @@ pub(super) fn messages(mut bytes: &[u8]) -> io::Result<Vec<NetlinkMessage<Netfil
 const READ: usize = 1 << 17;
 /// Room for acknowledgements.
 const ANSWERS: usize = 1 << 20;
+/// Between two transactions of a host that makes many there is time enough.
+const MAX_READS: u32 = 10;
 /// In seconds, of a kernel that answers while it is asked.
 const PATIENCE: i64 = 5;

@@ -18,7 +18,7 @@ use tun_rs::{DeviceBuilder, SyncDevice};
 use super::{Check, Finding, Outcome};
 use crate::config::Config;
 use crate::control::netlink::Netlink;
-use crate::control::nftables::MachineAddress;
+use crate::control::nftables::{MachineAddress, PROBE_INTERFACE};
 use crate::control::translate;
 use crate::packet::ip::{PROTOCOL_TCP, PROTOCOL_UDP, complete_checksum};
 use crate::packet::tcp::TCP_SYN;
@@ -69,7 +69,8 @@ impl Probe {
     async fn open(config: &Config) -> io::Result<Self> {
         let netlink = Netlink::open().map_err(io::Error::other)?;
         let peers = refused_peers(config);
-        let device = DeviceBuilder::new().name(NAME).packet_information(false).inherit_enable_state().build_sync()?;
+        let device =
+            DeviceBuilder::new().name(PROBE_INTERFACE).packet_information(false).inherit_enable_state().build_sync()?;
         device.set_nonblocking(true)?;
         let own: Vec<IpAddr> = config.interface.addresses.iter().map(IpNet::addr).collect();
         let mut versions = Vec::new();
@@ -80,7 +81,7 @@ impl Probe {
             if own.is_empty() {
                 continue;
             }
-            netlink.set_up_probe(NAME, network).await.map_err(io::Error::other)?;
+            netlink.set_up_probe(PROBE_INTERFACE, network).await.map_err(io::Error::other)?;
             versions.push(Version {
                 stranger,
                 peer: peers.iter().copied().find(|peer| peer.is_ipv4() == stranger.is_ipv4()),
@@ -253,8 +254,6 @@ fn source(packet: &[u8]) -> Option<IpAddr> {
 /// The probe interface's address, and who sends there: for documentation (RFC 5737, RFC 3849), so nobody's.
 const OUTSIDE: [(&str, &str); 2] =
     [("203.0.113.253/30", "203.0.113.254"), ("2001:db8:ffff:ffff::1/126", "2001:db8:ffff:ffff::2")];
-/// As long as this takes.
-const NAME: &str = "upverify0";
 const SOURCE_PORT: [u8; 2] = 40_000_u16.to_be_bytes();
 /// A new interface takes packets after some milliseconds.
 const ROUNDS: u32 = 20;
