@@ -156,7 +156,7 @@ fn refusals_outlive_the_daemon_are_its_own_again_and_follow_the_configuration() 
     };
     let proxy = Daemon::start(&ends.proxy, &behind(ends.proxy_interface().set("fwmark", "7")));
     assert_eq!(refusals(&ends.proxy), ["10.77.0.0/24", "10.99.0.0/16", "default", "fd77::/64"]);
-    proxy.reload(&ends.proxy_calling(ENDPOINT));
+    proxy.reload(&ends.proxy_calling(ENDPOINT).set("fwmark", "7"));
     assert_eq!(refusals(&ends.proxy), ["10.77.0.0/24", "10.99.0.0/16", "default", "fd77::/64"]);
     assert_eq!(proxy.ask(&["open", "0.0.0.0/0"]).code(), 0);
     assert_eq!(refusals(&ends.proxy), networks);
@@ -262,4 +262,23 @@ fn what_stays_refused_follows_prefixes_restarts_and_the_configuration() {
     open("0.0.0.0/0");
     open("::/0");
     assert_eq!(refusals(&ends.proxy), Vec::<String>::new());
+}
+
+/// The cable of [`Ends::wired`]; the backend side's address outside was led into the tunnel, too.
+#[test]
+fn nothing_stays_refused_where_a_peer_is_reached_unless_a_mark_leads_there() {
+    let ends = Ends::wired("refused-endpoint");
+    ends.proxy.ip("route add 10.1.0.0/24 dev wan table 100");
+    ends.proxy.ip("rule add fwmark 7 lookup 100");
+    let _backend = Daemon::start(&ends.backend, &ends.backend_waiting());
+    let inside = ends.backend_peer().endpoint(ENDPOINT).allowed_ips(["10.1.0.2/32"]);
+    let proxy = Daemon::start(&ends.proxy, &ends.proxy_interface().set("fwmark", "7").peer(inside));
+    proxy.wait_for_state("backend", "up");
+    let is_refused = || refusals(&ends.proxy).contains(&"10.1.0.2".to_owned());
+    proxy.reload(&ends.proxy_calling(ENDPOINT).set("fwmark", "7"));
+    assert!(is_refused());
+    proxy.wait_for_state("backend", "up");
+    proxy.reload(&ends.proxy_calling(ENDPOINT));
+    assert!(!is_refused());
+    probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
 }
