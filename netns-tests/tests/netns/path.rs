@@ -40,6 +40,8 @@ fn the_backend_follows(name: &str, endpoint: &str, old: &str, new: &str, prefix:
     assert_eq!(endpoint_ip(&backend, "proxy"), Some(ip(old)));
     ends.proxy.ip(&format!("address del {old}/{prefix} dev wan"));
     ends.proxy.ip(&format!("address add {new}/{prefix} dev wan nodad"));
+    // What is answered before the new address has proven itself goes to the old one.
+    wait::until("the proxy is answered where it is", || probe::answers(&ends.proxy, BACKEND[0]));
     probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
     assert_eq!(endpoint_ip(&backend, "proxy"), Some(ip(new)));
     probe::ping(&ends.backend, PROXY[1]).assert_all_answered();

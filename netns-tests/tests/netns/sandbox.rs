@@ -28,8 +28,9 @@ fn of_threads(daemon: &mut Daemon, field: &str) -> Vec<String> {
 
 #[track_caller]
 fn assert_confined(daemon: &mut Daemon) {
-    let threads = of_threads(daemon, "Name").len();
-    assert!(threads >= 4, "{threads} threads");
+    let names = of_threads(daemon, "Name");
+    assert!(["slow-path", "worker-0"].iter().all(|name| names.iter().any(|other| other == name)), "{names:?}");
+    let threads = names.len();
     for set in ["CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"] {
         assert_eq!(of_threads(daemon, set), vec![NET_ADMIN; threads], "{set}");
     }
