@@ -15,6 +15,7 @@ use std::time::Duration;
 use nix::sys::socket::{setsockopt, sockopt};
 use underpass::keys::{PrivateKey, PublicKey};
 use underpass::packet::message::{INITIATION_LEN, KIND_TRANSPORT, MAC_LEN, Message};
+use underpass::proto::constants::HANDSHAKES_PER_SECOND_AND_SOURCE;
 use underpass::proto::cookie::{CookieJar, MacKeys};
 
 use crate::background::Background;
@@ -226,7 +227,8 @@ impl Siege {
         wait::until("a cookie is demanded of the attacker, and given", || {
             let now = wait::now();
             jar.write_macs(now, &receiver, &mut message);
-            socket.send(&message).expect("the network is there");
+            // More at once than one source may without a cookie.
+            (0..2 * HANDSHAKES_PER_SECOND_AND_SOURCE).for_each(|_| drop(socket.send(&message)));
             let Ok(length) = socket.recv(&mut buffer) else { return false };
             let Ok(Message::CookieReply(reply)) = Message::parse(&buffer[..length]) else { return false };
             jar.consume_reply(now, &receiver, &reply).is_some()
