@@ -1,6 +1,7 @@
 //! Datagrams that reach a node, alone or several at once, and what they may change.
 
-use underpass::packet::message::Message;
+use underpass::packet::frame::FRAME_HEADER_LEN;
+use underpass::packet::message::{Message, TRANSPORT_OVERHEAD};
 use underpass::proto::endpoint::Endpoint;
 use underpass::proto::error::DropReason;
 use underpass::proto::event::Event;
@@ -13,6 +14,8 @@ use crate::worker::Arrived;
 
 /// Datagrams that are received together, at most.
 const MAX_GATHERED: usize = 64;
+/// A datagram of one probe or pong, which are as long: its kind and token.
+pub(crate) const PROBE_LEN: usize = TRANSPORT_OVERHEAD + FRAME_HEADER_LEN + 1 + 8;
 
 impl Simulation {
     /// Whether a node receives `next` together with those before: all may be taken, and none was overtaken.
@@ -61,6 +64,11 @@ impl Simulation {
             self.trace(|| format!("node {node} gets {} from {from}: {outcome:?}", describe(payload)));
             if outcome.is_ok() && self.on_taken(node, payload) {
                 may_move_to.push(Some(*from));
+                self.seen_at.entry(node).or_default().insert(*from);
+                if payload.len() == PROBE_LEN {
+                    // A pong proves where its probe went, which is where the peer was seen, and not where it comes from.
+                    may_move_to.extend(self.seen_at[&node].iter().copied().map(Some));
+                }
             }
         }
         let payload = &datagrams[0].payload;

@@ -59,6 +59,8 @@ pub(crate) struct Simulation {
     pub taken: BTreeSet<(u64, u64)>,
     /// The newest datagram of one node that another got.
     pub newest_arrivals: BTreeMap<(usize, usize), u64>,
+    /// Where datagrams came from that a node took.
+    pub seen_at: BTreeMap<usize, BTreeSet<SocketAddr>>,
     /// What hostile nodes sealed, with who did it and the plaintext, by hash.
     pub hostile: BTreeMap<u64, (usize, Vec<u8>)>,
     /// The newest counter that an incarnation took, by session index and lane.
@@ -127,6 +129,7 @@ impl Simulation {
             starts: count as u64,
             taken: BTreeSet::new(),
             newest_arrivals: BTreeMap::new(),
+            seen_at: BTreeMap::new(),
             hostile: BTreeMap::new(),
             newest_counters: BTreeMap::new(),
             moves: 0,

@@ -26,14 +26,20 @@ const OWNED: [&[&str]; 2] = [&["10.77.0.0/24", "fd00::/120"], &["10.77.0.3/32", 
 
 /// Which peer an inner address belongs to, the slow way.
 pub(crate) fn owner(address: IpAddr) -> Option<usize> {
+    // We have the address that ends in 2.
+    let is_own = OWN.iter().any(|own| own.parse() == Ok(address));
+    routed_to(address).filter(|_| !is_own)
+}
+
+/// Which peer a packet to an inner address goes to, the slow way: one to our own would, if the kernel gave us any.
+pub(crate) fn routed_to(address: IpAddr) -> Option<usize> {
     let last = match address {
         IpAddr::V4(address) => address.octets().strip_prefix(&[10, 77, 0]).map(|last| last[0]),
         IpAddr::V6(address) => {
             address.octets().strip_prefix(&[0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).map(|last| last[0])
         }
     };
-    // We have the address that ends in 2.
-    last.filter(|last| *last != 2).map(|last| usize::from(last == 3))
+    last.map(|last| usize::from(last == 3))
 }
 
 /// Where a peer is, or [`US`].

@@ -13,7 +13,7 @@ use underpass::packet::traffic_class::Ecn;
 use underpass::proto::error::{DropReason, Miss};
 
 use crate::choices::Choices;
-use crate::links::{Links, US, endpoint, owner};
+use crate::links::{Links, US, endpoint, routed_to};
 use crate::twin::delivery::{CONTINUES, Expectation, PARTIAL, counted, position};
 use crate::twin::kernel;
 use crate::twin::packet::{
@@ -213,7 +213,7 @@ impl Expected {
         let Some(mut packets) = cut(read) else {
             return self.missed.push((index, DropReason::MalformedPacket.into()));
         };
-        let Some(peer) = owner(addresses(&packets[0].1)[1]) else {
+        let Some(peer) = routed_to(addresses(&packets[0].1)[1]) else {
             return self.missed.push((index, DropReason::NoPeerForDestination.into()));
         };
         if packets.len() > 1 && std::mem::take(&mut self.signals_congestion) {
