@@ -62,13 +62,17 @@ impl Simulation {
         let mut may_move_to = Vec::new();
         for (Datagram { from, payload, .. }, outcome) in datagrams.iter().zip(&outcomes) {
             self.trace(|| format!("node {node} gets {} from {from}: {outcome:?}", describe(payload)));
-            if outcome.is_ok() && self.on_taken(node, payload) {
+            if outcome.is_err() {
+                continue;
+            }
+            if self.on_taken(node, payload) {
                 may_move_to.push(Some(*from));
-                self.seen_at.entry(node).or_default().insert(*from);
-                if payload.len() == PROBE_LEN {
-                    // A pong proves where its probe went, which is where the peer was seen, and not where it comes from.
-                    may_move_to.extend(self.seen_at[&node].iter().copied().map(Some));
-                }
+            }
+            let seen_at = self.seen_at.entry(node).or_default();
+            seen_at.insert(*from);
+            if payload.len() == PROBE_LEN {
+                // A pong proves where its probe went, which is where the peer was seen, whenever and from wherever it comes.
+                may_move_to.extend(seen_at.iter().copied().map(Some));
             }
         }
         let payload = &datagrams[0].payload;
