@@ -102,6 +102,7 @@ fn stated_constants() -> Vec<(String, String)> {
         ("NOTICES_PER_SECOND", c::NOTICES_PER_SECOND.to_string()),
         ("NOTICES_AT_ONCE", c::NOTICES_AT_ONCE.to_string()),
         ("MAX_CONTROL_FRAMES", c::MAX_CONTROL_FRAMES.to_string()),
+        ("MAX_WASTED_FRAMES", c::MAX_WASTED_FRAMES.to_string()),
         ("ANSWERS_PER_SECOND", c::ANSWERS_PER_SECOND.to_string()),
         ("ANSWERS_AT_ONCE", c::ANSWERS_AT_ONCE.to_string()),
         ("ROAMS_PER_SECOND", c::ROAMS_PER_SECOND.to_string()),

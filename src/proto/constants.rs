@@ -176,6 +176,8 @@ pub const NOTICES_PER_SECOND: u32 = 1000;
 pub const NOTICES_AT_ONCE: u32 = 512;
 /// Control frames of one datagram that are heeded, one of them a ping or a probe: all that any sender packs together.
 pub const MAX_CONTROL_FRAMES: u32 = 4;
+/// Frames of one datagram that bring no packet, control frames among them; the rest of a datagram with more of them is not read.
+pub const MAX_WASTED_FRAMES: u32 = 16;
 /// ICMP errors and resets per second that one peer's packets, or packets to it, are answered with.
 pub const ANSWERS_PER_SECOND: u32 = 100;
 /// The same at once.

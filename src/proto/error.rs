@@ -68,7 +68,8 @@ drop_reasons! {
     SessionExpired = "session_expired",
     /// An authenticated datagram with a frame that contradicts its length or has unknown flags.
     MalformedFrame = "malformed_frame",
-    /// A control frame of a peer that sends more of them than any honest one.
+    /// A control frame of a peer that sends more of them than any honest one, or the rest of a datagram after too many frames
+    /// that bring no packet.
     ControlLimit = "control_limit",
     /// An inner packet that is not one whole IP packet.
     MalformedPacket = "malformed_packet",

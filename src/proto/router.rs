@@ -7,14 +7,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use crate::packet::frame::{self, Control, FLAG_CHECKSUM_PARTIAL, Frame, Frames, PING_FRAME_LEN, PacketFrame};
-use crate::packet::ip::IpPacket;
+use crate::packet::frame::{
+    self, Control, FLAG_CHECKSUM_PARTIAL, Frame, Frames, MalformedFrame, PING_FRAME_LEN, PacketFrame,
+};
+use crate::packet::ip::{IPV4_HEADER_LEN, IpPacket};
 use crate::packet::message::{Message, TRANSPORT_OVERHEAD};
 use crate::packet::segment_size;
 use crate::packet::traffic_class::{self, Ecn, TrafficClass};
 
 use super::allowed_ips::AllowedIps;
-use super::constants::MAX_CONTROL_FRAMES;
+use super::constants::{MAX_CONTROL_FRAMES, MAX_WASTED_FRAMES};
 use super::endpoint::Endpoint;
 use super::error::{DropReason, Miss};
 use super::lane_paths::LaneRoutes;
@@ -285,6 +287,11 @@ struct Heeded {
     has_asked: bool,
 }
 
+/// Whether a frame can't be a packet, and costs nearly as much.
+fn is_wasted(frame: &Result<Frame<'_>, MalformedFrame>) -> bool {
+    !matches!(frame, Ok(Frame::Packet(packet)) if packet.bytes.len() >= IPV4_HEADER_LEN)
+}
+
 impl Heeded {
     /// Whether another frame is heeded.
     fn take(&mut self, control: Control, origin: Origin) -> bool {
@@ -314,9 +321,14 @@ impl<'b, 'r> Opened<'b, 'r> {
         let is_marked = self.ecn == Ecn::Ce;
         // Whatever understands marks was marked when the datagram was opened.
         let is_lost = move |packet: &PacketFrame<'_>| is_marked && TrafficClass::of(packet.bytes).ecn() != Ecn::Ce;
-        Frames::new(self.plaintext).filter_map(move |frame| {
+        let (mut wasted, mut is_over) = (0, false);
+        let frames = Frames::new(self.plaintext).map_while(move |frame| {
+            wasted += u32::from(is_wasted(&frame));
+            if wasted > MAX_WASTED_FRAMES {
+                return (!std::mem::replace(&mut is_over, true)).then_some(Some(Err(DropReason::ControlLimit)));
+            }
             let origin = Origin { is_first: std::mem::take(&mut origin.is_first), ..origin };
-            match frame {
+            Some(match frame {
                 Ok(Frame::Packet(packet)) if is_lost(&packet) => Some(Err(DropReason::CongestionExperienced)),
                 Ok(Frame::Packet(packet)) => Some(Ok(packet)),
                 Ok(Frame::Control(control)) if !heeded.take(control, origin) => None,
@@ -326,8 +338,9 @@ impl<'b, 'r> Opened<'b, 'r> {
                     None
                 }
                 Err(_) => Some(Err(DropReason::MalformedFrame)),
-            }
-        })
+            })
+        });
+        frames.flatten()
     }
 }
 

@@ -8,7 +8,9 @@ use underpass::packet::frame::{Control, packet_header};
 use underpass::packet::ip::IpPacket;
 use underpass::packet::message::{TAG_LEN, TRANSPORT_HEADER_LEN};
 use underpass::packet::traffic_class::TrafficClass;
-use underpass::proto::constants::{ANSWERS_AT_ONCE, MAX_FRAGMENTED_PACKETS, NOTICES_AT_ONCE, NOTICES_PER_SECOND};
+use underpass::proto::constants::{
+    ANSWERS_AT_ONCE, MAX_FRAGMENTED_PACKETS, MAX_WASTED_FRAMES, NOTICES_AT_ONCE, NOTICES_PER_SECOND,
+};
 use underpass::proto::error::DropReason;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::peer_table::PeerId;
@@ -91,16 +93,33 @@ fn a_peer_that_pings_without_end_is_answered_at_a_bounded_rate() {
 fn packets_pass_whatever_control_frames_are_around_them() {
     let mut pair = connected();
     let packet = inner_packet(Side::One.inner(), Side::Two.inner(), b"between");
-    let pings = encoded((0..40).map(Control::Ping));
+    let pings = encoded((0..10).map(Control::Ping));
     let frames = [&packet_header(0, packet.len() as u16)[..], &packet, &pings].concat();
     (0..1000).for_each(|_| hand_over(&mut pair, Side::One, &frames));
     assert_eq!(pair.payloads(Side::Two).len(), 1000);
 }
 
 #[test]
+fn a_datagram_is_read_no_further_than_some_frames_that_bring_nothing() {
+    let mut pair = connected();
+    let packet = inner_packet(Side::One.inner(), Side::Two.inner(), b"behind");
+    let packet = [&packet_header(0, packet.len() as u16)[..], &packet].concat();
+    for (wasted, is_read) in [(MAX_WASTED_FRAMES, true), (MAX_WASTED_FRAMES + 1, false), (300, false)] {
+        for empty in [encoded([Control::Unknown(77)]), packet_header(0, 0).to_vec()] {
+            pair.delivered.clear();
+            let frames = [packet.clone(), empty.repeat(wasted as usize), packet.clone()].concat();
+            hand_over(&mut pair, Side::One, &frames);
+            assert_eq!(pair.payloads(Side::Two).len(), 1 + usize::from(is_read), "{wasted}");
+        }
+    }
+    let now = pair.now;
+    assert_eq!(pair.two.status(now).drops.of(DropReason::ControlLimit), 4, "once for each datagram");
+}
+
+#[test]
 fn control_frames_of_unknown_types_cost_nothing_and_take_no_room() {
     let mut pair = connected();
-    let unknown = encoded((0..100).map(|_| Control::Unknown(77)));
+    let unknown = encoded((0..16).map(|_| Control::Unknown(77)));
     (0..1000).for_each(|_| hand_over(&mut pair, Side::One, &unknown));
     let now = pair.now;
     assert_eq!(pair.two.status(now).drops.of(DropReason::ControlLimit), 0);

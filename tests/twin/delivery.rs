@@ -215,17 +215,24 @@ fn shown(bytes: &[u8]) -> String {
 enum Frame<'a> {
     Packet(u8, &'a [u8]),
     Malformed,
+    /// What is not read any more.
+    Rest,
 }
 
 /// The frames of a plaintext, without those that bring no packet.
 fn frames(plaintext: &[u8]) -> Vec<Frame<'_>> {
-    let (mut frames, mut rest) = (Vec::new(), plaintext);
+    let (mut frames, mut rest, mut wasted) = (Vec::new(), plaintext, 0);
     while rest.len() >= 4 && rest[0] != 0 {
         let (kind, flags, length) = (rest[0], rest[1], usize::from(u16::from_le_bytes([rest[2], rest[3]])));
         let Some(body) = rest[4..].get(..length) else {
             frames.push(Frame::Malformed);
             break;
         };
+        wasted += usize::from(kind == 2 || kind == 1 && (length < 20 || flags > PARTIAL | CONTINUES));
+        if wasted > 16 {
+            frames.push(Frame::Rest);
+            break;
+        }
         match kind {
             1 if flags <= PARTIAL | CONTINUES => frames.push(Frame::Packet(flags, body)),
             1 => frames.push(Frame::Malformed),
@@ -238,7 +245,11 @@ fn frames(plaintext: &[u8]) -> Vec<Frame<'_>> {
 }
 
 fn judge(frame: Frame<'_>, ecn: u8, is_allowed: &impl Fn(IpAddr) -> bool) -> Result<(u8, Vec<u8>), DropReason> {
-    let Frame::Packet(flags, bytes) = frame else { return Err(DropReason::MalformedFrame) };
+    let (flags, bytes) = match frame {
+        Frame::Packet(flags, bytes) => (flags, bytes),
+        Frame::Malformed => return Err(DropReason::MalformedFrame),
+        Frame::Rest => return Err(DropReason::ControlLimit),
+    };
     let bytes = decapsulated(bytes, ecn).ok_or(DropReason::CongestionExperienced)?;
     if !is_whole(&bytes) {
         return Err(DropReason::MalformedPacket);
