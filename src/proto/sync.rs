@@ -2,12 +2,14 @@
 //! meet and every value that they may then see.
 
 #[cfg(underpass_loom)]
-pub(crate) use loom::sync::{
-    Mutex, MutexGuard,
-    atomic::{AtomicU32, AtomicU64, Ordering},
-};
+use loom::sync;
 #[cfg(not(underpass_loom))]
-pub(crate) use std::sync::{
-    Mutex, MutexGuard,
+use std::sync;
+
+// The core alone names no guard.
+#[cfg(feature = "daemon")]
+pub(crate) use sync::MutexGuard;
+pub(crate) use sync::{
+    Mutex,
     atomic::{AtomicU32, AtomicU64, Ordering},
 };
