@@ -24,7 +24,7 @@ use crate::host::Host;
 use crate::random::Random;
 use crate::wait;
 
-/// What an insider sends.
+/// Harm that an insider does: the kind of datagrams it sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malice {
     /// Honest packets: what any peer may do with a core, to compare with.
@@ -59,7 +59,7 @@ const VOLLEY: usize = 64;
 pub struct Insider {
     /// Its own key.
     pub private: PrivateKey,
-    /// Whom it betrays.
+    /// Public key of the side that it harms.
     pub victim: PublicKey,
     /// Where that listens.
     pub endpoint: SocketAddrV4,
@@ -155,7 +155,7 @@ impl Insider {
         Flood::start(host, endpoint, volleys)
     }
 
-    /// What each of its datagrams says.
+    /// Frames of each of its datagrams.
     fn frames(&self, malice: Malice) -> Vec<u8> {
         let encoded = |controls: &[Control]| {
             let mut frames = Vec::new();

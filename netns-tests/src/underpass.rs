@@ -201,7 +201,7 @@ impl Config {
         [value?, list(["tcp", "udp"])].into_iter().find(|value| accepts(value))
     }
 
-    /// What `run` is told beside the file. Another build may be one that always stays root.
+    /// Arguments of `run` beside the file. Another build may be one that always stays root.
     fn arguments(&self, host: &Host) -> &'static [&'static str] {
         let knows = |program: &PathBuf| host.command(program).args(["run", "--help"]).run().contains("--allow-root");
         if self.is_root && self.program.as_ref().is_none_or(knows) { &["--allow-root"] } else { &[] }

@@ -11,7 +11,7 @@ use crate::ends::Ends;
 
 const ENDPOINT: &str = "10.1.0.2:51900";
 
-/// What the doctor says of a link: its exit code and its causes, the most likely first.
+/// The doctor's exit code and its causes for a link, the most likely first.
 #[track_caller]
 fn doctor(host: &Host, peer: &str) -> (i32, Vec<Value>) {
     let output =

@@ -17,7 +17,7 @@ use self::table::{Command, HEARD, ROWS, Row};
 /// Laboratories in which rows are tried beside each other: most of the time somebody waits for somebody's silence.
 const BENCHES: usize = 3;
 
-/// What was said first.
+/// The first cause that was named.
 struct Verdict {
     name: &'static str,
     command: Command,
@@ -27,7 +27,7 @@ struct Verdict {
     is_right: bool,
 }
 
-/// What is said first: each finding stands before what follows from it.
+/// The first finding: each stands before what follows from it.
 fn first_finding(findings: &[Value]) -> (String, String) {
     words(findings.iter().find(|found| is_alarm(found)), "check")
 }

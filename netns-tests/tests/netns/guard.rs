@@ -96,7 +96,7 @@ impl Target<'_> {
     }
 }
 
-/// What listens on one machine.
+/// Sockets that listen on one machine.
 struct Apps {
     inside: Vec<UdpSocket>,
     everywhere: Vec<UdpSocket>,
@@ -121,7 +121,7 @@ fn received(sockets: &[UdpSocket]) -> usize {
 
 const LAST: &[u8] = b"LAST";
 
-/// What has come of an attack.
+/// Harm that came of an attack.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Harm {
     /// Packets from tunnel addresses, or about them, that came back.
@@ -219,7 +219,7 @@ fn attack_both(site: &Site, ports: &[u16]) -> Harm {
 /// App's, exposed and not, and one where nobody listens.
 const PORTS: [u16; 4] = [PORT, OPEN_PORT, 22, 9];
 
-/// What all of the others in this file are worth: the same attacks on the same network, without the table.
+/// The proof that the others in this file can fail: the same attacks on the same network, without the table.
 #[test]
 fn without_the_table_a_lan_host_reaches_tunnel_addresses_in_plaintext() {
     let site = site("guard-none");

@@ -17,7 +17,7 @@ fn nft(host: &Host, command: &str) {
     host.command("nft").arg(command).run();
 }
 
-/// What a table holds, without counts and numbers; nothing if there is none.
+/// Content of a table, without counts and numbers; nothing if there is none.
 fn content(host: &Host, table: &str) -> String {
     let listed = host.command("nft").args(["-n", "-s", "list", "table"]).args(table.split(' ')).output();
     if listed.status.success() { listed.stdout } else { String::new() }
@@ -28,7 +28,7 @@ fn tables(host: &Host) -> Vec<String> {
     listed.lines().map(|line| line.trim_start_matches("table ").to_owned()).collect()
 }
 
-/// What `verify` says of tunnel addresses outside of the tunnel.
+/// Findings of `verify` about tunnel addresses outside of the tunnel.
 #[track_caller]
 pub(crate) fn guard_findings(host: &Host, file: &Path) -> Vec<Value> {
     let output = underpass::command(host).args(["verify", "--json", "--timeout", "1", "--config"]).arg(file).output();

@@ -151,7 +151,7 @@ fn a_part_of_a_prefix_that_is_taken_around_the_tunnel_degrades_the_link() {
     proxy.wait_for_state("backend", "up");
 }
 
-/// What `ip` shows of the tunnel: addresses, destinations of routes to it and of refusals, flags and MTU.
+/// The tunnel as `ip` shows it: addresses, destinations of routes to it and of refusals, flags and MTU.
 fn set_up(host: &Host) -> BTreeSet<String> {
     let routes = ["-4", "-6"].map(|family| host.routes(family)).concat();
     let ours = routes.lines().filter(|line| line.contains("dev underpass0") || line.contains("proto 151"));

@@ -192,7 +192,7 @@ fn where_the_whole_sandbox_is_required_the_daemon_does_not_start_with_less() {
     }
 }
 
-/// Whom the tests of this file make.
+/// Number of the user that the tests of this file make.
 const OWN_USER: &str = "4711";
 
 /// Gives the machine the user that daemons become, by files of its own in the place of the system's.

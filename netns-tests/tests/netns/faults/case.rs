@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::prepared;
 
-/// What installations stand on, one after the other:
+/// The laboratory on which installations stand, one after the other:
 ///
 /// ```text
 ///   proxy ──────────────────────────────────── network ──────────────────────────────────── backend ─────────── behind
@@ -54,7 +54,7 @@ pub(crate) struct Case<'a> {
     pub(crate) file: Option<Config>,
     /// Where the app listens: on the backend, but for the address of the machine behind it.
     pub(crate) app: Vec<(String, u16)>,
-    /// What `verify` tries.
+    /// The port that `verify` tries.
     pub(crate) port: String,
     /// The sides whose daemons are started.
     pub(crate) runs: (bool, bool),
@@ -259,7 +259,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// What `verify` finds on one side.
+    /// Findings of `verify` on one side.
     #[track_caller]
     pub(crate) fn verify(&self, side: Side) -> Vec<Value> {
         let command = underpass::command(self.asked(side).0).args(["verify", "--json", "--timeout", "1", "--config"]);
@@ -269,7 +269,7 @@ impl<'a> Case<'a> {
         list_of(&command.output(), "findings")
     }
 
-    /// What `doctor` takes for the causes, on one side.
+    /// Causes that `doctor` names on one side.
     #[track_caller]
     pub(crate) fn doctor(&self, side: Side) -> Vec<Value> {
         let (host, peer) = self.asked(side);

@@ -13,9 +13,9 @@ pub(super) struct Row {
     pub(super) command: Command,
     /// Where it is asked.
     pub(super) side: Side,
-    /// What is different from the start.
+    /// The fault, made before the daemons start.
     pub(super) before: fn(&mut Case<'_>),
-    /// What happens once the link is up. Without, it need not come up.
+    /// The fault, made once the link is up. Without, it need not come up.
     pub(super) after: Option<fn(&mut Case<'_>)>,
     /// The state of the asked side's link in which it is asked, or [`HEARD`].
     pub(super) settles: &'static str,
@@ -24,7 +24,7 @@ pub(super) struct Row {
 /// In place of a state: once the other side has been heard of.
 pub(super) const HEARD: &str = "heard";
 
-/// What finds out.
+/// The command that finds out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command {
     Verify,
