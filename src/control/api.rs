@@ -123,12 +123,12 @@ pub struct ReloadReport {
     pub reload: Reload,
 }
 
-/// What a reload would do.
+/// Effect that a reload would have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CompareReport {
     /// [`SCHEMA_VERSION`].
     pub schema_version: u32,
-    /// What is different. Nothing is `left`.
+    /// Differences between the file and the daemon. Nothing is `left`.
     pub compare: Reload,
 }
 
@@ -149,7 +149,7 @@ pub struct Reload {
     pub needs_restart: Vec<String>,
     /// What is gone from the file and could not be removed from the system.
     pub left: Vec<String>,
-    /// What will go wrong later, and what to write instead. An older daemon says nothing of it.
+    /// Warnings of what will go wrong later, with what to write instead. An older daemon gives none.
     #[serde(default)]
     pub notes: Vec<String>,
     /// Networks that are refused though they are no longer configured, until somebody opens them.
@@ -184,7 +184,7 @@ pub struct Drain {
     pub draining: bool,
 }
 
-/// What was opened.
+/// The network that was opened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenReport {
     /// [`SCHEMA_VERSION`].
@@ -193,7 +193,7 @@ pub struct OpenReport {
     pub open: Opened,
 }
 
-/// What came of opening a network.
+/// Outcome of opening a network.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Opened {
     /// Networks that are refused no longer.
@@ -295,11 +295,11 @@ pub struct GuardReport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GuardState {
-    /// It is set.
+    /// The table is set.
     On,
-    /// It is not wanted: `interface.fail_closed = false`.
+    /// The table is not wanted: `interface.fail_closed = false`.
     Off,
-    /// It could not be set.
+    /// The table could not be set.
     Unavailable,
     /// A state of a newer daemon, or of one that does not tell.
     #[default]
@@ -312,7 +312,7 @@ pub enum GuardState {
 pub struct RoutesReport {
     /// How often something of the daemon's own was put back that somebody had taken away.
     pub repairs: u64,
-    /// What of its own is missing, in the words of `ip`. Null if nothing is.
+    /// The daemon's own settings that are missing, in the words of `ip`. Null if none is.
     pub missing: Option<String>,
     /// Networks that are refused though they are no longer configured, until somebody opens them.
     pub refused: Vec<IpNet>,

@@ -22,7 +22,7 @@ pub enum CloseError {
     NotWanted,
 }
 
-/// What [`close`] sets, as far as tables are concerned.
+/// Rules that [`close`] sets in the table.
 pub fn plan(config: &Config) -> Result<GuardPlan, CloseError> {
     let others = MachineAddress::list_without(&config.interface.name).unwrap_or_default();
     translate::guard_subject(config).map(|subject| subject.plan_early(&others)).ok_or(CloseError::NotWanted)

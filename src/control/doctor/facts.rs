@@ -1,4 +1,4 @@
-//! What is known of one link and of what it stands on, in values that a test can write down.
+//! Facts about one link and about what it stands on, in values that a test can write down.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -12,9 +12,9 @@ use crate::control::api::{PeerReport, RefusedReport, Reload};
 pub struct Facts {
     /// The peer's name.
     pub peer: String,
-    /// What the daemon says.
+    /// The daemon's view.
     pub daemon: DaemonFacts,
-    /// What the configuration file says.
+    /// The configuration file's view.
     pub file: FileFacts,
     /// This machine's public key, as far as it is known.
     pub own_key: Option<String>,
@@ -30,7 +30,7 @@ pub struct Facts {
     pub serves_any_port: bool,
 }
 
-/// What the daemon says of the link.
+/// The daemon's view of the link.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct DaemonFacts {
     /// Why it could not be asked.
@@ -49,11 +49,11 @@ pub struct DaemonFacts {
     pub refused: Vec<RefusedReport>,
     /// Datagrams that were to leave and would have entered the tunnel again.
     pub routing_loops: u64,
-    /// What is different in its configuration file. None if that is not known.
+    /// Differences in its configuration file. None if they are not known.
     pub changes: Option<Reload>,
 }
 
-/// What the configuration file says of the peer.
+/// The configuration file's view of the peer.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct FileFacts {
     /// Where it is.

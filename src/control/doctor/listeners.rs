@@ -16,7 +16,7 @@ pub(super) fn named_ports(exposed: &[String]) -> Vec<u16> {
     if ports.len() > MOST_PORTS { Vec::new() } else { ports }
 }
 
-/// Those of `ports` at which nothing takes connections to any of `addresses`. None where the kernel does not say.
+/// Ports of `ports` at which nothing takes connections to any of `addresses`. None where the kernel does not say.
 pub(super) fn unserved(ports: &[u16], addresses: &[IpAddr]) -> Option<Vec<u16>> {
     let v4 = procfs::net::tcp().ok()?;
     let v6 = procfs::net::tcp6().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What facts most likely mean: a table of rules, each of which looks for one cause and says what mends it.
+//! The most likely causes behind facts: a table of rules, each of which looks for one cause and says what mends it.
 //!
 //! A rule that is certain of its cause hides the guesses: of a name that does not resolve, nobody need wonder about firewalls.
 
@@ -24,13 +24,13 @@ pub struct Cause {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Weight {
-    /// It is so, and it explains what is wrong.
+    /// The cause is seen, and it explains what is wrong.
     Certain,
-    /// It is seen, and would explain what is wrong.
+    /// Signs of the cause are seen, and it would explain what is wrong.
     Likely,
-    /// It can't be seen from here.
+    /// The cause can't be seen from here.
     Possible,
-    /// It is so, and the link may be sound all the same.
+    /// The cause is seen, and the link may be sound all the same.
     Notice,
 }
 

@@ -1,4 +1,4 @@
-//! What the kernel tells of changes: anybody's of nftables, and of this machine's addresses.
+//! The kernel's notifications of changes: anybody's of nftables, and of this machine's addresses.
 
 use std::future::poll_fn;
 use std::io;

@@ -1,11 +1,11 @@
-//! What one interface's table refuses.
+//! The rules of one interface's table.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-/// What the table of one interface is to refuse, and what of that it is to let pass.
+/// Packets that the table of one interface is to refuse, and those of them that it is to let pass.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardRules {
     /// The tunnel's interface, by which all of this may come and go.
@@ -21,7 +21,7 @@ pub struct GuardRules {
 }
 
 impl GuardRules {
-    /// What either refuses: for the time between two configurations.
+    /// Union of both: for the time between two configurations.
     pub fn and(&self, other: &Self) -> Self {
         let mut both = self.clone();
         both.addresses.extend(other.addresses.iter().filter(|address| !self.addresses.contains(address)));

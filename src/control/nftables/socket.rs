@@ -22,7 +22,7 @@ use super::messages::{CHAINS, SETS, Transaction, question};
 use super::rules::GuardRules;
 use super::{GuardError, PREFIX, table_name};
 
-/// What a table holds, by which a later look tells whether it is still so. Counters are left out.
+/// Content of a table, by which a later look tells whether it is still so. Counters are left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Content(Vec<NfTablesMessage>);
 
@@ -93,7 +93,7 @@ pub fn remove_all() -> Result<Vec<String>, GuardError> {
     Ok(tables)
 }
 
-/// What the interface's table holds; `None` if there is no such table.
+/// Content of the interface's table; `None` if there is no such table.
 pub fn read(interface: &str) -> Result<Option<Content>, GuardError> {
     let table = table_name(interface);
     let mut tries = 0;
@@ -217,7 +217,7 @@ fn open() -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// What one read gives. More than one message may be in it.
+/// Bytes of one read. More than one message may be in it.
 fn receive(socket: &Socket) -> io::Result<Vec<NetlinkMessage<NetfilterMessage>>> {
     let mut buffer = Vec::with_capacity(READ);
     socket.recv(&mut buffer, 0)?;

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::machine::MachineAddress;
 use super::rules::GuardRules;
 
-/// What is to be guarded, as far as the configuration tells.
+/// Addresses and networks to be guarded, as far as the configuration tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuardSubject {
     /// The tunnel's interface.
@@ -24,7 +24,7 @@ pub struct GuardSubject {
     pub fwmark: Option<u32>,
 }
 
-/// What a table refuses, and which networks it doesn't.
+/// Rules of a table, and the networks that it leaves out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuardPlan {
     /// To be refused.
@@ -43,7 +43,7 @@ pub struct LeftOut {
 }
 
 impl GuardSubject {
-    /// What to refuse on a machine whose other interfaces have `others`.
+    /// Rules for a machine whose other interfaces have `others`.
     pub fn plan(&self, others: &[MachineAddress]) -> GuardPlan {
         let (mut networks, mut left_out) = (Vec::new(), Vec::new());
         let own = self.addresses.iter().filter(|address| address.prefix_len() < address.max_prefix_len());
