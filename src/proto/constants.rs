@@ -96,7 +96,8 @@ pub const EAGER_RETRY_FOR: Duration = Duration::from_secs(60);
 /// While nobody answers the newest initiation for a watched link, the same is sent again this often, and up to a third more. A
 /// peer whose queue a flood keeps full gets one of so many, twice until it has seen a cookie.
 pub const REPEAT_INTERVAL: Duration = Duration::from_millis(100);
-/// From the beginning of an attempt on.
+/// From the beginning of an attempt on. Whoever has been given a cookie goes on for [`EAGER_RETRY_FOR`]: the peer lives, and
+/// somebody floods it.
 pub const REPEAT_FOR: Duration = Duration::from_secs(3);
 
 /// While data passes, the path of each lane is tried this often: or once in a round trip, where that is longer.

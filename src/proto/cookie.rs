@@ -133,11 +133,19 @@ pub struct CookieJar {
 }
 
 impl CookieJar {
+    /// Whether the peer has demanded one lately: it lives, and works on handshakes.
+    pub fn is_demanded(&self, now: Instant) -> bool {
+        self.fresh(now).is_some()
+    }
+
+    fn fresh(&self, now: Instant) -> Option<&[u8; COOKIE_LEN]> {
+        let is_fresh = |made_at| now.saturating_duration_since(made_at) < COOKIE_LIFETIME;
+        self.cookie.as_ref().filter(|(_, made_at)| is_fresh(*made_at)).map(|(cookie, _)| cookie)
+    }
+
     /// Closes a handshake message with both MACs.
     pub fn write_macs(&mut self, now: Instant, receiver: &MacKeys, message: &mut [u8]) {
-        let fresh = |made_at| now.saturating_duration_since(made_at) < COOKIE_LIFETIME;
-        let cookie = self.cookie.as_ref().filter(|(_, made_at)| fresh(*made_at)).map(|(cookie, _)| cookie);
-        self.last_mac1 = Some(receiver.write(message, cookie));
+        self.last_mac1 = Some(receiver.write(message, self.fresh(now)));
     }
 
     /// Takes a cookie reply to the last message; `None` if it is not one. Each message takes at most one.

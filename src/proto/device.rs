@@ -384,6 +384,9 @@ impl Device {
         let result = match Message::parse(datagram) {
             // Nobody can be answered there.
             _ if from.remote.port() == 0 => Err(DropReason::Malformed),
+            Ok(Message::Initiation(_) | Message::Response(_)) if self.rate_limiter.has_spent(now, from.remote) => {
+                Err(DropReason::RateLimited)
+            }
             Ok(Message::Initiation(initiation)) => self.handle_initiation(now, from, initiation),
             Ok(Message::Response(response)) => self.handle_response(now, from, response),
             Ok(Message::CookieReply(reply)) => self.handle_cookie_reply(now, &reply),

@@ -64,6 +64,12 @@ impl RateLimiter {
         self.proven.admit(now, source)
     }
 
+    /// Whether a source has shown a cookie and spent its share: what it sends is not worth a look at its MACs. Nobody else
+    /// can spend it in its name.
+    pub fn has_spent(&self, now: Instant, source: SocketAddr) -> bool {
+        self.proven.has_spent(now, source)
+    }
+
     /// How many source addresses are remembered.
     pub fn sources(&self) -> usize {
         self.sources.len() + self.proven.len()
@@ -116,6 +122,13 @@ impl ProvenSources {
             costs.into_iter().for_each(|(bucket, cost)| bucket.credit -= cost);
         }
         suffices
+    }
+
+    fn has_spent(&self, now: Instant, source: SocketAddr) -> bool {
+        let Some(network) = self.networks.get(&network_of(source.ip())) else { return false };
+        let Some(place) = network.places.get(&source) else { return false };
+        let cost = self.cost_of_network() * u32::try_from(network.places.len()).unwrap_or(u32::MAX);
+        place.credit_at(now, cost) < cost
     }
 
     /// What one message costs a network: its share of the total, but not more than one network may have.
@@ -174,8 +187,12 @@ impl Bucket {
         Self { credit, at: now }
     }
 
+    fn credit_at(&self, now: Instant, cost: Duration) -> Duration {
+        (self.credit + now.saturating_duration_since(self.at)).min(SECOND.max(cost))
+    }
+
     fn fill(&mut self, now: Instant, cost: Duration) {
-        self.credit = (self.credit + now.saturating_duration_since(self.at)).min(SECOND.max(cost));
+        self.credit = self.credit_at(now, cost);
         self.at = self.at.max(now);
     }
 
@@ -283,6 +300,19 @@ mod tests {
         let admitted = (0..1000).filter(|_| limiter.admit_with_cookie(now, place(1, 1))).count();
         assert_eq!(admitted, HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE as usize);
         assert!(limiter.admit_with_cookie(now + SECOND / HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE, place(1, 1)));
+    }
+
+    #[test]
+    fn a_proven_source_that_has_spent_its_share_is_known_by_its_address() {
+        let now = start();
+        let mut limiter = RateLimiter::new(now);
+        assert!(!limiter.has_spent(now, place(1, 1)), "nobody knows it");
+        while limiter.admit_with_cookie(now, place(1, 1)) {}
+        assert!(limiter.has_spent(now, place(1, 1)));
+        assert!(!limiter.has_spent(now, place(1, 2)) && !limiter.has_spent(now, place(2, 1)));
+        assert!(!limiter.has_spent(now + SECOND / 10, place(1, 1)));
+        while limiter.admit(now, source(3)) == Verdict::Admit {}
+        assert!(!limiter.has_spent(now, place(3, 1)), "whoever forges its address has spent that");
     }
 
     #[test]

@@ -1,11 +1,13 @@
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use underpass::keys::PrivateKey;
-use underpass::packet::message::{COOKIE_REPLY_LEN, Message};
+use underpass::packet::message::{COOKIE_REPLY_LEN, INITIATION_LEN, MAC_LEN, Message};
 use underpass::packet::traffic_class::TrafficClass;
-use underpass::proto::constants::{HANDSHAKES_PER_SECOND_AND_SOURCE, HANDSHAKES_PER_SECOND_UNDER_LOAD};
+use underpass::proto::constants::{
+    HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE, HANDSHAKES_PER_SECOND_AND_SOURCE, HANDSHAKES_PER_SECOND_UNDER_LOAD,
+};
 use underpass::proto::cookie::{CookieJar, MacKeys};
 use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::error::DropReason;
@@ -65,16 +67,61 @@ fn under_load_a_handshake_takes_a_cookie_and_then_succeeds_whichever_side_calls(
         assert_eq!((*from, reply.len()), (Side::Two, COOKIE_REPLY_LEN));
 
         // The flood goes on until the retry.
-        for _ in 0..20 {
-            pair.advance(seconds(1) / 10);
-            let (sent, refused) = (std::mem::take(&mut pair.sent), std::mem::take(&mut pair.refused));
-            let wire = std::mem::take(&mut pair.wire);
-            flood(&mut pair, HANDSHAKES_PER_SECOND_UNDER_LOAD, spread);
-            (pair.sent, pair.refused, pair.wire) = (sent, refused, wire);
-        }
+        (0..20).for_each(|_| advance_under_flood(&mut pair, seconds(1) / 10, spread));
         assert_eq!(pair.payloads(caller.other()), [b"through the flood"]);
         assert_eq!(pair.refused.len(), 1, "{:?}", pair.refused);
     }
+}
+
+fn advance_under_flood(pair: &mut Pair, step: Duration, source: impl Fn(u32) -> [u8; 4]) {
+    pair.advance(step);
+    let (sent, refused) = (std::mem::take(&mut pair.sent), std::mem::take(&mut pair.refused));
+    let wire = std::mem::take(&mut pair.wire);
+    flood(pair, HANDSHAKES_PER_SECOND_UNDER_LOAD, source);
+    (pair.sent, pair.refused, pair.wire) = (sent, refused, wire);
+}
+
+/// Of sixty datagrams of side one's, one comes through, and somebody forges its address.
+#[test]
+fn an_initiation_to_a_peer_that_has_demanded_a_cookie_is_repeated_until_it_comes_through() {
+    let mut pair = Pair::with(|two| two.watched = true, |one| one.endpoints = Vec::new());
+    let IpAddr::V4(address) = Side::One.address().ip() else { panic!("side one has IPv4") };
+    let forged = |_| address.octets();
+    flood(&mut pair, HANDSHAKES_PER_SECOND_UNDER_LOAD, forged);
+    let mut number = 0;
+    pair.lose = Box::new(move |side, _| {
+        number += usize::from(side == Side::One);
+        side == Side::One && number % 60 != 1
+    });
+    // Sooner than it has one message's worth.
+    let step = seconds(1) / HANDSHAKES_PER_SECOND_AND_SOURCE / 2;
+    (0..100).for_each(|_| advance_under_flood(&mut pair, step, forged));
+    assert_eq!(pair.refused, [(Side::Two, DropReason::CookieDemanded)]);
+    (0..300).for_each(|_| advance_under_flood(&mut pair, step, forged));
+    assert_eq!(pair.status(Side::One).handshakes, 1, "{:?}", pair.status(Side::One));
+}
+
+#[test]
+fn a_proven_source_beyond_its_share_is_dropped_before_its_macs_are_looked_at() {
+    let mut pair = Pair::new();
+    pair.advance(seconds(1));
+    let source = SocketAddr::from(([198, 51, 100, 1], 1000));
+    let spoilt = |pair: &Pair| {
+        let mut datagram = strangers_initiation(pair);
+        *datagram.payload.last_mut().unwrap() ^= 1;
+        datagram.payload[INITIATION_LEN - 2 * MAC_LEN] ^= 1;
+        InFlight { from: source, ..datagram }
+    };
+    flood(&mut pair, HANDSHAKES_PER_SECOND_UNDER_LOAD + 10, spread);
+    let datagram = spoilt(&pair);
+    pair.deliver(datagram);
+    assert_eq!(pair.refused.pop(), Some((Side::Two, DropReason::InvalidMac1)));
+    let stranger = strangers_initiation(&pair);
+    let proven = with_cookie(&mut pair, &stranger, source);
+    (0..2 * HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE).for_each(|_| pair.deliver(proven.clone()));
+    let datagram = spoilt(&pair);
+    pair.deliver(datagram);
+    assert_eq!(pair.refused.pop(), Some((Side::Two, DropReason::RateLimited)));
 }
 
 #[test]

@@ -110,7 +110,8 @@ impl Device {
         peer.past_sent_bytes += attempt.message.len() as u64;
         peer.traffic.on_sent(now, false);
         self.transmits.push_back(Transmit::handshake(endpoint, peer.config.dscp, attempt.message.clone()));
-        if is_kept && attempt.call_back_to.is_none() && now < attempt.started_at + REPEAT_FOR {
+        let repeat_for = if peer.cookies.is_demanded(now) { EAGER_RETRY_FOR } else { REPEAT_FOR };
+        if is_kept && attempt.call_back_to.is_none() && now < attempt.started_at + repeat_for {
             let jitter = self.randomness.duration_below(REPEAT_INTERVAL / 3);
             peer.timers.set(Timer::Repeat, now + REPEAT_INTERVAL + jitter);
         }
