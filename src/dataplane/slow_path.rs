@@ -2,8 +2,9 @@
 //! [`Router`] whenever one of them changes what the workers need.
 //!
 //! Workers reach it through bounded queues, one for each peer, and never wait for it. Commands have a queue of their own.
-//! Handshakes it receives itself, one between two of anything else: a flood of them fills no queue but the kernel's, can delay an operator or a
-//! worker's notice but not shut them out, and costs the workers nothing.
+//! Handshakes it receives itself, one between two of anything else, not counting those that are refused at a glance: a flood of
+//! them fills no queue but the kernel's, can delay an operator or a worker's notice but not shut them out, and costs the
+//! workers nothing.
 
 use std::fmt;
 use std::io;
@@ -42,12 +43,31 @@ use super::sender::{SendRun as _, Sender, Unsent};
 use super::sockets::Sockets;
 use super::train::Train;
 use super::tun::{TunQueue, is_device_gone};
-use super::udp::Received;
+use super::udp::{Received, UdpSocket};
 use super::wake::Wake;
 use super::worker::has_errors;
 
 /// Without a timer due, the thread sleeps until something comes, and looks at the clocks so often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
+/// Datagrams in a row that are refused at a glance, before anything else has its turn: less work than one handshake.
+const MAX_GLANCES: usize = 64;
+
+/// What one receive has brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reception {
+    /// Nothing waits.
+    Nothing,
+    /// What was refused at a glance.
+    Refused,
+    /// What was worked on.
+    Handled,
+}
+
+/// Whether what was refused for this reason has cost no more than a hash, and is not answered.
+fn is_glance(reason: DropReason) -> bool {
+    matches!(reason, DropReason::Malformed | DropReason::InvalidMac1 | DropReason::RateLimited)
+}
 
 /// What workers hand over.
 #[derive(Debug)]
@@ -244,28 +264,52 @@ impl SlowPath {
         Ok(true)
     }
 
-    /// What one receive from each socket gives. Returns whether that was anything.
+    /// Receives from each socket until something was more than a glance's work. Returns whether there was anything.
     fn receive_handshakes(&mut self) -> Result<bool, Failure> {
         let mut has_received = false;
         for socket in &*self.sender.sockets().handshakes.clone() {
-            match socket.receive(&mut self.receive_buffer) {
-                Ok(Some(Received { endpoint, ecn, length, stride })) => {
-                    has_received = true;
-                    let now = clock::now();
-                    if length == 0 {
-                        self.device.count_drop(DropReason::Malformed);
+            for _ in 0..MAX_GLANCES {
+                match self.receive_handshake(socket)? {
+                    Reception::Nothing => break,
+                    Reception::Refused => has_received = true,
+                    Reception::Handled => {
+                        has_received = true;
+                        break;
                     }
-                    for datagram in self.receive_buffer[..length].chunks_mut(stride) {
-                        // The device counts what it refuses.
-                        let _ = self.device.handle_datagram(now, endpoint, ecn, datagram);
-                    }
-                    self.flush()?;
                 }
-                Ok(None) => {}
-                Err(error) => tracing::debug!(%error, "receive failed"),
             }
         }
         Ok(has_received)
+    }
+
+    fn receive_handshake(&mut self, socket: &UdpSocket) -> Result<Reception, Failure> {
+        let Received { endpoint, ecn, length, stride } = match socket.receive(&mut self.receive_buffer) {
+            Ok(Some(received)) => received,
+            Ok(None) => return Ok(Reception::Nothing),
+            Err(error) => {
+                tracing::debug!(%error, "receive failed");
+                return Ok(Reception::Nothing);
+            }
+        };
+        let now = clock::now();
+        if length == 0 {
+            self.device.count_drop(DropReason::Malformed);
+        }
+        let (worked_on, mut reception) = (self.device.handshakes_worked_on(), Reception::Refused);
+        for datagram in self.receive_buffer[..length].chunks_mut(stride) {
+            // The device counts what it refuses.
+            if !self.device.handle_datagram(now, endpoint, ecn, datagram).is_err_and(is_glance) {
+                reception = Reception::Handled;
+            }
+        }
+        if reception == Reception::Handled {
+            let worked_on = self.device.handshakes_worked_on() - worked_on;
+            if let Ok(number @ 1..) = u32::try_from(worked_on) {
+                self.device.learn_handshake_time(clock::now().saturating_duration_since(now) / number);
+            }
+            self.flush()?;
+        }
+        Ok(reception)
     }
 
     fn handle_input(&mut self, input: Input) {

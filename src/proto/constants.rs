@@ -156,6 +156,13 @@ pub const HANDSHAKES_PER_SECOND_PROVEN: u32 = 1_000;
 /// Handshake messages per second, all sources together, above which every source must show a cookie. One handshake
 /// costs 0.4 ms (measured, `docs/performance.md`): this is a fifth of a core.
 pub const HANDSHAKES_PER_SECOND_UNDER_LOAD: u32 = 500;
+/// A handshake message without a cookie is worked on once in so many times what one takes, at most: where that is longer than
+/// usual, since others have the processor, a sixth of the time.
+pub const TIMES_PER_HANDSHAKE: u32 = 6;
+/// The same with a cookie: a third of the time.
+pub const TIMES_PER_HANDSHAKE_PROVEN: u32 = 3;
+/// A message takes no longer than this by that reckoning.
+pub const MAX_HANDSHAKE_TIME: Duration = Duration::from_millis(20);
 /// Source addresses remembered by the rate limiter, at most, and as many with a cookie; when full, unknown ones must show one.
 pub const MAX_LIMITED_SOURCES: usize = 4096;
 

@@ -87,6 +87,7 @@ pub struct Device {
     flow_key: Zeroizing<[u8; 32]>,
     timers: TimerQueue,
     rate_limiter: RateLimiter,
+    handshakes_worked_on: u64,
     cookie_checker: CookieChecker,
     entropy: Entropy,
     randomness: Randomness,
@@ -168,6 +169,7 @@ impl Device {
             flow_key,
             timers: TimerQueue::default(),
             rate_limiter: RateLimiter::new(now),
+            handshakes_worked_on: 0,
             cookie_checker: CookieChecker::default(),
             entropy,
             randomness,
@@ -438,6 +440,16 @@ impl Device {
     /// When to call [`handle_timeout`](Self::handle_timeout), and what for.
     pub fn poll_timeout(&self) -> Option<(Instant, Timer)> {
         self.timers.next()
+    }
+
+    /// How many handshake messages were worked on.
+    pub fn handshakes_worked_on(&self) -> u64 {
+        self.handshakes_worked_on
+    }
+
+    /// Learns how long one was worked on, by its owner's clock.
+    pub fn learn_handshake_time(&mut self, took: Duration) {
+        self.rate_limiter.learn_time(took);
     }
 
     /// Counts a drop that the owner made in the slow path's name.

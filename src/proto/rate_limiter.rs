@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use super::constants::{
     HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE, HANDSHAKES_PER_SECOND_AND_SOURCE, HANDSHAKES_PER_SECOND_PROVEN,
-    HANDSHAKES_PER_SECOND_UNDER_LOAD, MAX_LIMITED_SOURCES,
+    HANDSHAKES_PER_SECOND_UNDER_LOAD, MAX_HANDSHAKE_TIME, MAX_LIMITED_SOURCES, TIMES_PER_HANDSHAKE,
+    TIMES_PER_HANDSHAKE_PROVEN,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -21,6 +22,8 @@ pub struct RateLimiter {
     sources: BTreeMap<IpAddr, Bucket>,
     all: Bucket,
     proven: ProvenSources,
+    /// What one message has taken lately.
+    handshake_time: Duration,
     swept_at: Instant,
 }
 
@@ -39,9 +42,22 @@ impl RateLimiter {
         Self {
             sources: BTreeMap::new(),
             all: Bucket::full(now),
-            proven: ProvenSources { networks: BTreeMap::new(), all: Bucket::full(now) },
+            proven: ProvenSources {
+                networks: BTreeMap::new(),
+                all: Bucket::full(now),
+                cost: SECOND / HANDSHAKES_PER_SECOND_PROVEN,
+            },
+            handshake_time: Duration::ZERO,
             swept_at: now,
         }
+    }
+
+    /// Learns how long a message was worked on. Where that is long, because the processor is slow or busy with other things,
+    /// fewer are: else no time would be left for a look at the others, among them those of sources that have sent little.
+    pub fn learn_time(&mut self, took: Duration) {
+        self.handshake_time = (self.handshake_time * 7 + took.min(MAX_HANDSHAKE_TIME)) / 8;
+        let cost = SECOND / HANDSHAKES_PER_SECOND_PROVEN;
+        self.proven.cost = cost.max(self.handshake_time * TIMES_PER_HANDSHAKE_PROVEN);
     }
 
     /// Judges a handshake message from `source` by itself.
@@ -52,8 +68,8 @@ impl RateLimiter {
             return Verdict::DemandCookie;
         }
         let bucket = self.sources.entry(source).or_insert_with(|| Bucket::full(now));
-        let admitted = bucket.take(now, SECOND / HANDSHAKES_PER_SECOND_AND_SOURCE)
-            && self.all.take(now, SECOND / HANDSHAKES_PER_SECOND_UNDER_LOAD);
+        let cost = (SECOND / HANDSHAKES_PER_SECOND_UNDER_LOAD).max(self.handshake_time * TIMES_PER_HANDSHAKE);
+        let admitted = bucket.take(now, SECOND / HANDSHAKES_PER_SECOND_AND_SOURCE) && self.all.take(now, cost);
         if admitted { Verdict::Admit } else { Verdict::DemandCookie }
     }
 
@@ -90,6 +106,8 @@ impl RateLimiter {
 struct ProvenSources {
     networks: BTreeMap<IpAddr, Network>,
     all: Bucket,
+    /// Of one message.
+    cost: Duration,
 }
 
 /// An address, or a /64, and who sends from it.
@@ -116,7 +134,7 @@ impl ProvenSources {
         let cost_of_place = cost * u32::try_from(places.len()).unwrap_or(u32::MAX);
         let place = places.get_mut(&source).expect("it is there, or was just added");
         place.fill(now, cost_of_place);
-        let costs = [(place, cost_of_place), (bucket, cost), (&mut self.all, SECOND / HANDSHAKES_PER_SECOND_PROVEN)];
+        let costs = [(place, cost_of_place), (bucket, cost), (&mut self.all, self.cost)];
         let suffices = costs.iter().all(|(bucket, cost)| bucket.credit >= *cost);
         if suffices {
             costs.into_iter().for_each(|(bucket, cost)| bucket.credit -= cost);
@@ -134,7 +152,7 @@ impl ProvenSources {
     /// What one message costs a network: its share of the total, but not more than one network may have.
     fn cost_of_network(&self) -> Duration {
         let networks = u32::try_from(self.networks.len()).unwrap_or(u32::MAX);
-        let share = SECOND * networks / HANDSHAKES_PER_SECOND_PROVEN;
+        let share = self.cost * networks;
         share.max(SECOND / HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE)
     }
 
@@ -300,6 +318,32 @@ mod tests {
         let admitted = (0..1000).filter(|_| limiter.admit_with_cookie(now, place(1, 1))).count();
         assert_eq!(admitted, HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE as usize);
         assert!(limiter.admit_with_cookie(now + SECOND / HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE, place(1, 1)));
+    }
+
+    /// Messages a second, with a cookie and without, of which one takes so long.
+    fn admitted(took: Duration) -> [usize; 2] {
+        let start = start();
+        let (mut limiter, mut admitted) = (RateLimiter::new(start), [0, 0]);
+        (0..100).for_each(|_| limiter.learn_time(took));
+        for number in 0..200_000 {
+            let now = start + SECOND / 20_000 * number;
+            let is_admitted = [
+                limiter.admit_with_cookie(now, place(number % 1000, 1)),
+                limiter.admit(now, source(number % 4000)) == Verdict::Admit,
+            ];
+            // Once the buckets that were full at first are empty.
+            let is_counted = number >= 100_000;
+            (0..2).for_each(|kind| admitted[kind] += usize::from(is_counted && is_admitted[kind]));
+        }
+        admitted.map(|admitted| admitted / 5)
+    }
+
+    #[test]
+    fn on_a_busy_processor_messages_are_worked_on_for_half_of_the_time() {
+        let [proven, others] = admitted(Duration::from_micros(170));
+        assert!((950..=1000).contains(&proven) && (480..=500).contains(&others), "{proven} {others}");
+        let [proven, others] = admitted(Duration::from_millis(2));
+        assert!((150..=167).contains(&proven) && (75..=84).contains(&others), "{proven} {others}");
     }
 
     #[test]

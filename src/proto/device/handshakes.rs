@@ -388,11 +388,15 @@ impl Device {
         message: &[u8],
     ) -> Result<(), DropReason> {
         if self.rate_limiter.admit(now, from.remote.ip()) == Verdict::Admit {
+            self.handshakes_worked_on += 1;
             return Ok(());
         }
         if self.cookie_checker.verify_mac2(now, from.remote, message, &mut self.randomness) {
-            let admitted = self.rate_limiter.admit_with_cookie(now, from.remote);
-            return if admitted { Ok(()) } else { Err(DropReason::RateLimited) };
+            if !self.rate_limiter.admit_with_cookie(now, from.remote) {
+                return Err(DropReason::RateLimited);
+            }
+            self.handshakes_worked_on += 1;
+            return Ok(());
         }
         let mac_keys = &self.local_keys[local].mac_keys;
         let payload =
