@@ -102,6 +102,7 @@ impl Node {
                 lane_paths: false,
                 mtu: None,
             },
+            privileges: None,
             peers: vec![PeerConfig {
                 public_key: key(3 - number).public_key(),
                 next_public_key: None,

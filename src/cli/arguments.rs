@@ -1,9 +1,10 @@
 //! What may stand on the command line. The doc comments are the text of `--help` and of the manual pages.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum as _};
 use ipnet::IpNet;
 
 use crate::control::verify::Port;
@@ -114,6 +115,9 @@ pub enum Command {
     /// It is a secret of both ends of one link, beside their key pairs: bring the same file to both machines over a way
     /// that you trust.
     Genpsk(GenpskArguments),
+    /// Do for a daemon what takes a capability: `run` starts this
+    #[command(hide = true)]
+    Privileged(RunArguments),
     /// Print a shell's completion script
     Completions(CompletionsArguments),
     /// Print the manual pages
@@ -134,6 +138,14 @@ pub struct RunArguments {
     /// where there is no such user.
     #[arg(long)]
     pub allow_root: bool,
+    /// The log.
+    #[command(flatten)]
+    pub log: LogArguments,
+}
+
+/// How the log of `run` looks.
+#[derive(Debug, Clone, Args)]
+pub struct LogArguments {
     /// What to log: a level (error, warn, info, debug, trace) or a filter such as
     /// "info,underpass::control=debug" [default: $UNDERPASS_LOG, else info]
     #[arg(long, value_name = "FILTER", visible_alias = "log")]
@@ -141,6 +153,15 @@ pub struct RunArguments {
     /// How the log looks [default: $UNDERPASS_LOG_FORMAT, else auto]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
+}
+
+impl LogArguments {
+    /// The words that say the same.
+    pub fn words(&self) -> Vec<OsString> {
+        let level = self.log_level.iter().map(|level| format!("--log-level={level}"));
+        let format = self.log_format.and_then(|format| format.to_possible_value());
+        level.chain(format.map(|format| format!("--log-format={}", format.get_name()))).map(Into::into).collect()
+    }
 }
 
 /// Which daemon is meant.

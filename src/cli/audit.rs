@@ -15,7 +15,7 @@ use super::arguments::AuditArguments;
 use super::lines::{HEADING, line, optional_line, reach_line, texts};
 use super::quantity::ago;
 use crate::config::{Config, Peer, SuiteChoice};
-use crate::control::api::{PeerReport, SandboxReport, StatusReport};
+use crate::control::api::{PeerReport, PrivilegedReport, SandboxReport, StatusReport};
 use crate::control::client;
 use crate::control::translate::proposed_suite;
 use crate::dataplane::clock;
@@ -209,6 +209,9 @@ impl Daemon {
         }
         let list = |names: &[String]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
         line(out, "capabilities", list(&sandbox.capabilities))?;
+        if let Some(PrivilegedReport { pid, capabilities }) = &sandbox.privileged {
+            line(out, "privileged", format!("process {pid}, {}", list(capabilities)))?;
+        }
         let paths = |paths: &[PathBuf]| list(&paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>());
         line(out, "reads", paths(&sandbox.reads))?;
         line(out, "writes", paths(&sandbox.writes))?;

@@ -19,6 +19,7 @@ mod key_output;
 mod lines;
 pub mod man;
 pub mod open;
+pub mod privileged;
 pub mod pubkey;
 mod quantity;
 pub mod reload;
@@ -37,6 +38,7 @@ pub use failure::{Exit, Failure};
 pub fn execute(arguments: Arguments, out: &mut dyn Write) -> Result<(), Failure> {
     match arguments.command {
         Command::Run(arguments) => run::run(&arguments)?,
+        Command::Privileged(arguments) => privileged::run(&arguments)?,
         Command::Demo => demo::run(out)?,
         Command::Genkey(arguments) => genkey::run(&arguments, out)?,
         Command::Pubkey(arguments) => pubkey::run(&arguments, out)?,

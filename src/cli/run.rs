@@ -1,12 +1,13 @@
 //! `underpass run`: the daemon, in the foreground.
 
-use super::arguments::RunArguments;
+use super::arguments::{LogArguments, RunArguments};
 use super::{Exit, Failure};
 use crate::config::Config;
 use crate::control::daemon::{self, DaemonError, Invocation};
 use crate::control::handover::{self, Received};
 use crate::control::health::HealthError;
 use crate::control::netlink::NetlinkError;
+use crate::control::privileged::{PrivilegedError, RefusalKind};
 use crate::control::socket::SocketError;
 use crate::dataplane::{BindError, Failure as DataplaneFailure, StartError, TunError};
 use crate::logging;
@@ -15,13 +16,15 @@ use crate::logging;
 pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let mut received = Received::all();
     let journal = received.take(handover::JOURNAL);
-    let log = logging::start(arguments.log_level.as_deref(), arguments.log_format, journal);
+    let LogArguments { log_level, log_format } = &arguments.log;
+    let log = logging::start(log_level.as_deref(), *log_format, journal);
     log.map_err(|error| Failure::new(Exit::Usage, error))?;
     let invocation = Invocation {
         file: &arguments.config,
         allow_root: arguments.allow_root,
         received,
         journal: logging::journal_socket(),
+        log_arguments: arguments.log.words(),
     };
     Ok(daemon::run(Config::load(&arguments.config)?, invocation)?)
 }
@@ -54,10 +57,24 @@ fn exit(error: &DaemonError) -> Exit {
             StartError::Tun(_) => Exit::Device,
             StartError::NoRandomness | StartError::Thread(_) => Exit::Other,
         },
+        DaemonError::Privileged(error) => exit_of_privileged(error),
         DaemonError::User(_) | DaemonError::Sandbox(_) => Exit::Permission,
         DaemonError::Failed(DataplaneFailure::TunGone(_)) => Exit::Device,
         DaemonError::Failed(_) => Exit::Other,
         DaemonError::Netlink(error) => exit_of_netlink(error),
+    }
+}
+
+fn exit_of_privileged(error: &PrivilegedError) -> Exit {
+    match error {
+        PrivilegedError::Refused(refusal) => match refusal.kind {
+            RefusalKind::Configuration => Exit::Config,
+            RefusalKind::Permission => Exit::Permission,
+            RefusalKind::Address => Exit::Address,
+            RefusalKind::Device => Exit::Device,
+            RefusalKind::NotGranted => Exit::Other,
+        },
+        PrivilegedError::NotStarted(_) | PrivilegedError::GivenUp | PrivilegedError::Gone(_) => Exit::Other,
     }
 }
 

@@ -62,10 +62,10 @@ pub(super) struct Unread {
 
 impl KeyFiles for Unread {
     fn read(&mut self, _path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
-        // The number keeps them apart.
+        // The number keeps them apart, where X25519 looks at all bits.
         self.files = self.files.wrapping_add(1);
         let mut bytes = [0xff; 32];
-        bytes[0] = self.files;
+        bytes[1] = self.files;
         Ok(Zeroizing::new(STANDARD.encode(bytes)))
     }
 }

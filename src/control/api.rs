@@ -276,6 +276,18 @@ pub struct SandboxReport {
     pub reads: Vec<PathBuf>,
     /// Directories whose files may be written.
     pub writes: Vec<PathBuf>,
+    /// Who does what takes a capability. Null where nobody does.
+    #[serde(default)]
+    pub privileged: Option<PrivilegedReport>,
+}
+
+/// The process that does for a daemon what takes a capability, as far as the configuration file says so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrivilegedReport {
+    /// Its number.
+    pub pid: u32,
+    /// Its capabilities.
+    pub capabilities: Vec<String>,
 }
 
 /// Whether this machine's kernel takes packets to and from tunnel addresses from the tunnel only.

@@ -3,6 +3,7 @@
 //! Everything per packet runs in the data plane's threads; this is one task that mostly waits.
 
 use std::cell::RefCell;
+use std::ffi::OsString;
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
@@ -26,23 +27,22 @@ use super::handover::{self, Received};
 use super::health::{HealthError, HealthListeners};
 use super::link_log::LinkLog;
 use super::metrics::RoundTrips;
-use super::netlink::{InterfaceSettings, Netlink, NetlinkError};
-use super::nftables::Guard;
+use super::netlink::{InterfaceSettings, Netlink, NetlinkError, still_refused};
+use super::privileged::{Configured, Device, PrivilegedError, PrivilegedPlan, PrivilegedProcess};
 use super::remembered::RememberedPeers;
 use super::report::{Identity, PeerNames};
 use super::resolver::{Families, Resolver};
 use super::restart::{self, Program, RestartRequests, Restarts};
 use super::routes::{Found, Plan, RouteSockets, Routes};
 use super::running::{Request, Running};
-use super::sandbox::capabilities::may_configure;
-use super::sandbox::{Sandbox, SandboxError};
+use super::sandbox::{Part, Sandbox, SandboxError};
 use super::signals::Signals;
 use super::socket::{ControlSocket, SocketError};
 use super::systemd::{self, Readiness};
 use super::user::{DaemonUser, UserError};
 use super::{forwarding, open, translate, watchdog};
 use crate::config::{Config, Peer, written};
-use crate::dataplane::{Dataplane, Failure, Handle, StartError, clock};
+use crate::dataplane::{Dataplane, DataplaneConfig, Failure, Handle, Privileges, StartError, clock};
 use crate::keys::PublicKey;
 use crate::proto::stats::DeviceStatus;
 
@@ -64,6 +64,9 @@ pub enum DaemonError {
     /// Addresses, MTU, routes.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// What takes a capability.
+    #[error(transparent)]
+    Privileged(#[from] PrivilegedError),
     /// The user that it is to become.
     #[error(transparent)]
     User(#[from] UserError),
@@ -86,6 +89,8 @@ pub struct Invocation<'a> {
     pub received: Received,
     /// The socket that log entries leave by, if they go to the journal.
     pub journal: Option<BorrowedFd<'static>>,
+    /// How the log looks, in the words of the command line.
+    pub log_arguments: Vec<OsString>,
 }
 
 /// Runs until SIGTERM or SIGINT, then says goodbye to the peers and leaves nothing behind.
@@ -97,35 +102,41 @@ pub fn run(config: Config, invocation: Invocation<'_>) -> Result<(), DaemonError
     outcome
 }
 
-/// In this order, undone in reverse by the end of each one's scope: signals, device and sockets, addresses and routes,
+/// In this order, undone in reverse by the end of each one's scope: privileged process, signals, device and sockets, addresses and routes,
 /// what watches them, control socket, sockets for health checks, threads, look-ups. The sandbox is for good.
 async fn run_until_signal(config: Config, invocation: Invocation<'_>) -> Result<(), DaemonError> {
-    let Invocation { file, allow_root, mut received, journal } = invocation;
+    let Invocation { file, allow_root, mut received, journal, log_arguments: mut options } = invocation;
+    options.extend(allow_root.then(|| "--allow-root".into()));
     let user = DaemonUser::wanted(allow_root)?;
     systemd::connect(received.take(handover::MANAGER));
     let listener = received.take(handover::LISTENER);
     let mut signals = Signals::new().map_err(DaemonError::Runtime)?;
+    let inherited = [received.take(handover::PRIVILEGED), received.take(handover::REPORTS)];
+    let (privileged, reports) = PrivilegedProcess::start(file, &options, inherited)?;
+    privileged.load_at_start(&PrivilegedPlan::of(&config))?;
+    let program = Program::of_this_process(file);
     let (mut restarts, restart_requests) =
-        Restarts::new(Program::of_this_process(file), journal).map_err(DaemonError::Runtime)?;
+        Restarts::new(program, journal, privileged.clone()).map_err(DaemonError::Runtime)?;
     restart::admit_signals().map_err(DaemonError::Runtime)?;
     let started_at = clock::now();
     if listener.is_none() {
         ControlSocket::check_free(&config.interface.control_socket)?;
     }
-    let dataplane_config = translate::dataplane_config(&config);
+    let privileges: Option<Arc<dyn Privileges>> = Some(Arc::new(privileged.clone()));
+    let dataplane_config = DataplaneConfig { privileges, ..translate::dataplane_config(&config) };
     let (inheritance, kept) = handover::choose(&dataplane_config, received.dataplane);
     let is_kept = inheritance.has_interface();
     let mut dataplane = Dataplane::open(dataplane_config, inheritance)?;
     handover::leave(&dataplane.descriptors(), kept);
-    let (guard, plan) = configure_interface(&config, &dataplane, is_kept).await?;
-    let (guard, routes) = (RefCell::new(guard), Routes::new(plan));
+    let routes = Routes::new(configure_interface(&config, &dataplane, is_kept, &privileged).await?);
     let route_sockets = RouteSockets::open()?;
     let socket = open_control_socket(&config, listener, user.as_ref())?;
-    let health = HealthListeners::bind(&config.health).await?;
+    let health = HealthListeners::bind(&config.health, Some(&privileged))?;
     dataplane.handle().set_accepted_suites(config.interface.suites.clone());
 
     // While this is the only thread.
-    let sandbox = Sandbox::enter(&config, file, restarts.program(), user.as_ref())?;
+    let others_lack = privileged.started().map(|started| started.lacks).unwrap_or_default();
+    let sandbox = Sandbox::enter(Part::Daemon, &config, file, restarts.program(), user.as_ref(), &others_lack)?;
     let remembered = RefCell::new(remember_peers(&config, &dataplane.handle()));
     restarts.enter(&sandbox);
     let (failures, failed) = unbounded_channel();
@@ -143,6 +154,7 @@ async fn run_until_signal(config: Config, invocation: Invocation<'_>) -> Result<
         started_at,
         private_key_written: written(&config.interface.private_key_file),
         sandbox,
+        privileged: privileged.started(),
         peers: PeerNames::new(&config),
         network_errors: dataplane.network_errors(),
     };
@@ -155,7 +167,7 @@ async fn run_until_signal(config: Config, invocation: Invocation<'_>) -> Result<
     let log = LinkLog::new(newest.clone());
     let round_trips = RoundTrips::new(newest.clone());
     let handle = dataplane.handle();
-    let board = start_board(newest, (guard.borrow().report(), routes.found()), handle.clone());
+    let board = start_board(newest, (privileged.guard(), routes.found()), handle.clone());
     let followers = Followers {
         board: board.clone(),
         log,
@@ -167,11 +179,12 @@ async fn run_until_signal(config: Config, invocation: Invocation<'_>) -> Result<
     let answer = move |command| answer.clone().to(command);
     let pulse = dataplane.pulse();
     let dataplane = RefCell::new(dataplane);
-    let mut running = Running::new(file.to_owned(), config, identity, (&dataplane, &resolver), (&guard, &routes));
+    let mut running =
+        Running::new(file.to_owned(), config, identity, (&dataplane, &resolver), (privileged.clone(), &routes));
     let work = async {
         let may_drain = tokio::select! {
             may_drain = running.serve(&mut signals, &mut requested) => may_drain,
-            never = restarts.serve(&dataplane, &socket, &remembered) => match never {},
+            never = restarts.serve(&dataplane, &socket, &reports, &remembered) => match never {},
         };
         if may_drain {
             running.drain_all(&mut signals, &mut requested).await;
@@ -183,9 +196,9 @@ async fn run_until_signal(config: Config, invocation: Invocation<'_>) -> Result<
         never = followers.follow(changed) => match never {},
         never = socket.serve(answer) => match never {},
         never = health.serve(board.clone(), round_trips) => match never {},
-        never = route_sockets.watch(&routes, handle, board) => match never {},
+        never = route_sockets.watch(&routes, handle, board, privileged.clone()) => match never {},
+        never = privileged.follow(&reports) => match never {},
         never = watchdog::watch(&pulse) => match never {},
-        never = Guard::watch(&guard) => match never {},
     };
     systemd::notify(Readiness::Stopping);
     remembered.borrow_mut().write();
@@ -242,23 +255,24 @@ fn tell_remembered(peer: &Peer, endpoint: SocketAddr) {
     }
 }
 
-/// The guard comes before the addresses, and after the look whether they are anybody else's, who would be cut off.
+/// Has the privileged process set up the interface, and end where it is of no use from here on.
 async fn configure_interface(
     config: &Config,
     dataplane: &Dataplane,
     is_kept: bool,
-) -> Result<(Guard, Plan), DaemonError> {
+    privileged: &PrivilegedProcess,
+) -> Result<Plan, DaemonError> {
     let settings = translate::interface_settings(config, dataplane.interface_index(), dataplane.offload());
-    // A predecessor may have left no capability to set it up again, but as it should be.
-    let is_prepared = dataplane.is_prepared() || is_kept && !may_configure();
+    let device = Device { offload: dataplane.offload(), is_kept, is_prepared: dataplane.is_prepared() };
+    let Configured { is_prepared, may_configure } = privileged.configure_at_start(device)?;
+    if config.interface.drop_capabilities || !may_configure {
+        privileged.give_up();
+    }
     let settings = InterfaceSettings { is_kept, is_prepared, ..settings };
-    let netlink = Netlink::open()?;
-    netlink.check(&settings).await?;
-    let guard = Guard::start(&config.interface.name, translate::guard_subject(config));
-    let refused = netlink.configure(&settings).await?;
-    warn_of(config, &dataplane.local_addresses(), &netlink, &settings).await;
+    let refused = still_refused(&settings).await?;
+    warn_of(config, &dataplane.local_addresses(), &Netlink::open()?, &settings).await;
     open::warn_of_refused(&refused);
-    Ok((guard, translate::route_watch_plan(config, settings, refused)))
+    Ok(translate::route_watch_plan(config, settings, refused))
 }
 
 /// Says in the log what of a configuration will not work as it stands.

@@ -123,15 +123,19 @@ pub fn leave(descriptors: &[(String, BorrowedFd<'_>)], Kept(kept): Kept) {
     }
 }
 
-/// This process's environment for a program that takes its place and is left `descriptors`.
-pub fn environment(descriptors: &[(String, BorrowedFd<'_>)], control_socket: PathBuf) -> Vec<(OsString, OsString)> {
+/// This process's environment for a program that takes its place and is left `descriptors`, if it is a daemon beside the path
+/// of its control socket.
+pub fn environment(
+    descriptors: &[(String, BorrowedFd<'_>)],
+    control_socket: Option<&Path>,
+) -> Vec<(OsString, OsString)> {
     let about_us = |name: &OsString| {
-        let names = systemd::GIVEN_VARIABLES.into_iter().chain([DESCRIPTORS, CONTROL_SOCKET, sandbox::VARIABLE]);
+        let names = systemd::GIVEN_VARIABLES.into_iter().chain(OWN_VARIABLES).chain([sandbox::VARIABLE]);
         names.into_iter().any(|known| name == known)
     };
     let mut variables: Vec<_> = env::vars_os().filter(|(name, _)| !about_us(name)).collect();
     variables.push((DESCRIPTORS.into(), encode(descriptors, process::id()).into()));
-    variables.push((CONTROL_SOCKET.into(), control_socket.into()));
+    variables.extend(control_socket.map(|path| (CONTROL_SOCKET.into(), path.into())));
     variables
 }
 
@@ -166,7 +170,13 @@ pub const LISTENER: &str = "control";
 pub const MANAGER: &str = "service-manager";
 /// The name of the socket to the journal.
 pub const JOURNAL: &str = "journal";
-const UNIX_SOCKETS: [&str; 3] = [LISTENER, MANAGER, JOURNAL];
+/// The name of the socket that the privileged process is asked by.
+pub const PRIVILEGED: &str = "privileged";
+/// The name of the socket that it reports by.
+pub const REPORTS: &str = "privileged-reports";
+const UNIX_SOCKETS: [&str; 5] = [LISTENER, MANAGER, JOURNAL, PRIVILEGED, REPORTS];
+/// Variables that are about this process, not about those that it starts.
+pub const OWN_VARIABLES: [&str; 2] = [DESCRIPTORS, CONTROL_SOCKET];
 /// Holds the path of the control socket of the daemon before.
 const CONTROL_SOCKET: &str = "UNDERPASS_CONTROL_SOCKET";
 
@@ -195,7 +205,7 @@ mod tests {
 
     #[test]
     fn the_environment_of_the_next_program_is_ours_but_for_what_was_only_for_us() {
-        let variables = environment(&[], "/run/underpass/blue.sock".into());
+        let variables = environment(&[], Some(Path::new("/run/underpass/blue.sock")));
         let names = |name: &str| variables.iter().filter(|(known, _)| known == name).count();
         assert_eq!((names(DESCRIPTORS), names(CONTROL_SOCKET), names("PATH")), (1, 1, 1));
         assert!(systemd::GIVEN_VARIABLES.iter().all(|name| names(name) == 0));

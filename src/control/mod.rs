@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod netlink;
 pub mod nftables;
 pub mod open;
+pub mod privileged;
 pub mod reload;
 pub mod remembered;
 pub mod report;

@@ -2,12 +2,14 @@
 //!
 //! The kernel's table remembers them, over reloads, restarts and times without a daemon; `netlink` knows how.
 
+use std::error::Error;
+
 use ipnet::IpNet;
 use tokio::runtime::Builder;
 
 use super::api::{ApiError, ErrorCode, OpenReport, Opened, SCHEMA_VERSION};
 use super::audit;
-use super::netlink::{InterfaceSettings, Netlink, NetlinkError, Route, still_refused};
+use super::netlink::{Netlink, NetlinkError, Route, still_refused};
 use super::reload::chain;
 use super::routes::{Plan, networks};
 use super::running::Running;
@@ -19,10 +21,9 @@ impl Running<'_> {
     pub(super) async fn open(&mut self, prefix: IpNet) -> Result<OpenReport, ApiError> {
         let held = self.routes.hold().await;
         let before = networks(&held.refused);
-        let open = held.settings.open.iter().copied().chain([prefix]).collect();
-        let opening = InterfaceSettings { open, ..held.settings.clone() };
-        let failed = |error: NetlinkError| ApiError::new(ErrorCode::OpenFailed, chain(&error));
-        let refused = Netlink::open().map_err(failed)?.close(&opening).await.map_err(failed)?;
+        let failed = |error: &dyn Error| ApiError::new(ErrorCode::OpenFailed, chain(error));
+        self.privileged.open(prefix).await.map_err(|error| failed(&error))?;
+        let refused = still_refused(&held.settings).await.map_err(|error| failed(&error))?;
         let opened = Opened {
             opened: before
                 .iter()

@@ -18,10 +18,10 @@ use std::time::Duration;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::api::{ApiError, ChangedPeer, CompareReport, ErrorCode, Reload, ReloadReport, SCHEMA_VERSION};
+use super::api::{ApiError, ChangedPeer, CompareReport, ErrorCode, GuardState, Reload, ReloadReport, SCHEMA_VERSION};
 use super::audit;
-use super::netlink::{Failed, InterfaceChanges, InterfaceSettings, Netlink, NetlinkError};
-use super::nftables::GuardError;
+use super::netlink::{InterfaceSettings, Netlink, NetlinkError, still_refused};
+use super::privileged::{PrivilegedError, PrivilegedPlan};
 use super::report::{Identity, PeerNames};
 use super::resolver::{Families, NamedPeer, Resolver};
 use super::routes::networks;
@@ -61,24 +61,29 @@ pub enum ReloadError {
         /// The old one.
         used: SocketAddr,
     },
-    /// An address or a route.
-    #[error("{}; {}", chain(.cause), left_behind(.left))]
-    Interface {
+    /// An address, a route, or the table that refuses tunnel addresses on other interfaces.
+    #[error("{cause}; {}", left_behind(.left))]
+    Network {
         /// What was refused.
-        cause: NetlinkError,
+        cause: PrivilegedError,
         /// What had been added before and could not be taken back.
-        left: Vec<NetlinkError>,
+        left: Vec<String>,
     },
-    /// The table that refuses tunnel addresses on other interfaces.
-    #[error("{}; {}", chain(.0), left_behind(&[]))]
-    Guard(#[from] GuardError),
+    /// The same, of a daemon that has given up what it takes.
+    #[error("{changes}: {cause}; {}", left_behind(&[]))]
+    GivenUp {
+        /// What of the interface would change.
+        changes: String,
+        /// Why it does not.
+        cause: PrivilegedError,
+    },
     /// The firewall mark.
     #[error("interface.fwmark: the sockets do not take it: {cause}; {}", left_behind(.left))]
     Mark {
         /// The system's answer.
         cause: io::Error,
         /// What had been added before and could not be taken back.
-        left: Vec<NetlinkError>,
+        left: Vec<String>,
     },
 }
 
@@ -109,23 +114,17 @@ impl Running<'_> {
         let file = load(&self.file, readable).await?;
         let diff = Diff::between(&self.config, &file);
         let new = file.applied_to(&self.config);
-        let settings = self.interface_settings(&new);
-        let changes = InterfaceChanges::between(&self.interface_settings(&self.config), &settings);
-        let sockets = self.other_sockets(&new.interface)?;
         let netlink = Netlink::open()?;
         let routes = self.routes;
         let held = routes.hold().await;
-        netlink.check_new(&settings, &changes).await?;
-        self.guard.borrow_mut().prepare(translate::guard_subject(&new))?;
-        if let Err(failed) = netlink.add(&settings, &changes).await {
-            self.roll_guard_back();
-            return Err(failed.into());
-        }
-        if let Err(cause) = self.set_fwmark(new.interface.fwmark) {
-            let left = netlink.take_back(&settings, &changes).await;
-            self.roll_guard_back();
-            return Err(ReloadError::Mark { cause, left });
-        }
+        let changes = self.network_changes(&new);
+        let sockets = match self.prepare(&new, &changes).await {
+            Ok(sockets) => sockets,
+            Err(error) if changes == NetworkChanges::Possible => {
+                return Err(error.and_left(self.privileged.rollback().await));
+            }
+            Err(error) => return Err(error),
+        };
 
         if let Some(sockets) = sockets {
             self.use_sockets(sockets, &new);
@@ -142,14 +141,15 @@ impl Running<'_> {
             *identity =
                 Arc::new(Identity { addresses, listen, peers, private_key_written, ..Identity::clone(identity) });
         });
-        let mut left: Vec<String> =
-            netlink.remove(&settings, &changes).await.iter().map(|error| chain(error)).collect();
-        let closed = netlink.close(&settings).await;
-        let refused = closed.unwrap_or_else(|error| {
+        let mut left = match changes {
+            NetworkChanges::Possible => self.privileged.commit().await.unwrap_or_else(|error| vec![chain(&error)]),
+            NetworkChanges::None | NetworkChanges::GivenUp(_) => Vec::new(),
+        };
+        let settings = interface_settings(&new, &held.settings);
+        let refused = still_refused(&settings).await.unwrap_or_else(|error| {
             left.push(chain(&error));
             held.refused.clone()
         });
-        left.extend(self.guard.borrow_mut().finish().err().map(|error| chain(&error)));
         let notes = new.cut_off_since(&self.config);
         self.config = new;
         let listen = self.dataplane.borrow().local_addresses();
@@ -159,11 +159,33 @@ impl Running<'_> {
         Ok(report)
     }
 
-    /// What stays is refused beside what was before.
-    fn roll_guard_back(&self) {
-        if let Err(error) = self.guard.borrow_mut().rollback() {
-            tracing::warn!(error = chain(&error), "the nftables table refuses what the new configuration has, too");
+    /// Everything that can fail. What of it is done when something fails can be rolled back.
+    async fn prepare(&self, new: &Config, changes: &NetworkChanges) -> Result<Option<OtherSockets>, ReloadError> {
+        let changes = match changes {
+            NetworkChanges::None => None,
+            NetworkChanges::Possible => Some(self.privileged.load(&PrivilegedPlan::of(new)).await?),
+            NetworkChanges::GivenUp(changes) => {
+                return Err(ReloadError::GivenUp { changes: changes.clone(), cause: PrivilegedError::GivenUp });
+            }
+        };
+        let sockets = self.other_sockets(&new.interface)?;
+        if changes.is_some() {
+            self.privileged.prepare().await?;
         }
+        self.set_fwmark(new.interface.fwmark)?;
+        Ok(sockets)
+    }
+
+    /// What the privileged process would have to do. Of one that was given up, the table stays as it is, if there is one.
+    fn network_changes(&self, new: &Config) -> NetworkChanges {
+        let [before, after] = [&self.config, new].map(PrivilegedPlan::of);
+        if self.privileged.started().is_some() {
+            return if before == after { NetworkChanges::None } else { NetworkChanges::Possible };
+        }
+        let changes = before.interface_changes(&after);
+        let is_guarded = self.privileged.guard().borrow().state == GuardState::On;
+        let is_same = changes.is_empty() && (before.has_same_guard(&after) || !is_guarded);
+        if is_same { NetworkChanges::None } else { NetworkChanges::GivenUp(changes.to_string()) }
     }
 
     /// What a reload would change.
@@ -172,12 +194,6 @@ impl Running<'_> {
         let file = load(&self.file, readable).await?;
         let compare = self.report(Diff::between(&self.config, &file), Vec::new());
         Ok(CompareReport { schema_version: SCHEMA_VERSION, compare })
-    }
-
-    fn interface_settings(&self, config: &Config) -> InterfaceSettings {
-        let dataplane = self.dataplane.borrow();
-        let settings = translate::interface_settings(config, dataplane.interface_index(), dataplane.offload());
-        InterfaceSettings { is_prepared: dataplane.is_prepared(), ..settings }
     }
 
     /// `None` where what is listened on stays as it is.
@@ -209,13 +225,17 @@ impl Running<'_> {
     }
 
     /// Back to the old one if a socket refuses the new one.
-    fn set_fwmark(&self, mark: Option<u32>) -> io::Result<()> {
+    fn set_fwmark(&self, mark: Option<u32>) -> Result<(), ReloadError> {
         let before = self.config.interface.fwmark;
         if mark == before {
             return Ok(());
         }
         let dataplane = self.dataplane.borrow();
-        dataplane.set_fwmark(mark).inspect_err(|_| drop(dataplane.set_fwmark(before)))
+        dataplane.set_fwmark(mark).map_err(|cause| {
+            // As far as the sockets have taken it.
+            let _ = dataplane.set_fwmark(before);
+            ReloadError::Mark { cause, left: Vec::new() }
+        })
     }
 
     fn set_keys(&self, new: &Interface) {
@@ -261,6 +281,12 @@ impl Running<'_> {
             refused: Vec::new(),
         }
     }
+}
+
+/// Of the device that there is.
+fn interface_settings(config: &Config, before: &InterfaceSettings) -> InterfaceSettings {
+    let InterfaceSettings { index, offload, is_prepared, .. } = *before;
+    InterfaceSettings { is_prepared, ..translate::interface_settings(config, index, offload) }
 }
 
 async fn load(path: &Path, readable: Option<Vec<PathBuf>>) -> Result<Config, ReloadError> {
@@ -344,26 +370,48 @@ impl From<ReloadError> for ApiError {
             ReloadError::Netlink(_)
             | ReloadError::Listen(_)
             | ReloadError::Overlap { .. }
-            | ReloadError::Interface { .. }
-            | ReloadError::Guard(_)
+            | ReloadError::Network { .. }
+            | ReloadError::GivenUp { .. }
             | ReloadError::Mark { .. } => ErrorCode::ReloadFailed,
         };
         Self::new(code, error.to_string())
     }
 }
 
-impl From<Failed> for ReloadError {
-    fn from(Failed { cause, left }: Failed) -> Self {
-        Self::Interface { cause, left }
+impl ReloadError {
+    /// The same, where more of what had been done could not be undone.
+    fn and_left(mut self, more: Vec<String>) -> Self {
+        if let Self::Network { left, .. } | Self::Mark { left, .. } = &mut self {
+            left.extend(more);
+        }
+        self
     }
 }
 
-fn left_behind(left: &[NetlinkError]) -> String {
-    if left.is_empty() {
-        return "nothing was changed".to_owned();
+impl From<PrivilegedError> for ReloadError {
+    fn from(cause: PrivilegedError) -> Self {
+        let left = match &cause {
+            PrivilegedError::Refused(refusal) => refusal.left.clone(),
+            _ => Vec::new(),
+        };
+        Self::Network { cause, left }
     }
-    let left: Vec<String> = left.iter().map(|error| chain(error)).collect();
-    format!("nothing but this was changed: {}", left.join("; "))
+}
+
+/// What a reload changes of the network that takes a capability.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum NetworkChanges {
+    None,
+    Possible,
+    /// The daemon has nobody left who may.
+    GivenUp(String),
+}
+
+fn left_behind(left: &[String]) -> String {
+    match left {
+        [] => "nothing was changed".to_owned(),
+        left => format!("nothing but this was changed: {}", left.join("; ")),
+    }
 }
 
 /// An error with its causes, in one line.
@@ -380,6 +428,7 @@ const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::privileged::{Refusal, RefusalKind};
     use crate::dataplane::clock;
     use crate::keys::PrivateKey;
     use crate::proto::device::{Device, DeviceConfig};
@@ -469,19 +518,17 @@ mod tests {
 
     #[test]
     fn what_is_left_behind_is_told_exactly() {
-        let refused = |what: &str| NetlinkError::Refused {
-            interface: "underpass0".into(),
-            action: what.into(),
-            source: io::Error::other("no room"),
+        let error = |left: &[&str]| {
+            let left: Vec<String> = left.iter().copied().map(str::to_owned).collect();
+            let (kind, text) = (RefusalKind::Device, "interface underpass0: could not add this: no room".to_owned());
+            let refusal = Refusal { kind, text, errno: None, left };
+            ApiError::from(ReloadError::from(PrivilegedError::Refused(refusal)))
         };
-        let error = ReloadError::Interface { cause: refused("add this"), left: vec![] };
         let expected = "interface underpass0: could not add this: no room; nothing was changed";
-        assert_eq!(ApiError::from(error), ApiError::new(ErrorCode::ReloadFailed, expected));
-        let error = ReloadError::Interface { cause: refused("add this"), left: vec![refused("remove that")] };
-        assert!(
-            error
-                .to_string()
-                .ends_with("nothing but this was changed: interface underpass0: could not remove that: no room")
-        );
+        assert_eq!(error(&[]), ApiError::new(ErrorCode::ReloadFailed, expected));
+        let left = "interface underpass0: could not remove that: no room";
+        let expected =
+            format!("interface underpass0: could not add this: no room; nothing but this was changed: {left}");
+        assert_eq!(error(&[left]), ApiError::new(ErrorCode::ReloadFailed, expected));
     }
 }

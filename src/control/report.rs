@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use super::api::{
-    EndpointSource, GuardReport, InterfaceReport, LinkState, NetworkErrorReport, PeerReport, RefusedReport,
-    RoutesReport, SCHEMA_VERSION, StatusReport,
+    EndpointSource, GuardReport, InterfaceReport, LinkState, NetworkErrorReport, PeerReport, PrivilegedReport,
+    RefusedReport, RoutesReport, SCHEMA_VERSION, SandboxReport, StatusReport,
 };
+use super::privileged::Started;
 use super::routes::Found;
 use super::sandbox::Sandbox;
 use crate::config::{Config, Role};
@@ -42,6 +43,8 @@ pub struct Identity {
     pub private_key_written: Option<u64>,
     /// What the daemon has given up.
     pub sandbox: Sandbox,
+    /// Who does what takes a capability, if anybody.
+    pub privileged: Option<Started>,
     /// In the configuration's order.
     pub peers: PeerNames,
     /// What the network says of endpoints.
@@ -98,13 +101,18 @@ impl Identity {
             schema_version: SCHEMA_VERSION,
             unix_time: unix_time.as_secs(),
             interface: self.interface_report(now, &status.public_key),
-            sandbox: self.sandbox.report(),
+            sandbox: SandboxReport { privileged: self.privileged_report(), ..self.sandbox.report() },
             guard: guard.clone(),
             routes: routes_report(found),
             peers: peers.filter_map(|(key, name)| Some(self.peer_report(name, by_key.get(key)?, found))).collect(),
             drops: status.drops.iter().map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
             refused_initiations: status.refused.iter().map(|refused| self.refused_report(refused)).collect(),
         }
+    }
+
+    fn privileged_report(&self) -> Option<PrivilegedReport> {
+        let Started { pid, capabilities, .. } = self.privileged.clone()?;
+        Some(PrivilegedReport { pid, capabilities })
     }
 
     fn peer_report(&self, name: &str, status: &PeerStatus, found: &Found) -> PeerReport {
@@ -262,6 +270,7 @@ pub(super) mod tests {
             private_key_written: Some(1_700_000_000),
             file: PathBuf::new(),
             sandbox: Sandbox::default(),
+            privileged: None,
             peers,
             network_errors: Arc::default(),
         }

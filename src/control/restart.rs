@@ -7,7 +7,7 @@ use std::env;
 use std::ffi::{CString, OsString};
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,7 @@ use tokio::time::timeout;
 use super::api::{ApiError, ErrorCode};
 use super::audit;
 use super::handover;
+use super::privileged::{PrivilegedProcess, Reports};
 use super::remembered::RememberedPeers;
 use super::running::stopping;
 use super::sandbox::{REMEDY, Sandbox};
@@ -43,6 +44,7 @@ pub struct Restarts {
     requests: Receiver<Requester>,
     /// The socket that log entries leave by, if they go to the journal.
     journal: Option<BorrowedFd<'static>>,
+    privileged: PrivilegedProcess,
 }
 
 /// A client's way to ask for one.
@@ -104,16 +106,21 @@ pub enum RestartError {
 }
 
 impl Restarts {
-    /// Of this daemon, to `program`, which is left the way to the `journal` too. Must be called inside a tokio runtime.
-    pub fn new(program: Program, journal: Option<BorrowedFd<'static>>) -> io::Result<(Self, RestartRequests)> {
+    /// Of this daemon, to `program`, which is left the ways to the `journal` and to the privileged process too. Must be called
+    /// inside a tokio runtime.
+    pub fn new(
+        program: Program,
+        journal: Option<BorrowedFd<'static>>,
+        privileged: PrivilegedProcess,
+    ) -> io::Result<(Self, RestartRequests)> {
         let (sender, requests) = channel(1);
         let signal = signal(SignalKind::user_defined2())?;
-        Ok((Self { program, signal, requests, journal }, RestartRequests(sender)))
+        Ok((Self { program, signal, requests, journal, privileged }, RestartRequests(sender)))
     }
 
     /// The daemon is in `sandbox` from here on, and so is what comes after it.
     pub fn enter(&mut self, sandbox: &Sandbox) {
-        self.program.sandbox = sandbox.variable();
+        self.program.enter(sandbox);
     }
 
     /// What is started.
@@ -126,12 +133,13 @@ impl Restarts {
         mut self,
         dataplane: &RefCell<Dataplane>,
         control_socket: &ControlSocket,
+        reports: &Reports,
         remembered: &RefCell<RememberedPeers>,
     ) -> Infallible {
         loop {
             let requester = self.wanted().await;
             remembered.borrow_mut().write();
-            self.restart(&dataplane.borrow(), control_socket, requester);
+            self.restart(&dataplane.borrow(), (control_socket, reports), requester);
         }
     }
 
@@ -150,19 +158,27 @@ impl Restarts {
     }
 
     /// Gives this process's place to the program on disk. Returns only if that can't be, and all goes on as before.
-    fn restart(&self, dataplane: &Dataplane, control_socket: &ControlSocket, requester: Option<Requester>) {
+    fn restart(
+        &self,
+        dataplane: &Dataplane,
+        (control_socket, reports): (&ControlSocket, &Reports),
+        requester: Option<Requester>,
+    ) {
         audit::restarting();
         if !dataplane.pause() {
             tracing::warn!("a worker does not pause: what it has in hand is lost");
         }
+        let privileged = self.privileged.socket();
         let unix = [
             (handover::LISTENER, Some(control_socket.as_fd())),
             (handover::MANAGER, systemd::socket()),
             (handover::JOURNAL, self.journal),
+            (handover::PRIVILEGED, privileged.as_ref().map(AsFd::as_fd)),
+            (handover::REPORTS, reports.socket()),
         ];
         let mut descriptors = dataplane.descriptors();
         descriptors.extend(unix.into_iter().filter_map(|(name, socket)| Some((name.to_owned(), socket?))));
-        let error = self.program.take_over(&descriptors, control_socket.path());
+        let error = self.program.take_over(&descriptors, Some(control_socket.path()));
         dataplane.resume();
         refuse(requester, error);
     }
@@ -221,9 +237,19 @@ impl Program {
         })
     }
 
+    /// The program is started in `sandbox` from here on.
+    pub fn enter(&mut self, sandbox: &Sandbox) {
+        self.sandbox = sandbox.variable();
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Takes this process's place, with `descriptors`. Returns only if it can't: then nothing has changed.
-    pub fn take_over(&self, descriptors: &[(String, BorrowedFd<'_>)], control_socket: &Path) -> RestartError {
-        let mut environment = handover::environment(descriptors, control_socket.to_owned());
+    pub fn take_over(&self, descriptors: &[(String, BorrowedFd<'_>)], control_socket: Option<&Path>) -> RestartError {
+        let mut environment = handover::environment(descriptors, control_socket);
         environment.extend(self.sandbox.clone());
         let errno = self.exec(descriptors, environment).unwrap_or_else(|errno| errno);
         RestartError::Exec { path: self.path.clone(), source: errno.into() }
@@ -248,10 +274,10 @@ impl Program {
         };
         leave(FdFlag::empty())?;
         // One that comes from here on waits for the new program, which else it would end before it has handlers.
-        let signals = handled_signals();
-        signals.thread_block()?;
+        let blocked = SigSet::thread_get_mask()?;
+        handled_signals().thread_block()?;
         let Err(errno) = execve(&path, &arguments, &environment);
-        signals.thread_unblock()?;
+        blocked.thread_set_mask()?;
         leave(FdFlag::FD_CLOEXEC)?;
         Ok(errno)
     }
@@ -333,7 +359,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let missing = Program { path: directory.path().join("missing"), ..program(directory.path(), "") };
         let file = fs::File::open("/dev/null").unwrap();
-        let error = missing.take_over(&[("tun-0".into(), std::os::fd::AsFd::as_fd(&file))], Path::new("/run/x.sock"));
+        let error = missing.take_over(&[("tun-0".into(), std::os::fd::AsFd::as_fd(&file))], None);
         assert!(error.to_string().contains("could not take this daemon's place"), "{error}");
         let flags = FdFlag::from_bits_truncate(fcntl(&file, FcntlArg::F_GETFD).unwrap());
         assert!(flags.contains(FdFlag::FD_CLOEXEC));

@@ -14,7 +14,7 @@ use tokio::sync::{oneshot, watch};
 use super::api::{ApiError, Command, ErrorCode, Response};
 use super::audit;
 use super::drain::Drained;
-use super::nftables::Guard;
+use super::privileged::PrivilegedProcess;
 use super::report::Identity;
 use super::resolver::Resolver;
 use super::routes::Routes;
@@ -33,7 +33,7 @@ pub struct Running<'a> {
     pub(super) dataplane: &'a RefCell<Dataplane>,
     pub(super) handle: Handle,
     pub(super) resolver: &'a RefCell<Resolver>,
-    pub(super) guard: &'a RefCell<Guard>,
+    pub(super) privileged: PrivilegedProcess,
     pub(super) routes: &'a Routes,
 }
 
@@ -51,10 +51,10 @@ impl<'a> Running<'a> {
         config: Config,
         identity: watch::Sender<Arc<Identity>>,
         (dataplane, resolver): (&'a RefCell<Dataplane>, &'a RefCell<Resolver>),
-        (guard, routes): (&'a RefCell<Guard>, &'a Routes),
+        (privileged, routes): (PrivilegedProcess, &'a Routes),
     ) -> Self {
         let handle = dataplane.borrow().handle();
-        Self { file, config, identity, drained: Drained::default(), dataplane, handle, resolver, guard, routes }
+        Self { file, config, identity, drained: Drained::default(), dataplane, handle, resolver, privileged, routes }
     }
 
     /// Does what signals and requests ask for, until the daemon is to end. Returns whether its links may drain before.

@@ -1,6 +1,8 @@
 //! What the daemon gives up once everything is open and before the first packet: privileges, files, ports and system calls
 //! that it does not need to go on, to read its configuration again and to start anew in its place.
 //!
+//! What takes a capability is done by its [privileged process](super::privileged), which is in a sandbox of its own.
+//!
 //! ```text
 //! memory locked, no core ─▶ capabilities ─▶ no new privileges ─▶ files and ports ─▶ system calls
 //!                                                                 (Landlock)         (seccomp)
@@ -28,6 +30,15 @@ mod proof;
 mod system_calls;
 
 pub use allowed::Allowed;
+
+/// Which process is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Part {
+    /// The daemon.
+    Daemon,
+    /// Its [privileged process](super::privileged).
+    Privileged,
+}
 
 /// The state of a daemon's sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -68,20 +79,25 @@ struct Entered {
 impl Sandbox {
     /// Becomes `user`, if one is given, and enters the sandbox that `config`, read from `file`, needs to go on with `program` on
     /// disk, unless it is turned off. Before the process has a second thread. What the kernel lacks is passed over and told,
-    /// unless all of it is required.
+    /// with what other processes of this daemon lack, unless all of it is required.
     pub fn enter(
+        part: Part,
         config: &Config,
         file: &Path,
         program: &Path,
         user: Option<&DaemonUser>,
+        others_lack: &[String],
     ) -> Result<Self, SandboxError> {
-        let allowed = Allowed::new(config, file).and_programs_beside(program);
+        let allowed = Allowed::new(part, config, file).and_programs_beside(program);
         if !config.interface.sandbox.is_on() {
             return Ok(Self::none(&allowed, config, file, user)?);
         }
         let mut lacks = Vec::new();
-        // Root lifts the limit before it is nobody special. The kernel decides anew on dumps when the user changes.
-        lacks.extend(memory::lock().err());
+        // Root lifts the limit before it is nobody special. The kernel decides anew on dumps when the user changes. The
+        // privileged process has no keys.
+        if part == Part::Daemon {
+            lacks.extend(memory::lock().err());
+        }
         change_user(user, config, file)?;
         lacks.extend(memory::refuse_to_be_read().err());
         lacks.extend(capabilities::drop_all_but(&allowed).err());
@@ -94,11 +110,10 @@ impl Sandbox {
                 Entered { version: VERSION.to_owned(), allowed, lacks }
             }
         };
-        if config.interface.sandbox == SandboxPolicy::Required && !entered.lacks.is_empty() {
-            return Err(SandboxError::Incomplete { lacks: entered.lacks });
+        let mut sandbox = Self { entered: Some(entered), capabilities: capabilities::left() };
+        if part == Part::Daemon {
+            sandbox.judge(config.interface.sandbox, others_lack)?;
         }
-        let sandbox = Self { entered: Some(entered), capabilities: capabilities::left() };
-        sandbox.log();
         Ok(sandbox)
     }
 
@@ -131,6 +146,7 @@ impl Sandbox {
             capabilities: self.capabilities.clone(),
             reads: entered.map(|entered| entered.allowed.readable()).unwrap_or_default(),
             writes: entered.map(|entered| entered.allowed.write.iter().cloned().collect()).unwrap_or_default(),
+            privileged: None,
         }
     }
 
@@ -140,10 +156,20 @@ impl Sandbox {
         Some((VARIABLE.into(), format!("{}:{entered}", process::id()).into()))
     }
 
-    fn log(&self) {
-        let Some(entered) = &self.entered else { return };
-        if !entered.lacks.is_empty() {
-            tracing::warn!(lacks = entered.lacks.join("; "), "the sandbox is not complete");
+    fn judge(&mut self, policy: SandboxPolicy, others_lack: &[String]) -> Result<(), SandboxError> {
+        let Some(Entered { lacks, .. }) = &mut self.entered else { return Ok(()) };
+        for lack in others_lack {
+            if !lacks.contains(lack) {
+                lacks.push(lack.clone());
+            }
+        }
+        match lacks.as_slice() {
+            [] => Ok(()),
+            lacks if policy == SandboxPolicy::Required => Err(SandboxError::Incomplete { lacks: lacks.to_vec() }),
+            lacks => {
+                tracing::warn!(lacks = lacks.join("; "), "the sandbox is not complete");
+                Ok(())
+            }
         }
     }
 }
@@ -175,7 +201,7 @@ pub fn missing_here(config: &Config, file: &Path) -> Vec<String> {
     if !config.interface.sandbox.is_on() {
         return vec!["interface.sandbox: what the sandbox has taken, a restart in place can't give back".to_owned()];
     }
-    let mut missing = entered.allowed.missing_for(&Allowed::new(config, file));
+    let mut missing = entered.allowed.missing_for(&Allowed::new(Part::Daemon, config, file));
     if config.interface.sandbox == SandboxPolicy::Required && !entered.lacks.is_empty() {
         missing.push(SandboxError::Incomplete { lacks: entered.lacks }.to_string());
     }

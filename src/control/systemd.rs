@@ -94,6 +94,10 @@ pub fn given_descriptors() -> Vec<(RawFd, String)> {
 /// The variables that say so. They are about this process, not about a program that takes its place.
 pub const GIVEN_VARIABLES: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
+/// All variables that are for this process, not for those that it starts.
+pub const OWN_VARIABLES: [&str; 6] =
+    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+
 fn variable(name: &str) -> Option<String> {
     env::var(name).ok()
 }

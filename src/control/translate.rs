@@ -41,6 +41,7 @@ pub fn dataplane_config(config: &Config) -> DataplaneConfig {
             mtu: None,
         },
         peers: peer_configs(config),
+        privileges: None,
     }
 }
 

@@ -187,7 +187,8 @@ impl Choice {
         for (role, descriptor) in sockets {
             let socket = workers.ok_or(Unfit::WithoutTun).and_then(|_| {
                 let (shared, handshakes) = (!matches!(role, Role::Lane(_)), role == Role::Handshakes);
-                UdpSocket::adopt(descriptor, BindOptions { shared, handshakes, fwmark: config.fwmark })
+                let privileges = config.privileges.as_deref();
+                UdpSocket::adopt(descriptor, BindOptions { shared, handshakes, fwmark: config.fwmark, privileges })
             });
             match socket {
                 Ok(socket) => adopted.push(Some((role, socket))),

@@ -51,6 +51,7 @@ pub mod inheritance;
 mod machine;
 mod network_errors;
 mod orders;
+mod privileges;
 mod pulse;
 mod refusal;
 mod routing_loop;
@@ -74,10 +75,11 @@ mod worker;
 
 pub use self::failure::Failure;
 pub use self::network_errors::{NetworkError, NetworkErrorKind, NetworkErrors};
+pub use self::privileges::{Privileges, SocketGrant, create_device, or_granted};
 pub use self::pulse::Pulse;
 pub use self::slow_path::PeerChange;
 pub use self::tun::{DeviceMode, TunError};
-pub use self::udp::BindError;
+pub use self::udp::{BindError, MAX_SOCKET_BUFFER_LEN};
 
 /// What a data plane is made of.
 #[derive(Debug, Clone)]
@@ -102,6 +104,8 @@ pub struct DataplaneConfig {
     pub device: DeviceConfig,
     /// Whom we talk to at the start.
     pub peers: Vec<PeerConfig>,
+    /// Who does what takes a capability that this process has not.
+    pub privileges: Option<Arc<dyn Privileges>>,
 }
 
 /// Why a data plane could not be opened or started.
@@ -148,7 +152,7 @@ impl Dataplane {
     pub fn open(mut config: DataplaneConfig, inheritance: Inheritance) -> Result<Self, StartError> {
         let tun = match inheritance.tun {
             Some(tun) => tun,
-            None => Tun::create(&config.interface_name, config.mode, config.workers.max(1))?,
+            None => Self::create_tun(&config)?,
         };
         let workers = u8::try_from(tun.queues.len()).expect("no more queues than were asked for");
         config.workers = workers;
@@ -172,6 +176,21 @@ impl Dataplane {
             workers: Vec::new(),
             slow_path: None,
         })
+    }
+
+    fn create_tun(config: &DataplaneConfig) -> Result<Tun, TunError> {
+        let (name, workers) = (&config.interface_name, config.workers.max(1));
+        match (Tun::create(name, config.mode, workers), &config.privileges) {
+            (Err(TunError::NoPermission), Some(privileges)) => {
+                let failed = |source: io::Error| match source.kind() {
+                    io::ErrorKind::PermissionDenied => TunError::NoPermission,
+                    _ => TunError::Io { name: name.clone(), source },
+                };
+                let queues = privileges.create_device().map_err(failed)?;
+                Tun::adopt(name, config.mode, workers, queues).map_err(|unfit| failed(io::Error::other(unfit)))
+            }
+            (created, _) => created,
+        }
     }
 
     /// The TUN's interface index.
@@ -268,7 +287,7 @@ impl Dataplane {
 
     /// Has all datagrams marked from here on, or none. Where it fails, some may have the new mark.
     pub fn set_fwmark(&self, mark: Option<u32>) -> io::Result<()> {
-        self.sockets.iter().try_for_each(|sockets| sockets.set_mark(mark))
+        self.sockets.iter().try_for_each(|sockets| sockets.set_mark(mark, self.config.privileges.as_deref()))
     }
 
     /// What the network says of endpoints, from the start on.

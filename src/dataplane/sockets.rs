@@ -19,6 +19,7 @@ use crate::proto::transmit::SourcePort;
 
 use super::DataplaneConfig;
 use super::inheritance::Role;
+use super::privileges::Privileges;
 use super::udp::{BindError, BindOptions, UdpSocket};
 
 /// What one thread sends from, and a worker receives on.
@@ -57,8 +58,8 @@ impl Sockets {
     }
 
     /// Has what leaves from all of them marked.
-    pub(super) fn set_mark(&self, mark: Option<u32>) -> io::Result<()> {
-        self.all().try_for_each(|socket| socket.set_mark(mark))
+    pub(super) fn set_mark(&self, mark: Option<u32>, privileges: Option<&dyn Privileges>) -> io::Result<()> {
+        self.all().try_for_each(|socket| socket.set_mark(mark, privileges))
     }
 
     /// Drops what has come for the process before.
@@ -138,7 +139,8 @@ pub(super) fn bind(config: &DataplaneConfig, mut kept: Vec<AddressSockets>) -> R
 
 impl AddressSockets {
     fn bind(address: SocketAddr, config: &DataplaneConfig) -> Result<Self, BindError> {
-        let options = BindOptions { shared: false, handshakes: false, fwmark: config.fwmark };
+        let privileges = config.privileges.as_deref();
+        let options = BindOptions { shared: false, handshakes: false, fwmark: config.fwmark, privileges };
         let first = UdpSocket::bind(address, options)?;
         // A shared port would also be shared with another program of ours: the first was bound alone to notice one. Its
         // port, which is known from there on, is bound again, once per worker and once more.

@@ -100,7 +100,7 @@ impl SendRun for Channel {
 impl Transmitter {
     /// For an interface of this MTU in bytes, with a socket on loopback.
     pub fn new(mtu: u16) -> Self {
-        let options = BindOptions { shared: false, handshakes: false, fwmark: None };
+        let options = BindOptions { shared: false, handshakes: false, fwmark: None, privileges: None };
         let socket = UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], 0)), options).expect("loopback has free ports");
         Self::sending(0, mtu, Sender::new(Sockets::shared([socket])))
     }

@@ -60,6 +60,7 @@ impl Node {
                 lane_paths: true,
                 mtu: None,
             },
+            privileges: None,
             peers: setup.peers.iter().map(|(number, remote, allowed)| peer(*number, *remote, allowed)).collect(),
         };
         let inheritance = Inheritance { tun: Some(Tun { queues, index: 0, is_prepared: false }), sockets: Vec::new() };

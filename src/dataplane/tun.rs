@@ -112,6 +112,11 @@ impl Tun {
         let index = if_nametoindex(name).map_err(|errno| TunError::Io { name: name.into(), source: errno.into() })?;
         Ok(Self { queues: queues.into_iter().map(Arc::new).collect(), index, is_prepared: prepared.is_some() })
     }
+
+    /// Only the queues, for another process: they keep the device open.
+    pub(super) fn into_queues(self) -> io::Result<Vec<OwnedFd>> {
+        self.queues.iter().map(|queue| queue.as_fd().try_clone_to_owned()).collect()
+    }
 }
 
 /// Both crates would join an existing multi-queue or persistent device of that name and share its packets; and one of

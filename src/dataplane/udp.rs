@@ -16,6 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use super::privileges::{Privileges, SocketGrant, or_granted};
 use crate::packet::traffic_class::{Ecn, TrafficClass};
 use crate::proto::endpoint::Endpoint;
 
@@ -32,8 +33,8 @@ pub(super) use self::errors::IcmpError;
 /// Room for the largest receive: UDP_GRO gathers up to 64 KiB.
 pub(super) const RECEIVE_BUFFER_LEN: usize = 65_536;
 
-/// Room in the kernel for a burst: with less, eight flows overran it (measured, `docs/performance.md`).
-const KERNEL_BUFFER_LEN: usize = 8 << 20;
+/// Room in the kernel for a burst, in bytes: with less, eight flows overran it (measured, `docs/performance.md`).
+pub const MAX_SOCKET_BUFFER_LEN: usize = 8 << 20;
 /// The same where only handshakes come: some hundred of them, and of a flood no more than that.
 const HANDSHAKE_BUFFER_LEN: usize = 1 << 20;
 /// How long a worker waits for room in a full send buffer before it drops what it has.
@@ -87,13 +88,15 @@ impl BindError {
 
 /// How to open a socket.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct BindOptions {
+pub(super) struct BindOptions<'p> {
     /// Several sockets share the address: one per worker.
     pub(super) shared: bool,
     /// It is the one for all that is no transport data.
     pub(super) handshakes: bool,
     /// SO_MARK of every datagram sent.
     pub(super) fwmark: Option<u32>,
+    /// Who does what takes a capability that this process has not.
+    pub(super) privileges: Option<&'p dyn Privileges>,
 }
 
 /// A bound, non-blocking UDP socket of one family.
@@ -118,7 +121,7 @@ pub(super) struct Received {
 
 impl UdpSocket {
     /// Binds to `address`; port 0 lets the kernel choose.
-    pub(super) fn bind(address: SocketAddr, options: BindOptions) -> Result<Self, BindError> {
+    pub(super) fn bind(address: SocketAddr, options: BindOptions<'_>) -> Result<Self, BindError> {
         let open = || {
             let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
             if address.is_ipv6() {
@@ -131,7 +134,7 @@ impl UdpSocket {
         };
         let socket = open().map_err(|source| classify(address, source))?;
         if let Some(mark) = options.fwmark {
-            socket.set_mark(mark).map_err(|source| match source.kind() {
+            set_mark(&socket, mark, options.privileges).map_err(|source| match source.kind() {
                 io::ErrorKind::PermissionDenied => {
                     BindError::NoPermission { address, what: "set a firewall mark", capability: "CAP_NET_ADMIN" }
                 }
@@ -139,7 +142,8 @@ impl UdpSocket {
             })?;
         }
         let bind = || {
-            socket.bind(&address.into())?;
+            let bound = socket.bind(&address.into());
+            or_granted(bound, options.privileges, socket.as_fd(), SocketGrant::Bind(address))?;
             configure(&socket, address.is_ipv4(), options)?;
             socket.local_addr()?.as_socket().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
         };
@@ -158,8 +162,8 @@ impl UdpSocket {
     }
 
     /// Has all datagrams that leave marked from here on, or none.
-    pub(super) fn set_mark(&self, mark: Option<u32>) -> io::Result<()> {
-        self.socket.set_mark(mark.unwrap_or_default())
+    pub(super) fn set_mark(&self, mark: Option<u32>, privileges: Option<&dyn Privileges>) -> io::Result<()> {
+        set_mark(&self.socket, mark.unwrap_or_default(), privileges)
     }
 
     /// Whether datagrams to `endpoint` can leave from here: how well, 0 for not at all.
@@ -333,7 +337,11 @@ impl AsFd for UdpSocket {
     }
 }
 
-fn configure(socket: &Socket, is_v4: bool, options: BindOptions) -> io::Result<()> {
+fn set_mark(socket: &Socket, mark: u32, privileges: Option<&dyn Privileges>) -> io::Result<()> {
+    or_granted(socket.set_mark(mark), privileges, socket.as_fd(), SocketGrant::Mark(mark))
+}
+
+fn configure(socket: &Socket, is_v4: bool, options: BindOptions<'_>) -> io::Result<()> {
     if is_v4 {
         setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?;
         set_option(socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
@@ -345,16 +353,20 @@ fn configure(socket: &Socket, is_v4: bool, options: BindOptions) -> io::Result<(
     receive_errors(socket, is_v4)?;
     // Privileged first: net.core.{r,w}mem_max is commonly 208 KiB, and is not ours to change. What a predecessor with more
     // privilege has set stays.
-    let receive_buffer_len = if options.handshakes { HANDSHAKE_BUFFER_LEN } else { KERNEL_BUFFER_LEN };
-    if setsockopt(socket, sockopt::RcvBufForce, &receive_buffer_len).is_err()
+    let receive_buffer_len = if options.handshakes { HANDSHAKE_BUFFER_LEN } else { MAX_SOCKET_BUFFER_LEN };
+    let forced = setsockopt(socket, sockopt::RcvBufForce, &receive_buffer_len).map_err(io::Error::from);
+    let grant = SocketGrant::ReceiveBuffer(receive_buffer_len);
+    if or_granted(forced, options.privileges, socket.as_fd(), grant).is_err()
         && socket.recv_buffer_size()? < receive_buffer_len
     {
         socket.set_recv_buffer_size(receive_buffer_len)?;
     }
-    if setsockopt(socket, sockopt::SndBufForce, &KERNEL_BUFFER_LEN).is_err()
-        && socket.send_buffer_size()? < KERNEL_BUFFER_LEN
+    let forced = setsockopt(socket, sockopt::SndBufForce, &MAX_SOCKET_BUFFER_LEN).map_err(io::Error::from);
+    let grant = SocketGrant::SendBuffer(MAX_SOCKET_BUFFER_LEN);
+    if or_granted(forced, options.privileges, socket.as_fd(), grant).is_err()
+        && socket.send_buffer_size()? < MAX_SOCKET_BUFFER_LEN
     {
-        socket.set_send_buffer_size(KERNEL_BUFFER_LEN)?;
+        socket.set_send_buffer_size(MAX_SOCKET_BUFFER_LEN)?;
     }
     if let Err(errno) = setsockopt(socket, sockopt::UdpGroSegment, &true) {
         tracing::debug!(%errno, "the kernel gives no UDP_GRO: one datagram per receive");

@@ -45,7 +45,9 @@ fn what_an_auditor_asks_is_told_of_a_running_daemon_and_without_one() {
     let age = now - told["private_key"]["written"].as_u64().unwrap();
     assert!(age < 120, "{told:#}");
     assert_eq!((&told["daemon"]["runs_by_this_key"], &told["daemon"]["sandbox"]["on"]), (&true.into(), &true.into()));
-    assert_eq!(told["daemon"]["sandbox"]["capabilities"], serde_json::json!(["CAP_NET_ADMIN"]));
+    let sandbox = &told["daemon"]["sandbox"];
+    let capabilities = [&sandbox["capabilities"], &sandbox["privileged"]["capabilities"]];
+    assert_eq!(capabilities, [&serde_json::json!([]), &serde_json::json!(["CAP_NET_ADMIN"])]);
     let peer = &told["peers"][0];
     assert_eq!(
         (&peer["exposes"], &peer["public_key"]),
@@ -56,8 +58,7 @@ fn what_an_auditor_asks_is_told_of_a_running_daemon_and_without_one() {
 
     let text = audit(&ends.backend, &file, &[]);
     assert_eq!(text.code(), 0, "{text:?}");
-    for line in ["sandbox        on", "capabilities   CAP_NET_ADMIN", "may reach      tcp/8080", "link           up, "]
-    {
+    for line in ["sandbox        on", "capabilities   none", "may reach      tcp/8080", "link           up, "] {
         assert!(text.stdout.contains(&format!("\n  {line}")), "{line}: {}", text.stdout);
     }
     for secret in [&ends.backend_keys.private, &preshared] {

@@ -11,12 +11,15 @@ use netns_tests::{Host, probe, wait};
 use crate::ends::{BACKEND, Ends};
 
 const ENDPOINT: &str = "10.1.0.2:51900";
-/// CAP_NET_ADMIN alone, as `/proc` shows it.
+/// No capability, as `/proc` shows it.
+const NONE: &str = "0000000000000000";
+/// CAP_NET_ADMIN alone.
 const NET_ADMIN: &str = "0000000000001000";
+const CAPABILITIES: [&str; 5] = ["CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"];
 
 /// A field of each thread's `/proc/PID/task/TID/status`.
-fn of_threads(daemon: &mut Daemon, field: &str) -> Vec<String> {
-    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.process().pid())).unwrap();
+fn of_threads(pid: u32, field: &str) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let status = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap());
     let value = |status: String| {
         let line =
@@ -26,25 +29,36 @@ fn of_threads(daemon: &mut Daemon, field: &str) -> Vec<String> {
     status.map(value).collect()
 }
 
+/// Every thread has these capabilities, no new privileges, and one filter.
+#[track_caller]
+fn assert_threads(pid: u32, capabilities: &str) {
+    let threads = of_threads(pid, "Name").len();
+    for set in CAPABILITIES {
+        assert_eq!(of_threads(pid, set), vec![capabilities; threads], "{set}");
+    }
+    for (field, value) in [("NoNewPrivs", "1"), ("Seccomp", "2"), ("Seccomp_filters", "1")] {
+        assert_eq!(of_threads(pid, field), vec![value; threads], "{field}");
+    }
+}
+
 #[track_caller]
 fn assert_confined(daemon: &mut Daemon) {
-    let names = of_threads(daemon, "Name");
-    assert!(["slow-path", "worker-0"].iter().all(|name| names.iter().any(|other| other == name)), "{names:?}");
-    let threads = names.len();
-    for set in ["CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"] {
-        assert_eq!(of_threads(daemon, set), vec![NET_ADMIN; threads], "{set}");
-    }
-    assert_eq!(of_threads(daemon, "NoNewPrivs"), vec!["1"; threads]);
-    assert_eq!(of_threads(daemon, "Seccomp"), vec!["2"; threads]);
-    assert_eq!(of_threads(daemon, "Seccomp_filters"), vec!["1"; threads]);
     let pid = daemon.process().pid();
+    let names = of_threads(pid, "Name");
+    assert!(["slow-path", "worker-0"].iter().all(|name| names.iter().any(|other| other == name)), "{names:?}");
+    assert_threads(pid, NONE);
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
-    assert_eq!(of_threads(daemon, "VmLck")[0] != "0 kB", may_lock_memory());
-    let lacks = daemon.status().part("sandbox").texts("lacks");
+    assert_eq!(of_threads(pid, "VmLck")[0] != "0 kB", may_lock_memory());
+    let sandbox = daemon.status().part("sandbox");
+    let lacks = sandbox.texts("lacks");
     assert!(lacks.iter().all(|lack| lack.starts_with("memory is not locked")), "{lacks:?}");
     assert_eq!(lacks.is_empty(), may_lock_memory());
+    assert!(sandbox.texts("capabilities").is_empty());
+    let privileged = sandbox.part("privileged");
+    assert_eq!(privileged.texts("capabilities"), ["CAP_NET_ADMIN"]);
+    assert_threads(privileged.number("pid").try_into().unwrap(), NET_ADMIN);
 }
 
 /// Root may where it has CAP_SYS_RESOURCE, which root of a container or a small machine may lack.
@@ -58,7 +72,7 @@ fn may_lock_memory() -> bool {
 
 /// The cable of [`Ends::wired`].
 #[test]
-fn a_running_daemon_has_one_capability_no_new_privileges_and_a_filter_in_every_thread() {
+fn a_running_daemon_has_no_capability_no_new_privileges_and_a_filter_in_every_thread() {
     let ends = Ends::wired("sandbox");
     let backend = Daemon::start(&ends.backend, &ends.backend_waiting());
     let mut proxy = Daemon::start(&ends.proxy, &ends.proxy_calling(ENDPOINT).set("workers", "2"));
@@ -66,7 +80,6 @@ fn a_running_daemon_has_one_capability_no_new_privileges_and_a_filter_in_every_t
     assert_confined(&mut proxy);
     let sandbox = proxy.status().part("sandbox");
     assert!(sandbox.flag("on"));
-    assert_eq!(sandbox.texts("capabilities"), ["CAP_NET_ADMIN"]);
     assert_eq!(sandbox.texts("writes"), ["/run/underpass"]);
     assert_eq!(sandbox.texts("reads"), [ends.proxy.directory().to_str().unwrap()]);
 
@@ -88,7 +101,7 @@ fn without_a_sandbox_the_daemon_says_so() {
     let mut proxy = Daemon::start(&ends.proxy, &ends.proxy_calling(ENDPOINT).set("sandbox", "false"));
     let sandbox = proxy.status().part("sandbox");
     assert!(!sandbox.flag("on") && sandbox.texts("capabilities").len() > 1);
-    assert!(of_threads(&mut proxy, "Seccomp").iter().all(|mode| mode == "0"));
+    assert!(of_threads(proxy.process().pid(), "Seccomp").iter().all(|mode| mode == "0"));
 }
 
 /// A key file in a directory that no configuration has named yet.
@@ -168,7 +181,7 @@ fn an_environment_that_claims_the_sandbox_is_not_believed() {
     let children = format!("/proc/{0}/task/{0}/children", container.pid());
     let contained = fs::read_to_string(children).unwrap().trim().to_owned();
     let status = fs::read_to_string(format!("/proc/{contained}/status")).unwrap();
-    for line in ["NoNewPrivs:\t1", "Seccomp:\t2", &format!("CapEff:\t{NET_ADMIN}")] {
+    for line in ["NoNewPrivs:\t1", "Seccomp:\t2", &format!("CapEff:\t{NONE}")] {
         assert!(status.lines().any(|found| found == line), "no {line:?} in\n{status}");
     }
 }
@@ -229,9 +242,9 @@ fn a_daemon_that_root_starts_becomes_its_own_user() {
     for round in 0..2 {
         assert_confined(&mut proxy);
         for field in ["Uid", "Gid"] {
-            assert!(of_threads(&mut proxy, field).iter().all(|ids| *ids == own), "{field} in round {round}");
+            assert!(of_threads(proxy.process().pid(), field).iter().all(|ids| *ids == own), "{field} in round {round}");
         }
-        assert!(of_threads(&mut proxy, "Groups").iter().all(|groups| groups == OWN_USER));
+        assert!(of_threads(proxy.process().pid(), "Groups").iter().all(|groups| groups == OWN_USER));
         assert!(!proxy.process().log().contains("may not read"), "{}", proxy.process().log());
         let peer = ends.backend_peer().endpoint(ENDPOINT).allowed_ips(["10.99.0.0/16"]);
         proxy.reload(&ends.proxy_interface().own_user().peer(peer));
@@ -275,7 +288,7 @@ fn a_daemon_that_root_starts_where_there_is_no_user_for_it_does_not_start_unless
     assert!(output.stderr.contains("no user underpass") && output.stderr.contains("--allow-root"), "{}", output.stderr);
     assert!(!ends.proxy.has_interface("underpass0"));
     let mut root = Daemon::start(&ends.proxy, &ends.proxy_calling(ENDPOINT));
-    assert!(of_threads(&mut root, "Uid").iter().all(|ids| ids.starts_with('0')));
+    assert!(of_threads(root.process().pid(), "Uid").iter().all(|ids| ids.starts_with('0')));
 }
 
 /// The cable of [`Ends::wired`].
@@ -287,10 +300,12 @@ fn a_daemon_that_drops_its_capabilities_reloads_and_restarts_and_refuses_what_wo
     let mut proxy = Daemon::start(&ends.proxy, &config);
     for round in 0..3 {
         probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
-        for set in ["CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"] {
-            let found = of_threads(&mut proxy, set);
-            assert!(found.iter().all(|found| *found == "0".repeat(16)), "{set} in round {round}: {found:?}");
+        let pid = proxy.process().pid();
+        for set in CAPABILITIES {
+            let found = of_threads(pid, set);
+            assert!(found.iter().all(|found| found == NONE), "{set} in round {round}: {found:?}");
         }
+        assert_eq!(proxy.status().part("sandbox").text("privileged"), "");
         proxy.reload(&config.clone().set("refuse", "\"reset\""));
         assert_eq!(proxy.ask(&["restart"]).code(), 0, "{}", proxy.process().log());
     }

@@ -392,3 +392,12 @@ fn endpoints_are_one_or_several_each_once() {
         assert!(error.contains(what), "{text}: {error}");
     }
 }
+
+#[test]
+fn without_a_look_at_keys_those_of_one_file_are_still_told_apart() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("proxy.toml");
+    let text = minimal().replacen("private_key_file", "previous_private_key_file = \"old.key\"\nprivate_key_file", 1);
+    std::fs::write(&path, text).unwrap();
+    Config::load_without_keys(&path).unwrap();
+}

@@ -7,15 +7,18 @@ use std::convert::Infallible;
 use std::future::{Future, pending};
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use super::board::Board;
 use super::metrics::RoundTrips;
 use crate::config::Health;
+use crate::dataplane::{Privileges, SocketGrant, or_granted};
 use agent::AgentCheck;
 use clients::Clients;
 use http::Http;
@@ -79,11 +82,11 @@ pub enum HealthError {
 }
 
 impl HealthListeners {
-    /// Binds every address. Must be called inside a tokio runtime.
-    pub async fn bind(health: &Health) -> Result<Self, HealthError> {
+    /// Binds every address; `privileges` binds the ports below 1024. Must be called inside a tokio runtime.
+    pub fn bind(health: &Health, privileges: Option<&dyn Privileges>) -> Result<Self, HealthError> {
         Ok(Self {
-            agent_check: bind_all("agent_check", &health.agent_check).await?,
-            http: bind_all("http", &health.http).await?,
+            agent_check: bind_all("agent_check", &health.agent_check, privileges)?,
+            http: bind_all("http", &health.http, privileges)?,
             degraded_weight: health.degraded_weight,
         })
     }
@@ -112,10 +115,14 @@ impl HealthListeners {
     }
 }
 
-async fn bind_all(key: &'static str, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, HealthError> {
+fn bind_all(
+    key: &'static str,
+    addresses: &[SocketAddr],
+    privileges: Option<&dyn Privileges>,
+) -> Result<Vec<TcpListener>, HealthError> {
     let mut listeners = Vec::with_capacity(addresses.len());
     for &address in addresses {
-        let listener = TcpListener::bind(address).await.map_err(|source| HealthError::new(key, address, source))?;
+        let listener = bind(address, privileges).map_err(|source| HealthError::new(key, address, source))?;
         if !address.ip().is_loopback() {
             tracing::warn!(
                 key,
@@ -126,6 +133,14 @@ async fn bind_all(key: &'static str, addresses: &[SocketAddr]) -> Result<Vec<Tcp
         listeners.push(listener);
     }
     Ok(listeners)
+}
+
+fn bind(address: SocketAddr, privileges: Option<&dyn Privileges>) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    or_granted(socket.bind(&address.into()), privileges, socket.as_fd(), SocketGrant::Bind(address))?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
 }
 
 impl HealthError {
@@ -157,6 +172,8 @@ where
     }
 }
 
+/// Clients that wait to be accepted, as in the standard library.
+const BACKLOG: i32 = 128;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ struct Served {
 /// Serves `report`, or nothing.
 async fn serve(report: Option<StatusReport>) -> Served {
     let health = Health { agent_check: vec![NOWHERE], http: vec![NOWHERE], degraded_weight: 25 };
-    let listeners = HealthListeners::bind(&health).await.unwrap();
+    let listeners = HealthListeners::bind(&health, None).unwrap();
     let address = |listeners: &[TcpListener]| listeners[0].local_addr().unwrap();
     let served = Served { agent: address(&listeners.agent_check), http: address(&listeners.http) };
     let board = Board::start(move || std::future::ready(report.clone()));
@@ -226,10 +226,10 @@ async fn the_client_that_has_been_there_longest_gives_way() {
 async fn an_address_that_is_taken_is_named_with_its_key() {
     let taken = TcpListener::bind(NOWHERE).await.unwrap();
     let health = Health { agent_check: vec![], http: vec![taken.local_addr().unwrap()], degraded_weight: 100 };
-    let error = HealthListeners::bind(&health).await.unwrap_err();
+    let error = HealthListeners::bind(&health, None).unwrap_err();
     assert!(matches!(error, HealthError::Taken { key: "http", .. }), "{error}");
     assert!(error.to_string().starts_with("health.http: TCP port "), "{error}");
     let health = Health { agent_check: vec!["192.0.2.1:1".parse().unwrap()], http: vec![], degraded_weight: 100 };
-    let error = HealthListeners::bind(&health).await.unwrap_err();
+    let error = HealthListeners::bind(&health, None).unwrap_err();
     assert!(matches!(error, HealthError::NoSuchAddress { key: "agent_check", .. }), "{error}");
 }

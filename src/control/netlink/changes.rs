@@ -3,6 +3,7 @@
 //! First everything that is new is added, which can fail and be taken back; what is gone is removed at the end.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::hash::Hash;
 
 use ipnet::IpNet;
@@ -30,6 +31,11 @@ impl InterfaceChanges {
         }
     }
 
+    /// Set where both are the same.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     fn added_to(&self, settings: &InterfaceSettings) -> InterfaceSettings {
         let (addresses, routes) = (self.added_addresses.clone(), self.added_routes.clone());
         InterfaceSettings { addresses, routes, ..settings.clone() }
@@ -41,6 +47,26 @@ impl InterfaceChanges {
         address.addr().is_ipv6() && self.removed_addresses.iter().any(|removed| removed.addr() == address.addr())
     }
 }
+
+/// What is added, and what is removed.
+impl fmt::Display for InterfaceChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let routes = |routes: &[Route]| routes.iter().map(|route| route.destination).collect::<Vec<_>>();
+        let parts = [
+            ("add the address", self.added_addresses.clone()),
+            ("add a route to", routes(&self.added_routes)),
+            ("remove the address", self.removed_addresses.clone()),
+            ("remove the route to", routes(&self.removed_routes)),
+        ];
+        let all = parts.iter().flat_map(|(what, networks)| networks.iter().map(move |net| format!("{what} {net}")));
+        let all: Vec<String> = all.take(MAX_NAMED).collect();
+        f.write_str(if all.is_empty() { "change the nftables table" } else { "" })?;
+        f.write_str(&all.join(", "))
+    }
+}
+
+/// As many as a line holds.
+const MAX_NAMED: usize = 8;
 
 impl Netlink {
     /// Looks whether the device can have what is new in `settings`, and whether an address is another's.

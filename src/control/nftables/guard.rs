@@ -36,15 +36,25 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Sets the table, or removes it if there is nothing to guard. What stands against it is logged and told by the report.
-    pub fn start(interface: &str, subject: Option<GuardSubject>) -> Self {
+    /// Of an interface's table, which is not touched yet.
+    pub fn new(interface: &str) -> Self {
         let (report, _) = watch::channel(GuardReport::default());
-        let interface = interface.to_owned();
-        let mut guard = Self { interface, subject, next: None, set: None, report, restored: Restored::default() };
-        if let Err(error) = guard.set() {
-            guard.give_up(&error);
+        Self {
+            interface: interface.to_owned(),
+            subject: None,
+            next: None,
+            set: None,
+            report,
+            restored: Restored::default(),
         }
-        guard
+    }
+
+    /// Sets the table, or removes it if there is nothing to guard. What stands against it is logged and told by the report.
+    pub fn start(&mut self, subject: Option<GuardSubject>) {
+        (self.subject, self.next) = (subject, None);
+        if let Err(error) = self.set() {
+            self.give_up(&error);
+        }
     }
 
     /// What there is to tell, now and whenever it changes.

@@ -26,6 +26,7 @@ use self::bucket::Bucket;
 use self::judge::{Fault, PrefixOwners, Surroundings};
 use super::board::Board;
 use super::netlink::{Drift, InterfaceSettings, Netlink, NetlinkError, Readings, Route, RouteMonitor};
+use super::privileged::PrivilegedProcess;
 use crate::dataplane::{Handle, clock};
 use crate::keys::PublicKey;
 use crate::proto::stats::RouteFault;
@@ -111,7 +112,7 @@ pub fn networks(routes: &[Route]) -> Vec<IpNet> {
     routes.iter().map(|route| route.destination).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// The sockets that it takes to watch: opened before the daemon gives up the right to.
+/// The sockets that it takes to watch.
 #[derive(Debug)]
 pub struct RouteSockets {
     monitor: RouteMonitor,
@@ -124,8 +125,15 @@ impl RouteSockets {
         Ok(Self { monitor: RouteMonitor::open()?, netlink: Netlink::open()? })
     }
 
-    /// Watches until dropped. `handle` is told of peers whose packets go elsewhere; `board` knows where peers are.
-    pub async fn watch(self, routes: &Routes, handle: Handle, board: Board) -> Infallible {
+    /// Watches until dropped. `handle` is told of peers whose packets go elsewhere; `board` knows where peers are;
+    /// `privileged` puts back what is missing.
+    pub async fn watch(
+        self,
+        routes: &Routes,
+        handle: Handle,
+        board: Board,
+        privileged: PrivilegedProcess,
+    ) -> Infallible {
         let now = clock::now();
         let watch = RouteWatch {
             monitor: self.monitor,
@@ -133,6 +141,7 @@ impl RouteSockets {
             routes,
             handle,
             board,
+            privileged,
             told: HashMap::new(),
             plan_is_new: true,
             repairs: Bucket::new(now, REPAIRS_AT_ONCE, REPAIR_INTERVAL),
@@ -148,6 +157,7 @@ struct RouteWatch<'a> {
     routes: &'a Routes,
     handle: Handle,
     board: Board,
+    privileged: PrivilegedProcess,
     /// What the data plane was told.
     told: HashMap<PublicKey, RouteFault>,
     /// The data plane may not know of peers what it was told.
@@ -207,7 +217,7 @@ impl RouteWatch<'_> {
         if drift.is_empty() || !self.repairs.take(clock::now()) {
             return Ok(readings);
         }
-        let repaired = self.netlink.repair(&plan.settings, &drift).await;
+        let repaired = self.privileged.repair().await;
         self.routes.found.send_modify(|found| found.repairs += repaired.done);
         self.log_repair(&drift, repaired.done, &repaired.failed);
         self.netlink.read(&plan.settings, is_wanted).await
@@ -267,7 +277,7 @@ impl RouteWatch<'_> {
         }
     }
 
-    fn log_repair(&mut self, drift: &Drift, done: u64, failed: &[NetlinkError]) {
+    fn log_repair(&mut self, drift: &Drift, done: u64, failed: &[String]) {
         let missing = drift.to_string();
         if (done == 0 && failed.is_empty()) || !self.lines.take(clock::now()) {
             return;
@@ -277,7 +287,7 @@ impl RouteWatch<'_> {
         }
         for error in failed.iter().take(1) {
             let failed = failed.len();
-            tracing::warn!(missing, failed, error = error as &(dyn std::error::Error + 'static), "not put back");
+            tracing::warn!(missing, failed, error, "not put back");
         }
     }
 }

@@ -10,7 +10,7 @@ use landlock::{
     Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetError, RulesetStatus, Scope, path_beneath_rules,
 };
 
-use super::Allowed;
+use super::{Allowed, Part};
 
 /// Leaves this thread, and what comes of it, what `allowed` names, as far as the kernel can.
 pub(super) fn restrict(allowed: &Allowed) -> Result<(), String> {
@@ -27,7 +27,10 @@ fn try_restrict(allowed: &Allowed) -> Result<RestrictionStatus, RulesetError> {
     let make = AccessFs::MakeSock | AccessFs::MakeReg | AccessFs::RemoveFile;
     let write = read | make | AccessFs::WriteFile | AccessFs::Truncate;
     let names_and_numbers = SYSTEM_FILES.iter().map(PathBuf::from).chain(resolver_directory());
-    let devices = if allowed.fixed_network.is_some() { &DEVICES[1..] } else { &DEVICES };
+    let devices: &[&str] = match allowed.part {
+        Part::Daemon => &[NULL],
+        Part::Privileged => &[TUN, NULL],
+    };
     let tcp_ports = allowed.tcp_ports.iter().map(|port| Ok::<_, RulesetError>(NetPort::new(*port, AccessNet::BindTcp)));
     Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
@@ -72,7 +75,9 @@ const LEVEL: ABI = ABI::V6;
 /// How names are resolved and libraries found; the daemon's own numbers, for metrics; how many CPUs it may use; whose a TUN
 /// is that was made beforehand.
 const SYSTEM_FILES: [&str; 4] = ["/etc", "/proc", "/sys/fs/cgroup", "/sys/devices/virtual/net"];
-/// Should the interface be made anew, which takes a capability; and for the input of a trial run.
-const DEVICES: [&str; 2] = ["/dev/net/tun", "/dev/null"];
+/// Should the interface be made anew, which takes a capability.
+const TUN: &str = "/dev/net/tun";
+/// For the input of a trial run.
+const NULL: &str = "/dev/null";
 /// An answer that does not fit a datagram is asked for again.
 const DNS: u16 = 53;

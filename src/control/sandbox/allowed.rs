@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::super::translate;
-use super::{REMEDY, access, system_calls};
+use super::{Part, REMEDY, access, system_calls};
 use crate::config::Config;
 
 /// What is left to a daemon in its sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allowed {
+    /// Of which process.
+    pub(super) part: Part,
     /// Directories to read below: of the configuration, of key files, and what names are resolved by.
     pub(super) read: BTreeSet<PathBuf>,
     /// Directories to read and start programs below.
@@ -29,15 +31,17 @@ pub struct Allowed {
 }
 
 impl Allowed {
-    /// What `config` needs that was read from `file`.
-    pub fn new(config: &Config, file: &Path) -> Self {
-        let directories = config.key_directories.iter().cloned().chain(parent(file));
+    /// What a part of the daemon needs for `config` that was read from `file`.
+    pub fn new(part: Part, config: &Config, file: &Path) -> Self {
+        let keys = config.key_directories.iter().filter(|_| part == Part::Daemon);
+        let directories = keys.cloned().chain(parent(file));
         let served: Vec<&SocketAddr> = config.health.agent_check.iter().chain(&config.health.http).collect();
         let mut ports = served.iter().copied().chain(&config.interface.listen).map(SocketAddr::port);
         Self {
+            part,
             read: directories.map(|directory| absolute(&directory)).collect(),
             run: BTreeSet::new(),
-            write: parent(&config.interface.control_socket).into_iter().collect(),
+            write: parent(&config.interface.control_socket).into_iter().filter(|_| part == Part::Daemon).collect(),
             has_low_port: ports.any(|port| port < FIRST_UNPRIVILEGED),
             tcp_ports: served.iter().map(|address| address.port()).collect(),
             fixed_network: config.interface.drop_capabilities.then(|| network(config)),
@@ -57,7 +61,7 @@ impl Allowed {
         let no_new_privileges = nix::sys::prctl::set_no_new_privs();
         let refused = |error| format!("new privileges can't be refused ({error})");
         let files = access::restrict(self);
-        let calls = system_calls::restrict();
+        let calls = system_calls::restrict(self.part);
         [no_new_privileges.err().map(refused), files.err(), calls.err()].into_iter().flatten().collect()
     }
 

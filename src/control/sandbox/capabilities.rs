@@ -7,7 +7,7 @@ use caps::errors::CapsError;
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::unistd::geteuid;
 
-use super::Allowed;
+use super::{Allowed, Part};
 
 /// Drops all that `allowed` does not need. Those that are left pass to the next program, whoever the user is.
 pub(super) fn drop_all_but(allowed: &Allowed) -> Result<(), String> {
@@ -27,17 +27,17 @@ pub(super) fn left() -> Vec<String> {
     left
 }
 
-/// Addresses, routes, marks and, should it be made anew, the device; a port below 1024; and for root, who is nobody special
-/// without it, another user's configuration and keys.
+/// None for a daemon, but for root's, who is nobody special without it, to read another user's configuration and keys. For
+/// its privileged process addresses, routes, marks and, should it be made anew, the device; and a port below 1024.
 fn needed(allowed: &Allowed) -> CapsHashSet {
-    if allowed.fixed_network.is_some() {
-        return CapsHashSet::new();
-    }
     let is_foreign = |owner: u32| owner != geteuid().as_raw();
     let mut owners = allowed.read.iter().filter_map(|directory| Some(fs::metadata(directory).ok()?.uid()));
-    let low_port = allowed.has_low_port.then_some(Capability::CAP_NET_BIND_SERVICE);
-    let read = (geteuid().is_root() && owners.any(is_foreign)).then_some(Capability::CAP_DAC_READ_SEARCH);
-    low_port.into_iter().chain(read).chain([Capability::CAP_NET_ADMIN]).collect()
+    let reads = geteuid().is_root() && owners.any(is_foreign) && allowed.fixed_network.is_none();
+    let read = reads.then_some(Capability::CAP_DAC_READ_SEARCH);
+    let is_privileged = allowed.part == Part::Privileged;
+    let network = is_privileged.then_some(Capability::CAP_NET_ADMIN);
+    let low_port = (is_privileged && allowed.has_low_port).then_some(Capability::CAP_NET_BIND_SERVICE);
+    read.into_iter().chain(network).chain(low_port).collect()
 }
 
 fn drop_but(needed: &CapsHashSet) -> Result<(), CapsError> {

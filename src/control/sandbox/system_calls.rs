@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
 
+use super::Part;
 use nix::libc;
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -15,22 +16,24 @@ use seccompiler::{
 };
 
 /// Leaves this thread, and what comes of it, the listed calls.
-pub(super) fn restrict() -> Result<(), String> {
+pub(super) fn restrict(part: Part) -> Result<(), String> {
     let architecture = TargetArch::try_from(ARCH)
         .map_err(|_| format!("system calls are not restricted (the list is not for {ARCH})"))?;
-    let filter = filter(architecture).map_err(|error| format!("system calls can't be restricted ({error})"))?;
+    let filter = filter(part, architecture).map_err(|error| format!("system calls can't be restricted ({error})"))?;
     seccompiler::apply_filter(&filter).map_err(|error| format!("system calls can't be restricted (seccomp: {error})"))
 }
 
-fn filter(architecture: TargetArch) -> Result<BpfProgram, BackendError> {
+fn filter(part: Part, architecture: TargetArch) -> Result<BpfProgram, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     rules.extend(CALLS.iter().chain(CALLS_OF_ARCHITECTURE).map(|call| (*call, Vec::new())));
-    rules.insert(libc::SYS_socket, sockets()?);
-    let pair_of_streams = [
-        argument(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64),
-        argument(1, SeccompCmpOp::MaskedEq(SOCKET_TYPE), libc::SOCK_STREAM as u64),
-    ];
-    rules.insert(libc::SYS_socketpair, vec![rule(pair_of_streams)?]);
+    rules.insert(libc::SYS_socket, sockets(part)?);
+    let pair = |kind: libc::c_int| {
+        rule([
+            argument(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64),
+            argument(1, SeccompCmpOp::MaskedEq(SOCKET_TYPE), kind as u64),
+        ])
+    };
+    rules.insert(libc::SYS_socketpair, vec![pair(libc::SOCK_STREAM)?, pair(libc::SOCK_SEQPACKET)?]);
     let no_namespace = SeccompCmpOp::MaskedEq(NEW_NAMESPACES);
     rules.insert(libc::SYS_clone, vec![rule([argument(0, no_namespace, 0)])?]);
     let no_typing = TERMINAL_INPUT.map(|request| argument(1, SeccompCmpOp::Ne, request));
@@ -39,13 +42,30 @@ fn filter(architecture: TargetArch) -> Result<BpfProgram, BackendError> {
     SeccompFilter::new(rules, missing, SeccompAction::Allow, architecture)?.try_into()
 }
 
-/// UDP, and TCP to name servers and for health checks; of netlink, what changes nothing without a capability. No Unix sockets:
-/// those that a daemon needs are open before. No packet sockets.
-fn sockets() -> Result<Vec<SeccompRule>, BackendError> {
+/// For the daemon UDP, and TCP to name servers and for health checks; for the privileged process UDP, by which a device is set
+/// up. Of netlink, what each of them asks. No Unix sockets: those that a daemon needs are open before. No packet sockets.
+fn sockets(part: Part) -> Result<Vec<SeccompRule>, BackendError> {
     let family = |family: libc::c_int| argument(0, SeccompCmpOp::Eq, family as u64);
-    let netlink = NETLINK_PROTOCOLS
+    let ip = match part {
+        Part::Daemon => vec![rule([family(libc::AF_INET)])?, rule([family(libc::AF_INET6)])?],
+        Part::Privileged => {
+            let datagrams = argument(1, SeccompCmpOp::MaskedEq(SOCKET_TYPE), libc::SOCK_DGRAM as u64);
+            vec![rule([family(libc::AF_INET), datagrams])?]
+        }
+    };
+    let netlink = netlink_protocols(part)
         .map(|protocol| rule([family(libc::AF_NETLINK), argument(2, SeccompCmpOp::Eq, protocol as u64)]));
-    [rule([family(libc::AF_INET)]), rule([family(libc::AF_INET6)])].into_iter().chain(netlink).collect()
+    ip.into_iter().map(Ok).chain(netlink).collect()
+}
+
+/// Both look at routes, which only a capability can change. The daemon hears events of devices: whether this virtual machine
+/// is a copy. The privileged process changes nftables.
+pub(super) fn netlink_protocols(part: Part) -> [libc::c_int; 2] {
+    let other = match part {
+        Part::Daemon => libc::NETLINK_KOBJECT_UEVENT,
+        Part::Privileged => libc::NETLINK_NETFILTER,
+    };
+    [libc::NETLINK_ROUTE, other]
 }
 
 fn rule<const N: usize>(conditions: [Result<SeccompCondition, BackendError>; N]) -> Result<SeccompRule, BackendError> {
@@ -56,12 +76,8 @@ fn argument(number: u8, comparison: SeccompCmpOp, value: u64) -> Result<SeccompC
     SeccompCondition::new(number, SeccompCmpArgLen::Dword, comparison, value)
 }
 
-/// Routes, and the table in nftables: what is ours there is watched and repaired. Events of devices: whether this virtual
-/// machine is a copy.
-pub(super) const NETLINK_PROTOCOLS: [libc::c_int; 3] =
-    [libc::NETLINK_ROUTE, libc::NETLINK_NETFILTER, libc::NETLINK_KOBJECT_UEVENT];
-/// `SOCK_TYPE_MASK` of `linux/net.h`: flags stand beside the type. A pair of streams is connected for good; one of datagrams
-/// could send to any Unix socket that has a name.
+/// `SOCK_TYPE_MASK` of `linux/net.h`: flags stand beside the type. A pair of streams or of sequenced packets is connected for good;
+/// one of datagrams could send to any Unix socket that has a name.
 const SOCKET_TYPE: u64 = 0xf;
 /// `CLONE_NEW*`: in a user namespace of its own everybody has all capabilities.
 const NEW_NAMESPACES: u64 = (libc::CLONE_NEWUSER

@@ -26,6 +26,7 @@ fn directories() -> [TempDir; 3] {
 fn allowed(read: &Path, write: &Path) -> Allowed {
     let only = |path: &Path| [path.to_owned()].into();
     let allowed = Allowed {
+        part: Part::Daemon,
         read: only(read),
         run: [].into(),
         write: only(write),
@@ -96,21 +97,25 @@ fn no_namespace_mount_program_for_the_kernel_or_packet_socket_is_made() {
 }
 
 #[test]
-fn no_unix_socket_is_opened_but_a_pair_of_streams_and_of_netlink_only_what_a_daemon_watches() {
-    let [read, write, _other] = directories();
-    inside(allowed(read.path(), write.path()), || {
-        let missing = |error: io::Error| error.raw_os_error() == Some(Errno::ENOSYS as i32);
-        for kind in [Type::STREAM, Type::DGRAM, Type::SEQPACKET] {
-            assert!(Socket::new(Domain::UNIX, kind, None).is_err_and(missing), "{kind:?}");
-        }
-        assert!(Socket::pair(Domain::UNIX, Type::DGRAM, None).is_err_and(missing));
-        Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
-        for protocol in 0..32 {
-            let opened = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(protocol.into()));
-            let is_ours = system_calls::NETLINK_PROTOCOLS.contains(&protocol);
-            assert_eq!(opened.is_ok(), is_ours, "netlink's protocol {protocol}: {opened:?}");
-        }
-    });
+fn no_unix_socket_is_opened_but_a_connected_pair_and_of_netlink_only_what_a_part_asks() {
+    for part in [Part::Daemon, Part::Privileged] {
+        let [read, write, _other] = directories();
+        inside(Allowed { part, ..allowed(read.path(), write.path()) }, move || {
+            let missing = |error: io::Error| error.raw_os_error() == Some(Errno::ENOSYS as i32);
+            for kind in [Type::STREAM, Type::DGRAM, Type::SEQPACKET] {
+                assert!(Socket::new(Domain::UNIX, kind, None).is_err_and(missing), "{kind:?}");
+            }
+            assert!(Socket::pair(Domain::UNIX, Type::DGRAM, None).is_err_and(missing));
+            Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
+            Socket::pair(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+            assert_eq!(Socket::new(Domain::IPV4, Type::STREAM, None).is_ok(), part == Part::Daemon);
+            for protocol in 0..32 {
+                let opened = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(protocol.into()));
+                let is_ours = system_calls::netlink_protocols(part).contains(&protocol);
+                assert_eq!(opened.is_ok(), is_ours, "{part:?}: netlink's protocol {protocol}: {opened:?}");
+            }
+        });
+    }
 }
 
 #[test]
@@ -121,17 +126,19 @@ fn a_thread_is_proven_to_be_inside_only_if_it_is() {
 }
 
 #[test]
-fn capabilities_are_dropped_for_good() {
-    let [read, write, _other] = directories();
-    let allowed = allowed(read.path(), write.path());
-    let thread = thread::spawn(move || {
-        let before = capabilities::left();
-        capabilities::drop_all_but(&allowed).unwrap();
-        let kept = before.into_iter().filter(|name| name == "CAP_NET_ADMIN").collect::<Vec<_>>();
-        assert_eq!(capabilities::left(), kept);
-        assert!(caps::raise(None, caps::CapSet::Permitted, caps::Capability::CAP_SYS_ADMIN).is_err());
-    });
-    thread.join().unwrap();
+fn a_daemon_keeps_no_capability_and_its_privileged_process_one_for_good() {
+    for (part, kept) in [(Part::Daemon, ""), (Part::Privileged, "CAP_NET_ADMIN")] {
+        let [read, write, _other] = directories();
+        let allowed = Allowed { part, ..allowed(read.path(), write.path()) };
+        let thread = thread::spawn(move || {
+            let before = capabilities::left();
+            capabilities::drop_all_but(&allowed).unwrap();
+            let kept = before.into_iter().filter(|name| name == kept).collect::<Vec<_>>();
+            assert_eq!(capabilities::left(), kept);
+            assert!(caps::raise(None, caps::CapSet::Permitted, caps::Capability::CAP_SYS_ADMIN).is_err());
+        });
+        thread.join().unwrap();
+    }
 }
 
 #[test]

@@ -45,7 +45,7 @@ impl Links {
     fn new(peers: u8) -> Self {
         let mut now = clock::now();
         let bind = || {
-            let options = BindOptions { shared: false, handshakes: false, fwmark: None };
+            let options = BindOptions { shared: false, handshakes: false, fwmark: None, privileges: None };
             UdpSocket::bind("127.0.0.1:0".parse().unwrap(), options).unwrap()
         };
         let us = bind();

@@ -33,6 +33,7 @@ fn config(listen: &[&str]) -> DataplaneConfig {
             mtu: None,
         },
         peers: Vec::new(),
+        privileges: None,
     }
 }
 

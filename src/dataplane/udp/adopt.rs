@@ -7,12 +7,12 @@ use std::os::fd::OwnedFd;
 use socket2::{Protocol, Socket, Type};
 
 use super::super::inheritance::Unfit;
-use super::{BindOptions, UdpSocket, configure};
+use super::{BindOptions, UdpSocket, configure, set_mark};
 
 impl UdpSocket {
     /// Goes on with a socket, if it is one that [`bind`](Self::bind) would have made with these options; what can still be
     /// set is set anew.
-    pub(in crate::dataplane) fn adopt(descriptor: OwnedFd, options: BindOptions) -> Result<Self, Unfit> {
+    pub(in crate::dataplane) fn adopt(descriptor: OwnedFd, options: BindOptions<'_>) -> Result<Self, Unfit> {
         let socket = Socket::from(descriptor);
         let is_udp =
             || -> io::Result<bool> { Ok(socket.r#type()? == Type::DGRAM && socket.protocol()? == Some(Protocol::UDP)) };
@@ -24,7 +24,7 @@ impl UdpSocket {
             let fits = socket.reuse_port()? == options.shared && (local.is_ipv4() || socket.only_v6()?);
             let mark = options.fwmark.unwrap_or(0);
             if socket.mark()? != mark {
-                socket.set_mark(mark)?;
+                set_mark(&socket, mark, options.privileges)?;
             }
             socket.set_nonblocking(true)?;
             configure(&socket, local.is_ipv4(), options)?;

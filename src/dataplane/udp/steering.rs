@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn each_lane_goes_to_its_worker_and_everything_else_to_the_socket_behind() {
-        let options = BindOptions { shared: true, handshakes: false, fwmark: None };
+        let options = BindOptions { shared: true, handshakes: false, fwmark: None, privileges: None };
         let first = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), options).unwrap();
         let share = || UdpSocket::bind(first.local(), options).unwrap();
         let sockets = [&first, &share(), &share(), &share()];
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_what_is_no_transport_data_takes_no_room_that_data_needs() {
-        let options = BindOptions { shared: true, handshakes: false, fwmark: None };
+        let options = BindOptions { shared: true, handshakes: false, fwmark: None, privileges: None };
         let share = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), options).unwrap();
         let handshakes = UdpSocket::bind(share.local(), BindOptions { handshakes: true, ..options }).unwrap();
         share.steer_by_lane(1).unwrap();

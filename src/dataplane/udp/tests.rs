@@ -1,6 +1,6 @@
 use super::*;
 
-const OPTIONS: BindOptions = BindOptions { shared: false, handshakes: false, fwmark: None };
+const OPTIONS: BindOptions<'static> = BindOptions { shared: false, handshakes: false, fwmark: None, privileges: None };
 
 /// A socket of a test.
 pub(in super::super) fn bind(address: &str) -> UdpSocket {
