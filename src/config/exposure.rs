@@ -24,7 +24,7 @@ const PROTOCOLS: [&str; 5] = ["tcp", "udp", "icmp-echo", "any", "ip"];
 pub(super) fn exposure(text: &str) -> Checked<Exposure> {
     match text.split_once('/') {
         Some((protocol, at)) if at.contains(['.', ':', '[']) => behind(text, protocol, at),
-        _ => service(text).map(Exposure::from),
+        _ => service(text, text).map(Exposure::from),
     }
 }
 
@@ -43,8 +43,8 @@ fn behind(text: &str, protocol: &str, at: &str) -> Checked<Exposure> {
             let remedy = format!("write \"ip/{}:47\" with its number", shown(network));
             return Err(Refusal::new(format!("{} does not say which IP protocol", quote(text)), remedy));
         }
-        (_, None) => service(protocol)?,
-        (_, Some(selector)) => service(&format!("{protocol}/{selector}"))?,
+        (_, None) => service(protocol, text)?,
+        (_, Some(selector)) => service(&format!("{protocol}/{selector}"), text)?,
     };
     usable_network(network, text)?;
     Ok(service.within(network))
@@ -125,10 +125,10 @@ fn similar(protocol: &str) -> Option<&'static str> {
     PROTOCOLS.into_iter().find(|known| strsim::osa_distance(protocol, known) == 1)
 }
 
-/// A service of this machine's own.
-fn service(text: &str) -> Checked<Service> {
+/// The service that `text` names, without a network. Messages quote `written`, which is what the file says.
+fn service(text: &str, written: &str) -> Checked<Service> {
     let refused = |what: String| Err(Refusal::new(what, RULE));
-    let not_known = || refused(format!("{} is no port of a protocol", quote(text)));
+    let not_known = || refused(format!("{} is no port of a protocol", quote(written)));
     match (text, text.split_once('/')) {
         ("any", _) => Ok(Service::Any),
         ("icmp-echo", _) => Ok(Service::Echo),
@@ -138,20 +138,20 @@ fn service(text: &str) -> Checked<Service> {
         (_, Some(("udp", ports))) => port_range(ports).map_or_else(not_known, |range| Ok(Service::Udp(range))),
         (_, Some(("ip", number))) => match plain_number(number).and_then(|number| u8::try_from(number).ok()) {
             Some(number) => Ok(Service::Protocol(number)),
-            None => refused(format!("{} is no IP protocol: their numbers go from 0 to 255", quote(text))),
+            None => refused(format!("{} is no IP protocol: their numbers go from 0 to 255", quote(written))),
         },
         (port, _) if port_range(port).is_some() => {
             let remedy = format!("write \"tcp/{port}\" or \"udp/{port}\"");
-            Err(Refusal::new(format!("{} does not say of which protocol", quote(text)), remedy))
+            Err(Refusal::new(format!("{} does not say of which protocol", quote(written)), remedy))
         }
         (_, Some((port, protocol @ ("tcp" | "udp")))) if port_range(port).is_some() => {
-            let what = format!("{} has the protocol behind the port", quote(text));
+            let what = format!("{} has the protocol behind the port", quote(written));
             Err(Refusal::new(what, format!("write \"{protocol}/{port}\"")))
         }
         (_, Some((protocol, ports))) if !PROTOCOLS.contains(&protocol) && similar(protocol).is_some() => {
             let meant = similar(protocol).expect("asked just before");
             let remedy = format!("did you mean \"{meant}/{ports}\"?");
-            Err(Refusal::new(format!("{} is no port of a protocol", quote(text)), remedy))
+            Err(Refusal::new(format!("{} is no port of a protocol", quote(written)), remedy))
         }
         _ => not_known(),
     }
@@ -225,6 +225,16 @@ mod tests {
             ("ip/10.30.0.0/24", "write \"ip/10.30.0.0/24:47\" with its number"),
         ] {
             assert_eq!(exposure(text).unwrap_err().remedy, remedy, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_quotes_what_the_file_says() {
+        for text in
+            ["tcp/99999", "tcp/10.30.0.0/24:99999", "udp/[fd30::]/64:0", "tcp/10.30.0.5:90-80", "ip/10.30.0.0/24:256"]
+        {
+            let what = exposure(text).unwrap_err().what;
+            assert!(what.starts_with(&format!("\"{text}\" ")), "{what}");
         }
     }
 
