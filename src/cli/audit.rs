@@ -1,5 +1,5 @@
 //! `underpass audit`: what an auditor asks of one machine, with its answers: algorithms, keys and their ages, who may reach
-//! what, what the daemon has given up.
+//! what, what the daemon has given up and refuses.
 //!
 //! What is configured comes from the file, what is so from the running daemon. Nothing is judged and nothing is changed.
 
@@ -15,7 +15,7 @@ use super::arguments::AuditArguments;
 use super::lines::{HEADING, line, optional_line, reach_line, texts};
 use super::quantity::ago;
 use crate::config::{Config, Peer, SuiteChoice};
-use crate::control::api::{PeerReport, PrivilegedReport, SandboxReport, StatusReport};
+use crate::control::api::{GuardReport, GuardState, PeerReport, PrivilegedReport, SandboxReport, StatusReport};
 use crate::control::client;
 use crate::control::translate::proposed_suite;
 use crate::dataplane::clock;
@@ -99,6 +99,7 @@ struct Daemon {
     /// Set if its key is that of the file.
     runs_by_this_key: bool,
     sandbox: SandboxReport,
+    guard: GuardReport,
 }
 
 #[derive(Debug, Serialize)]
@@ -147,6 +148,7 @@ impl Audit {
                 pid: status.interface.pid,
                 runs_by_this_key: status.interface.public_key == own,
                 sandbox: status.sandbox.clone(),
+                guard: status.guard.clone(),
             }),
             peers: config.peers.iter().map(|peer| PeerAudit::new(peer, status)).collect(),
         }
@@ -202,6 +204,7 @@ impl Daemon {
         if !self.runs_by_this_key {
             line(out, "", "runs by another private key than this file's")?;
         }
+        self.write_guard(out)?;
         let sandbox = &self.sandbox;
         line(out, "sandbox", if sandbox.on { "on" } else { "off" })?;
         if !sandbox.on {
@@ -216,6 +219,23 @@ impl Daemon {
         line(out, "reads", paths(&sandbox.reads))?;
         line(out, "writes", paths(&sandbox.writes))?;
         sandbox.lacks.iter().try_for_each(|lack| line(out, "lacks", lack))
+    }
+
+    fn write_guard(&self, out: &mut dyn Write) -> io::Result<()> {
+        let guard = &self.guard;
+        let state = match guard.state {
+            GuardState::On => "tunnel addresses are refused on other interfaces",
+            GuardState::Off => "off: tunnel addresses are not refused on other interfaces",
+            GuardState::Unavailable => "tunnel addresses are not refused on other interfaces by this daemon",
+            GuardState::Unknown => "the daemon does not tell",
+        };
+        line(out, "guard", state)?;
+        optional_line(out, "", guard.lacks.as_ref())?;
+        guard.left_out.iter().try_for_each(|left| line(out, "", format!("but for {left}")))?;
+        if guard.restored > 0 {
+            line(out, "", format!("put back {} times since the daemon's start", guard.restored))?;
+        }
+        Ok(())
     }
 }
 

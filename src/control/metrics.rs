@@ -17,7 +17,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-use super::api::{LinkState, PeerReport, StatusReport};
+use super::api::{GuardState, LinkState, PeerReport, StatusReport};
 use super::report::{Identity, PeerNames};
 use crate::proto::event::Event;
 
@@ -88,6 +88,7 @@ impl Collector for Scrape {
         self.encode_identity(encoder)?;
         self.encode_states(encoder)?;
         self.encode_routes(encoder)?;
+        self.encode_guard(encoder)?;
         self.encode_quality(encoder)?;
         self.encode_traffic(encoder)?;
         encode_process(encoder)
@@ -149,6 +150,16 @@ impl Scrape {
         let help = "Networks that are refused though they are no longer configured.";
         let mut refused = encoder.encode_descriptor("underpass_refused_networks", help, None, MetricType::Gauge)?;
         refused.encode_gauge(&(i64::try_from(routes.refused.len()).unwrap_or(i64::MAX)))
+    }
+
+    fn encode_guard(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let guard = &self.report.guard;
+        let help =
+            "Whether the daemon has set the table that refuses tunnel addresses on other interfaces, if it is wanted.";
+        optional_gauge(encoder, "underpass_guard_set", help, is_set(guard.state).map(u64::from))?;
+        let help = "Times that this table was flushed or changed by somebody and put back.";
+        let mut restored = encoder.encode_descriptor("underpass_guard_restored", help, None, MetricType::Counter)?;
+        restored.encode_counter::<NoLabelSet, _, f64>(&guard.restored, None)
     }
 
     fn encode_quality(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -224,6 +235,15 @@ fn carries_traffic(state: LinkState) -> bool {
     }
 }
 
+/// `None` where no table is wanted.
+fn is_set(guard: GuardState) -> Option<bool> {
+    match guard {
+        GuardState::On => Some(true),
+        GuardState::Unavailable => Some(false),
+        GuardState::Off | GuardState::Unknown => None,
+    }
+}
+
 fn info(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, labels: &impl EncodeLabelSet) -> fmt::Result {
     encoder.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(labels)
 }
@@ -264,6 +284,7 @@ const STATES: [LinkState; 5] =
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::api::GuardReport;
     use crate::control::api::tests::status;
     use crate::control::report::tests::{identity, names};
     use crate::keys::{PrivateKey, PublicKey};
@@ -277,6 +298,12 @@ mod tests {
         let mut round_trips = RoundTrips::new(newest);
         round_trips.count(&Event::RoundTrip { peer: key(), round_trip: Duration::from_micros(412) });
         encode(Arc::new(status()), &round_trips)
+    }
+
+    fn text_with_guard(state: GuardState, restored: u64) -> String {
+        let (_identity, newest) = watch::channel(Arc::new(identity(PeerNames::default())));
+        let guard = GuardReport { state, restored, ..GuardReport::default() };
+        encode(Arc::new(StatusReport { guard, ..status() }), &RoundTrips::new(newest))
     }
 
     fn has(line: &str) {
@@ -305,6 +332,18 @@ mod tests {
         has(r#"underpass_build_info{version="0.1.0"} 1"#);
         has("underpass_private_key_written_timestamp_seconds 1700000000");
         has("underpass_clock_synchronized 0");
+    }
+
+    #[test]
+    fn a_guard_that_is_not_wanted_is_neither_set_nor_missing() {
+        let line = |state| {
+            let text = text_with_guard(state, 0);
+            text.lines().find(|line| line.starts_with("underpass_guard_set ")).map(str::to_owned)
+        };
+        assert_eq!(line(GuardState::On).as_deref(), Some("underpass_guard_set 1"));
+        assert_eq!(line(GuardState::Unavailable).as_deref(), Some("underpass_guard_set 0"));
+        assert_eq!([GuardState::Off, GuardState::Unknown].map(line), [None, None]);
+        assert!(text_with_guard(GuardState::On, 3).contains("\nunderpass_guard_restored_total 3\n"));
     }
 
     #[test]

@@ -48,6 +48,7 @@ fn what_an_auditor_asks_is_told_of_a_running_daemon_and_without_one() {
     let sandbox = &told["daemon"]["sandbox"];
     let capabilities = [&sandbox["capabilities"], &sandbox["privileged"]["capabilities"]];
     assert_eq!(capabilities, [&serde_json::json!([]), &serde_json::json!(["CAP_NET_ADMIN"])]);
+    assert_eq!(told["daemon"]["guard"]["state"], "on");
     let peer = &told["peers"][0];
     assert_eq!(
         (&peer["exposes"], &peer["public_key"]),
@@ -58,7 +59,13 @@ fn what_an_auditor_asks_is_told_of_a_running_daemon_and_without_one() {
 
     let text = audit(&ends.backend, &file, &[]);
     assert_eq!(text.code(), 0, "{text:?}");
-    for line in ["sandbox        on", "capabilities   none", "may reach      tcp/8080", "link           up, "] {
+    for line in [
+        "guard          tunnel addresses are refused on other interfaces",
+        "sandbox        on",
+        "capabilities   none",
+        "may reach      tcp/8080",
+        "link           up, ",
+    ] {
         assert!(text.stdout.contains(&format!("\n  {line}")), "{line}: {}", text.stdout);
     }
     for secret in [&ends.backend_keys.private, &preshared] {

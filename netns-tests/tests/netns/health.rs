@@ -283,6 +283,9 @@ tests:
       - { series: 'underpass_drops_total{job="underpass", instance="lb2", reason="stale_initiation"}', values: '0+2x300' }
       - { series: 'underpass_link_route_diverted{job="underpass", instance="lb2", peer="app1"}', values: '0x3 1x30' }
       - { series: 'underpass_route_repairs_total{job="underpass", instance="lb2"}', values: '0x9 1+1x300' }
+      - { series: 'underpass_guard_set{job="underpass", instance="lb1"}', values: '1x30' }
+      - { series: 'underpass_guard_set{job="underpass", instance="lb2"}', values: '1x3 0x30' }
+      - { series: 'underpass_guard_restored_total{job="underpass", instance="lb2"}', values: '0x9 1+1x300' }
     alert_rule_test:
       - { eval_time: 1m, alertname: UnderpassRouteAroundTunnel }
       - eval_time: 3m
@@ -291,6 +294,14 @@ tests:
       - { eval_time: 4m, alertname: UnderpassRoutesTakenAway }
       - eval_time: 12m
         alertname: UnderpassRoutesTakenAway
+        exp_alerts: [ { exp_labels: { severity: ticket, job: underpass, instance: lb2 } } ]
+      - { eval_time: 2m, alertname: UnderpassGuardMissing }
+      - eval_time: 4m
+        alertname: UnderpassGuardMissing
+        exp_alerts: [ { exp_labels: { severity: ticket, job: underpass, instance: lb2 } } ]
+      - { eval_time: 4m, alertname: UnderpassGuardTakenAway }
+      - eval_time: 12m
+        alertname: UnderpassGuardTakenAway
         exp_alerts: [ { exp_labels: { severity: ticket, job: underpass, instance: lb2 } } ]
       - { eval_time: 1m, alertname: UnderpassDaemonGone }
       - eval_time: 5m
