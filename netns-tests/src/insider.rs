@@ -61,7 +61,7 @@ pub struct Insider {
     pub private: PrivateKey,
     /// Public key of the side that it harms.
     pub victim: PublicKey,
-    /// Where that listens.
+    /// The UDP endpoint of that side.
     pub endpoint: SocketAddrV4,
     /// Their addresses in the tunnel.
     pub inner: Between,

@@ -57,9 +57,9 @@ pub enum Command {
     Undrain(DrainArguments),
     /// Let a network that is no longer configured be reached in the clear
     ///
-    /// What a configuration has led into the tunnel stays refused when it no longer does, so that no reload sends its traffic
-    /// out in the clear. This ends that, for all of it that lies in NETWORK. What is configured stays as it is. Where no daemon
-    /// runs it needs root.
+    /// A network that a configuration has led into the tunnel stays refused when it no longer does, so that no reload
+    /// sends its traffic out in the clear. This ends that, for all of it that lies in NETWORK. What is configured stays
+    /// as it is. Where no daemon runs it needs root.
     Open(OpenArguments),
     /// Start a running daemon anew without interrupting traffic
     ///
@@ -189,7 +189,7 @@ pub struct DrainArguments {
 /// Arguments of `open`.
 #[derive(Debug, Clone, Args)]
 pub struct OpenArguments {
-    /// What to open, such as 10.1.0.0/16; 0.0.0.0/0 and ::/0 are everything
+    /// Network to open, such as 10.1.0.0/16; 0.0.0.0/0 and ::/0 are everything
     #[arg(value_name = "NETWORK", value_parser = network)]
     pub prefix: IpNet,
     /// Which daemon.

@@ -56,7 +56,7 @@ struct Refused<'e> {
     config: &'e Path,
     /// The first twenty, in the file's order.
     problems: Vec<RefusedKey<'e>>,
-    /// How many there are in all.
+    /// The number of all.
     count: usize,
 }
 
@@ -104,7 +104,7 @@ struct Plan {
     /// Routes into the tunnel.
     routes: Vec<Route>,
     advice: Vec<String>,
-    /// What is to be known of it on this machine.
+    /// Notes about it on this machine.
     notes: Vec<String>,
 }
 
@@ -122,7 +122,7 @@ struct InterfacePlan {
     workers: String,
     pin_workers: bool,
     suite: &'static str,
-    /// What peers may propose.
+    /// Suites that peers may propose.
     suites: Vec<&'static str>,
     expose: Vec<String>,
     refuse: &'static str,

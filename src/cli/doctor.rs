@@ -18,7 +18,7 @@ use crate::control::doctor::{self, Cause, Facts, Question, Weight};
 
 /// Raised when a field of the JSON is renamed, removed or changes its meaning.
 const SCHEMA_VERSION: u32 = 1;
-/// Where configuration files are looked for if no daemon says where its own is.
+/// The directory that is searched for configuration files if no daemon says where its own is.
 const CONFIG_DIRECTORY: &str = "/etc/underpass";
 
 /// Why the exit code is not 0.

@@ -77,7 +77,7 @@ fn render(status: &StatusReport, width: Option<usize>) -> String {
     text
 }
 
-/// What the configuration has wrong of links that work nevertheless, until the next boot.
+/// Mistakes in the configuration of links that work nevertheless, until the next boot.
 fn write_roamed(text: &mut String, status: &StatusReport) {
     let has_roamed = |peer: &&PeerReport| peer.endpoint_source == Some(EndpointSource::Roamed);
     for (index, peer) in status.peers.iter().filter(has_roamed).enumerate() {
@@ -91,7 +91,7 @@ fn write_roamed(text: &mut String, status: &StatusReport) {
     }
 }
 
-/// What goes around the tunnel, and what is refused beside the configuration.
+/// Routes around the tunnel, and networks that are refused beside the configuration.
 fn write_routes(text: &mut String, status: &StatusReport) {
     for peer in &status.peers {
         if let Some(route) = &peer.route {

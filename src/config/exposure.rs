@@ -76,7 +76,7 @@ fn split_selector(text: &str) -> (&str, Option<&str>) {
     text.split_once(':').map_or((text, None), |(network, selector)| (network, Some(selector)))
 }
 
-/// Where an IPv6 address ends and a port begins can't be told without brackets.
+/// The refusal of an IPv6 address without brackets: where it ends and a port begins can't be told.
 fn without_brackets(text: &str, protocol: &str, at: &str) -> Option<Refusal> {
     let network =
         |text: &str| text.parse::<Ipv6Net>().ok().or_else(|| text.parse::<Ipv6Addr>().ok().map(Ipv6Net::from));

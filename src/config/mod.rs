@@ -136,7 +136,7 @@ pub struct Interface {
     pub pin_workers: bool,
     /// What to propose to peers that name no suite of their own.
     pub suite: SuiteChoice,
-    /// What peers may propose when they call. Never empty, each once.
+    /// Suites that peers may propose. Never empty, each once.
     pub suites: Vec<Suite>,
     /// What peers that have no list of their own may reach of this machine, and of what lies behind it.
     pub expose: Vec<Exposure>,
@@ -250,7 +250,7 @@ impl Refuse {
     }
 }
 
-/// How much of the sandbox a daemon starts with.
+/// The extent of the sandbox with which a daemon starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum SandboxPolicy {
     /// None of it.

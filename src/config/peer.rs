@@ -48,7 +48,7 @@ pub(super) struct OwnEnd {
 }
 
 impl OwnEnd {
-    /// What `address` is, if no other machine in the tunnel can have it.
+    /// The reason why no other machine in the tunnel can have `address`, if there is one.
     fn why_no_peer_has(&self, address: IpAddr) -> Option<&'static str> {
         if self.addresses.iter().any(|own| own.addr() == address) {
             return Some("this machine's own tunnel address");

@@ -55,7 +55,8 @@ pub(super) fn dscp(text: &str) -> Checked<Dscp> {
     Ok(Dscp::Value(value))
 }
 
-/// What to propose: one of the suites that this side accepts itself. Without an interface none is known, which is told by itself.
+/// The suite to propose: one that this side accepts itself. Without an interface none is known, which is told by
+/// itself.
 pub(super) fn suite(text: &str, accepted: &[Suite]) -> Checked<SuiteChoice> {
     let choice = one_of(text, &SuiteChoice::ALL, SuiteChoice::as_str)?;
     if accepted.is_empty() || accepted.iter().any(|suite| choice.admits(*suite)) {

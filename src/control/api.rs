@@ -238,11 +238,11 @@ pub struct RefusedReport {
     pub peer: Option<String>,
     /// The static key that initiated, in base64. Null where it is not known.
     pub public_key: Option<String>,
-    /// Where the newest seems to have come from: an address that anyone can write.
+    /// Apparent source of the newest: an address that anyone can write.
     pub from: SocketAddr,
     /// A reason as in `drops`.
     pub reason: String,
-    /// How many there were.
+    /// Their number.
     pub count: u64,
     /// When the newest came, in seconds since 1970.
     pub latest: u64,
@@ -251,13 +251,13 @@ pub struct RefusedReport {
 /// An error that the network sent by ICMP about datagrams to an endpoint. Nobody vouches for it: it changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkErrorReport {
-    /// Where the datagrams went.
+    /// Destination of the datagrams.
     pub endpoint: SocketAddr,
     /// The error, as `port unreachable`.
     pub what: String,
     /// The machine that says so.
     pub from: IpAddr,
-    /// How many were told of this endpoint.
+    /// Number of errors about this endpoint.
     pub count: u64,
     /// When the newest came, in seconds since 1970.
     pub latest: u64,
@@ -299,7 +299,7 @@ pub struct GuardReport {
     pub lacks: Option<String>,
     /// Networks behind the tunnel that are let in by other interfaces as well, with the reasons.
     pub left_out: Vec<String>,
-    /// How often the table had to be put back since the start.
+    /// Times that the table had to be put back since the start.
     pub restored: u64,
 }
 
@@ -322,7 +322,7 @@ pub enum GuardState {
 /// Whether this machine's routes are as they should be.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RoutesReport {
-    /// How often something of the daemon's own was put back that somebody had taken away.
+    /// Times that something of the daemon's own was put back that somebody had taken away.
     pub repairs: u64,
     /// The daemon's own settings that are missing, in the words of `ip`. Null if none is.
     pub missing: Option<String>,
@@ -382,7 +382,7 @@ pub struct PeerReport {
     pub route: Option<String>,
     /// Where datagrams to it go, once known.
     pub endpoint: Option<SocketAddr>,
-    /// How it came to be known. Null without an endpoint, or of a daemon that does not tell.
+    /// Source of the endpoint. Null without an endpoint, or of a daemon that does not tell.
     #[serde(default)]
     pub endpoint_source: Option<EndpointSource>,
     /// Prefixes it may use.
@@ -414,7 +414,7 @@ pub struct PeerReport {
     pub network_error: Option<NetworkErrorReport>,
 }
 
-/// How a peer's endpoint came to be known.
+/// Source of a peer's endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndpointSource {

@@ -30,7 +30,7 @@ pub(super) struct Connected<'a> {
     pub(super) state: &'static str,
     /// Why, if it is not simply up.
     pub(super) reason: Option<&'static str>,
-    /// How many changes the line stands for, if several came within a second.
+    /// The number of changes that the line stands for, if several came within a second.
     pub(super) changes: Option<u64>,
 }
 
@@ -92,7 +92,7 @@ pub(super) fn drained(peer: &str, draining: bool) {
     tracing::info!(target: TARGET, event, peer, "{}", if draining { "draining" } else { "no longer draining" });
 }
 
-/// What was refused of earlier configurations may pass in the clear.
+/// Tells that networks which earlier configurations had refused may pass in the clear.
 pub(super) fn opened(networks: &str) {
     tracing::info!(target: TARGET, event = "networks-opened", networks, "no longer refused");
 }

@@ -21,7 +21,7 @@ const MAX_WAITING: usize = 4096;
 pub struct Arrived {
     /// The newest of its peer and kind.
     pub event: Event,
-    /// How many of the same peer and kind came before it and gave way to it.
+    /// The number of events of the same peer and kind that came before it and gave way to it.
     pub skipped: u64,
 }
 

@@ -48,7 +48,8 @@ impl Followers<'_> {
         }
     }
 
-    /// Where a peer is, the log reads from one report for all that `arrived`: events do not say it of one who is where it was.
+    /// Tells all that `arrived`. The log reads from one report where peers are: events do not say it of one who is
+    /// where it was.
     async fn tell_all(&mut self, arrived: Vec<Arrived>) {
         let report = if arrived.iter().any(|arrived| is_up(&arrived.event)) { self.board.report().await } else { None };
         let peers = report.iter().flat_map(|report| &report.peers);

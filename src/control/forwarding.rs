@@ -1,6 +1,6 @@
 //! Whether this machine forwards packets, and what that means for what peers reach.
 //!
-//! It reads the kernel's settings and changes none.
+//! Kernel settings are read and none is changed.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use crate::proto::policy::Destination;
 /// Of each IP version: 0 is off.
 const SETTINGS: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
 
-/// What is to be known of a configuration that exposes services, and no network, on a machine that forwards packets.
+/// Advice on a configuration that exposes services, and no network, on a machine that forwards packets.
 pub fn advice(config: &Config) -> Option<String> {
     let mut exposures = config.peers.iter().flat_map(|peer| &peer.expose).peekable();
     let exposes_anything = exposures.peek().is_some();

@@ -1,4 +1,4 @@
-//! How many lines the log gets about links: some of each kind and peer, few in all, and a count of the rest.
+//! Limits on the log's lines about links: some of each kind and peer, few in all, and a count of the rest.
 //!
 //! Whoever makes a peer's port change, with its keys or without, writes no more than that. The audit trail has its own way.
 
@@ -9,7 +9,7 @@ use crate::keys::PublicKey;
 use crate::proto::error::DropReason;
 use crate::proto::pace::Pace;
 
-/// What a line is about.
+/// The subject of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Line {
     /// A link is in another state, and carries traffic as before, or none as before.
@@ -24,7 +24,7 @@ pub(super) enum Line {
     Refused(DropReason),
 }
 
-/// What was written lately, and what was not.
+/// Lines that were written lately, and the number of those that were not.
 #[derive(Debug, Default)]
 pub(super) struct LineLimits {
     lines: HashMap<(Option<PublicKey>, Line), Counted>,

@@ -41,7 +41,7 @@ struct Link {
     /// Set while it carries traffic.
     is_connected: bool,
     has_been_up: bool,
-    /// How often the audit trail tells of it.
+    /// The pace at which the audit trail tells of it.
     audit_pace: Pace,
     /// The newest change that the audit trail has not told yet, and how many it stands for.
     untold: Option<(Audited, u64)>,
@@ -352,7 +352,7 @@ mod tests {
         assert_eq!(changes(&moves), [Change::Moved]);
     }
 
-    /// What the log gets, a JSON object a line.
+    /// The log that `work` writes, a JSON object a line.
     fn logged(work: impl FnOnce()) -> Vec<serde_json::Value> {
         let lines = Arc::<Mutex<Vec<u8>>>::default();
         let writer = lines.clone();

@@ -58,7 +58,7 @@ pub struct InterfaceSettings {
     pub routes: Vec<Route>,
     /// What is refused while the interface is not there.
     pub closed: Vec<Route>,
-    /// What of earlier configurations' refusals is not to stay.
+    /// Networks whose refusal by earlier configurations is to end.
     pub open: Vec<IpNet>,
 }
 
@@ -578,7 +578,7 @@ fn errno(error: &rtnetlink::Error) -> Option<Errno> {
     }
 }
 
-/// What any interface carries.
+/// An MTU that any interface carries.
 const PROBE_MTU: u16 = 1280;
 /// Unspecified, default, main and local: consulted without any rule of the operator's.
 const KERNEL_TABLES: [u32; 4] = [0, 253, MAIN_TABLE, 255];

@@ -47,7 +47,7 @@ pub struct Identity {
     pub privileged: Option<Started>,
     /// In the configuration's order.
     pub peers: PeerNames,
-    /// What the network says of endpoints.
+    /// Errors that the network reports about endpoints.
     pub network_errors: Arc<NetworkErrors>,
 }
 

@@ -265,7 +265,7 @@ fn chosen(before: &[IpAddr], found: Vec<IpAddr>, families: Families) -> Vec<IpAd
     chosen
 }
 
-/// How many addresses of IPv4 and of IPv6 are used.
+/// Numbers of IPv4 and of IPv6 addresses that are used.
 fn share_places(found: &[IpAddr], families: Families) -> (usize, usize) {
     let v4 = if families.v4 { found.iter().filter(|address| address.is_ipv4()).count() } else { 0 };
     let v6 = if families.v6 { found.iter().filter(|address| address.is_ipv6()).count() } else { 0 };

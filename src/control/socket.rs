@@ -62,7 +62,7 @@ pub enum SocketError {
         /// The socket.
         path: PathBuf,
     },
-    /// It is made as the daemon's own user.
+    /// A socket that is made as the daemon's own user.
     #[error(
         "the user {user}, which a daemon that root starts becomes, may not create the control socket {path}: let that user write \
          to its directory (chown {user}:), or set interface.control_socket to another path"
@@ -129,7 +129,7 @@ impl ControlSocket {
         Ok(Self { listener, path, file, client_timeout: CLIENT_TIMEOUT })
     }
 
-    /// Where it is.
+    /// The path of the socket.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -213,7 +213,7 @@ fn create_directory(path: &Path) -> io::Result<()> {
     }
 }
 
-/// What the socket at `before` is called from here on: `wanted`, if nothing lies there.
+/// The path of the socket at `before` from here on: `wanted`, if nothing lies there.
 fn renamed(before: PathBuf, wanted: &Path) -> PathBuf {
     let moved = match fs::symlink_metadata(wanted) {
         Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),

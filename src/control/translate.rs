@@ -75,15 +75,15 @@ pub fn interface_settings(config: &Config, index: u32, offload: bool) -> Interfa
     }
 }
 
-/// Where peers are reached: what an earlier configuration led into the tunnel of it would stand in the way of the datagrams.
-/// Those with a mark have a way of their own.
+/// Networks in which peers are reached: what an earlier configuration led into the tunnel of them would stand in the
+/// way of the datagrams. Those with a mark have a way of their own.
 fn outside(config: &Config) -> impl Iterator<Item = IpNet> {
     let is_plain = config.interface.fwmark.is_none();
     let endpoints = config.peers.iter().flat_map(addresses).filter(move |_| is_plain);
     endpoints.map(|endpoint| IpNet::from(endpoint.ip()))
 }
 
-/// How the routes are to be from here on, where `refused` is what earlier configurations have had refused.
+/// The plan of the routes from here on, where `refused` is what earlier configurations have had refused.
 pub fn route_watch_plan(config: &Config, settings: InterfaceSettings, refused: Vec<Route>) -> Plan {
     let peers = config.peers.iter().map(watched_peer).collect();
     Plan { settings, refused, open: config.interface.open.clone(), peers }
@@ -101,7 +101,7 @@ fn watched_peer(peer: &Peer) -> WatchedPeer {
     }
 }
 
-/// What is to be refused on other interfaces. `None` if nothing is to be.
+/// The subject of the table that refuses packets on other interfaces. `None` if nothing is to be refused.
 pub fn guard_subject(config: &Config) -> Option<GuardSubject> {
     let interface = &config.interface;
     let routes = route_plan(config).routes.into_iter().filter(|route| route.table == MAIN_TABLE);
@@ -194,7 +194,7 @@ fn device_mode(mode: DeviceMode) -> dataplane::DeviceMode {
     }
 }
 
-/// What this side proposes to its peers, one of the suites that it accepts itself.
+/// The suite that this side proposes to its peers, one of those that it accepts itself.
 pub fn proposed_suite(choice: SuiteChoice, accepted: &[Suite]) -> Suite {
     let fastest = if cpu_has_aes() { Suite::Aes256Gcm } else { Suite::ChaCha20Poly1305 };
     let is_possible = |suite: &Suite| choice.admits(*suite) && accepted.contains(suite);

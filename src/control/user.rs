@@ -42,7 +42,7 @@ pub enum UserError {
          it as that user, or run it with --allow-root as root"
     )]
     Refused {
-        /// What the system says.
+        /// The system's error.
         reason: String,
     },
 }
@@ -126,7 +126,7 @@ impl DaemonUser {
     }
 }
 
-/// What to look again at in `config`, read from `file`, for a daemon that root starts here. Nothing, if root does not ask.
+/// Advice on `config`, read from `file`, for a daemon that root starts here. Nothing, if root does not ask.
 pub fn advice(config: &Config, file: &Path) -> Vec<String> {
     if !geteuid().is_root() {
         return Vec::new();

@@ -16,8 +16,8 @@ pub fn monotonic_time() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
 }
 
-/// How long the machine has been suspended since its start: what the clock that goes on then is ahead of the one that stands
-/// still. `None` if this thread stood still in between.
+/// Time that the machine has been suspended since its start: what the clock that goes on then is ahead of the one that
+/// stands still. `None` if this thread stood still in between.
 pub fn time_suspended() -> Option<Duration> {
     let read = |clock| clock_gettime(clock).map(Duration::from).ok();
     let before = read(ClockId::CLOCK_MONOTONIC)?;

@@ -1,4 +1,4 @@
-//! What workers hand to the slow path: a short queue for each peer, which are read in turn.
+//! Inputs from workers to the slow path: a short queue for each peer, which are read in turn.
 //!
 //! Whoever fills their own queue loses what they send themselves, and delays others by one input of each turn. The lock is
 //! held for a push or a pop; what waits is bounded by the number of peers.
@@ -14,7 +14,7 @@ use crate::proto::sync::{Mutex, MutexGuard};
 pub(super) enum Class {
     /// Anybody who reaches the ports.
     Strangers,
-    /// What a peer's datagrams showed.
+    /// Notices about a peer's datagrams.
     Notices(PeerId),
     /// This machine's packets to a peer.
     Packets(PeerId),
@@ -29,7 +29,7 @@ impl Class {
         }
     }
 
-    /// How many may wait.
+    /// The number of inputs that may wait.
     fn share(self) -> usize {
         match self {
             Self::Strangers => 64,
@@ -52,12 +52,12 @@ struct Waiting<T> {
     turns: VecDeque<usize>,
 }
 
-/// What became of an input.
+/// The fate of an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pushed {
-    /// It waits, and nothing else does: the reader may be asleep.
+    /// The input waits, and nothing else does: the reader may be asleep.
     First,
-    /// It waits behind others, or the same waits already.
+    /// The input waits behind others, or the same waits already.
     Behind,
     /// The share of its class is full.
     Refused,

@@ -22,10 +22,10 @@ const KERNEL_GROUP: u32 = 1;
 /// More than the kernel writes into one event (`UEVENT_BUFFER_SIZE`, with its header).
 const EVENT_LEN: usize = 4096;
 
-/// What was last seen of the machine.
+/// The machine as it was seen last.
 #[derive(Debug)]
 pub(super) struct Machine {
-    /// How long it had been suspended, since its start.
+    /// Time that it had been suspended, since its start.
     suspended: Option<Duration>,
     /// Events of the kernel; none where it gives no socket for them.
     events: Option<OwnedFd>,
@@ -45,7 +45,7 @@ impl Machine {
         self.events.as_ref().map(|events| events.as_fd())
     }
 
-    /// What has happened to it since this was last asked.
+    /// The interruption since this was last asked.
     pub(super) fn interruption(&mut self) -> Option<Interruption> {
         // Both are looked at: what is left unread would come again.
         let suspension = self.suspension(clock::time_suspended());
@@ -97,8 +97,8 @@ mod tests {
 
     use super::*;
 
-    /// What Linux 6.18 said of such a device when it was asked to, with the variable of `drivers/virt/vmgenid.c` in the place of
-    /// those that tell that it was asked.
+    /// The message of Linux 6.18 about such a device when it was asked for one, with the variable of
+    /// `drivers/virt/vmgenid.c` in the place of those that tell that it was asked.
     const COPIED: &[u8] =
         b"change@/devices/platform/VMGENCTR:00\0ACTION=change\0DEVPATH=/devices/platform/VMGENCTR:00\0\
         SUBSYSTEM=platform\0NEW_VMGENID=1\0DRIVER=vmgenid\0MODALIAS=acpi:VMGENCTR:VM_GEN_COUNTER:\0SEQNUM=838\0";

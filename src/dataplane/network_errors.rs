@@ -17,22 +17,22 @@ const MAX_ENDPOINTS: usize = 256;
 #[derive(Debug, Default)]
 pub struct NetworkErrors(Mutex<Vec<NetworkError>>);
 
-/// What the network says of one endpoint.
+/// The network's errors about one endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NetworkError {
-    /// Where the datagrams went.
+    /// Destination of the datagrams.
     pub endpoint: SocketAddr,
-    /// What is wrong.
+    /// The newest error's kind.
     pub kind: NetworkErrorKind,
     /// The machine that says so.
     pub from: IpAddr,
-    /// How many were told of this endpoint.
+    /// Number of errors about this endpoint.
     pub count: u64,
     /// When the newest came, as time since the Unix epoch.
     pub latest: Duration,
 }
 
-/// What ICMP says.
+/// Kinds of errors that ICMP reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NetworkErrorKind {
     /// Nothing listens at the port.
@@ -80,7 +80,7 @@ impl NetworkErrors {
         errors.push(NetworkError { endpoint, kind, from, count: 1, latest: unix_time });
     }
 
-    /// What is remembered of `endpoint`.
+    /// The error that is remembered of `endpoint`.
     pub fn of(&self, endpoint: SocketAddr) -> Option<NetworkError> {
         let is_same =
             |known: &&NetworkError| (known.endpoint.ip(), known.endpoint.port()) == (endpoint.ip(), endpoint.port());

@@ -53,14 +53,14 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 /// Datagrams in a row that are refused at a glance, before anything else has its turn: less work than one handshake.
 const MAX_GLANCES: usize = 64;
 
-/// What one receive has brought.
+/// The outcome of one receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reception {
     /// Nothing waits.
     Nothing,
-    /// What was refused at a glance.
+    /// A datagram that was refused at a glance.
     Refused,
-    /// What was worked on.
+    /// A datagram that was worked on.
     Handled,
 }
 
@@ -184,7 +184,7 @@ pub(super) struct SlowPath {
     pub(super) tun: Arc<TunQueue>,
     /// One per worker.
     pub(super) counters: Vec<Arc<Counters>>,
-    /// What the network says of endpoints.
+    /// Errors that the network reports about endpoints.
     pub(super) network_errors: Arc<NetworkErrors>,
     /// Hears of every event but packets.
     pub(super) changed: Box<dyn Fn(Event) + Send>,

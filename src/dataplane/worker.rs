@@ -75,7 +75,7 @@ pub(super) struct WorkerParts {
     pub(super) router: Arc<ArcSwap<Router>>,
     pub(super) slow_path: SlowPathQueue,
     pub(super) counters: Arc<Counters>,
-    /// What the network says of endpoints.
+    /// Errors that the network reports about endpoints.
     pub(super) network_errors: Arc<NetworkErrors>,
     /// Those of all workers.
     pub(super) orders: Arc<[Orders]>,

@@ -13,7 +13,7 @@ use super::pace::Pace;
 pub(super) struct Candidates {
     /// Position from which the next is looked for.
     next: usize,
-    /// How many of the round under way are still to be tried.
+    /// The number of endpoints of the round under way that are still to be tried.
     left: usize,
     pace: Pace,
 }
@@ -74,7 +74,7 @@ mod tests {
         address.octets()[3]
     }
 
-    /// What is taken when it is asked for every millisecond, with the time.
+    /// Endpoints taken when one is asked for every millisecond, with the times.
     fn taken(endpoints: &[Endpoint], milliseconds: u64) -> Vec<(u64, u8)> {
         let (mut candidates, start) = (Candidates::default(), start());
         let current = endpoints[1].remote;

@@ -166,7 +166,7 @@ pub const MAX_HANDSHAKE_TIME: Duration = Duration::from_millis(20);
 /// Source addresses remembered by the rate limiter, at most, and as many with a cookie; when full, unknown ones must show one.
 pub const MAX_LIMITED_SOURCES: usize = 4096;
 
-/// What a peer's datagrams from elsewhere tell is looked into this often per second, then the newest counts.
+/// The number of moves of a peer that are looked into per second; then the newest counts.
 pub const ROAMS_PER_SECOND: u32 = 10;
 /// The same at once: a new session and a move may follow each other closely.
 pub const ROAMS_AT_ONCE: u32 = 3;

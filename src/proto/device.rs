@@ -76,7 +76,7 @@ pub struct Device {
     /// Ours, and maybe the one before it.
     local_keys: Vec<LocalKey>,
     suite: Suite,
-    /// What initiations of others may name.
+    /// Suites that initiations of others may name.
     accepted_suites: Vec<Suite>,
     send_lanes: u8,
     lane_paths: bool,
@@ -104,7 +104,7 @@ pub struct Device {
     router: Arc<Router>,
     /// In the place of peers that are no more.
     nobody: Arc<PeerRoute>,
-    /// What `router` no longer shows as it is.
+    /// Parts that `router` no longer shows as they are.
     stale: Stale,
     /// Set when a new `router` was made and not yet polled.
     router_is_news: bool,
@@ -442,7 +442,7 @@ impl Device {
         self.timers.next()
     }
 
-    /// How many handshake messages were worked on.
+    /// The number of handshake messages that were worked on.
     pub fn handshakes_worked_on(&self) -> u64 {
         self.handshakes_worked_on
     }

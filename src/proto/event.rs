@@ -81,9 +81,9 @@ pub enum Event {
     InitiationRefused {
         /// The static key that it came from, which need not be a peer's; none if it did not get that far.
         peer: Option<PublicKey>,
-        /// Where it seems to have come from: an address that anyone can write.
+        /// Apparent source: an address that anyone can write.
         from: SocketAddr,
-        /// What was wrong.
+        /// The reason for the refusal.
         reason: DropReason,
     },
     /// The peer said that it is going away.

@@ -1,10 +1,10 @@
-//! What was seen of one peer not long ago, so that what belongs to it may pass: a table of bounded size that many threads share
-//! without locks.
+//! Flows of one peer that were seen not long ago, so that what belongs to them may pass: a table of bounded size that
+//! many threads share without locks.
 //!
-//! It keeps no flow, only a keyed hash of each and when it was seen. There are levels, each several times as large as the one
-//! before, and made when that has no room for a flow: most peers need the first at most. When the last has none either, a new
-//! flow takes the place of the one in its bucket that was seen longest ago. Who does not know the key can't aim at a place, nor find a flow that is taken for another but by
-//! trying some 2^49 of them.
+//! The table keeps no flow, only a keyed hash of each and when it was seen. There are levels, each several times as
+//! large as the one before, and made when that has no room for a flow: most peers need the first at most. When the last
+//! has none either, a new flow takes the place of the one in its bucket that was seen longest ago. Who does not know
+//! the key can't aim at a place, nor find a flow that is taken for another but by trying some 2^49 of them.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fmt;
@@ -62,7 +62,7 @@ struct Slot {
 const SLOTS: usize = 4;
 /// Slots of the smallest level, unless the whole table has fewer.
 const FIRST_LEVEL: usize = 64;
-/// How many times as large the next level is.
+/// The factor by which the next level is larger.
 const GROWTH: usize = 8;
 /// No flow's hash.
 const NONE: u64 = 0;

@@ -62,20 +62,20 @@ pub(super) struct OpenedPath {
 /// One lane at the side that follows it.
 #[derive(Debug, Default)]
 pub(super) struct FollowedLane {
-    /// Where the peer has proven that it receives.
+    /// The path on which the peer has proven that it receives.
     path: Option<FollowedPath>,
-    /// Where it was seen since, and when it was asked whether it receives there.
+    /// The endpoint at which it was seen since, and when it was asked whether it receives there.
     seen: Option<(Endpoint, Option<Instant>)>,
 }
 
-/// What a datagram of a lane tells of its path.
+/// The news that a datagram of a lane brings about its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Heard {
     /// Nothing new.
     Known,
     /// The lane has no path of its own any more.
     AtEndpoint,
-    /// It comes from where the peer has not proven that it receives.
+    /// The lane comes from where the peer has not proven that it receives.
     Elsewhere,
 }
 

@@ -1,4 +1,4 @@
-//! How often something may be done: some at once, then one in each interval.
+//! A limit on how often something may be done: some at once, then one in each interval.
 //!
 //! Knows no clock and does nothing by itself.
 

@@ -64,7 +64,7 @@ pub(super) struct Peer {
     /// The one of `remotes` that initiations are made for: the last that proved itself.
     pub(super) active_remote: usize,
     pub(super) endpoint: Option<Endpoint>,
-    /// Where it was before this device began.
+    /// The endpoint that it had before this device began.
     pub(super) remembered: Option<SocketAddr>,
     pub(super) candidates: Candidates,
     /// Where it was when we were told that it is elsewhere, and when that was.
@@ -87,7 +87,7 @@ pub(super) struct Peer {
     pub(super) timers: TimerTable,
     pub(super) liveness: Liveness,
     pub(super) path_mtu: PathMtu,
-    /// What it may use of what all peers use.
+    /// Its share of what all peers use.
     pub(super) share: Arc<Share>,
     /// What was told of the link last, and since when it has been so.
     pub(super) told_link: (LinkState, Option<LinkReason>),
@@ -102,9 +102,9 @@ pub(super) struct Peer {
     pub(super) is_key_refused: bool,
     /// By command.
     pub(super) is_draining: bool,
-    /// What was found out about this machine's routes.
+    /// The fault of this machine's routes to it, if one was found.
     pub(super) route_fault: Option<RouteFault>,
-    /// How many more pongs say whether it is draining.
+    /// The number of further pongs that say whether it is draining.
     pub(super) draining_pongs: u32,
     /// By the peer's word, with the pongs since it was said last.
     pub(super) wants_drain: Option<u32>,
@@ -122,16 +122,16 @@ pub(super) struct LeftPlace {
     pub(super) at: Instant,
 }
 
-/// What is known of a peer that seems to have moved.
+/// Facts about a peer that seems to have moved.
 #[derive(Debug, Default)]
 pub(super) struct Roaming {
-    /// Where the response went that the peer has confirmed last: it has received it there.
+    /// Destination of the response that the peer has confirmed last: it has received it there.
     pub(super) proven: Option<SocketAddr>,
     /// The session that waits for its confirmation, and where its response went.
     pub(super) answered: Option<(u32, SocketAddr)>,
-    /// Where the peer was seen last, until that is looked into.
+    /// The newest sighting of the peer, until it is looked into.
     pub(super) seen: Option<Sighting>,
-    /// Where the peer was asked whether it is there.
+    /// The endpoint at which the peer was asked whether it is there.
     pub(super) asked: Option<SocketAddr>,
 }
 
@@ -276,7 +276,7 @@ impl Peer {
         }
     }
 
-    /// How its endpoint came to be known.
+    /// The source of its endpoint.
     pub(super) fn endpoint_source(&self) -> Option<EndpointSource> {
         let remote = self.endpoint?.remote;
         Some(match () {

@@ -1,4 +1,4 @@
-//! What a peer may reach: services that are exposed to it, at this machine's own tunnel addresses or in networks behind it.
+//! Services that a peer may reach, at this machine's own tunnel addresses or in networks behind it.
 //! Otherwise it answers what it was sent.
 //!
 //! | from the peer | passes to a tunnel address of this machine | to any other address |
@@ -44,13 +44,14 @@ pub struct Policy {
     tells_of_refusal: bool,
     /// This machine's tunnel addresses.
     own: Box<[IpAddr]>,
-    /// What is exposed at these.
+    /// Services that are exposed at these.
     here: Services,
-    /// What is exposed in networks, this machine's own addresses among them. They may overlap: then each counts.
+    /// Services that are exposed in networks, this machine's own addresses among them. They may overlap: then each
+    /// counts.
     networks: Box<[(IpNet, Services)]>,
 }
 
-/// What was sent to one peer and may be answered, and which of its packets arrive in parts: for all threads.
+/// Flows to one peer that may be answered, and packets of its that arrive in parts: for all threads.
 #[derive(Debug)]
 pub(super) struct Flows {
     /// Exchanges by UDP, and pings.
@@ -150,7 +151,7 @@ impl Policy {
         judged.map_err(|reason| if target.is_out_of_reach() { DropReason::DestinationNotExposed } else { reason })
     }
 
-    /// What is exposed at `address`.
+    /// The services exposed at `address`.
     fn at(&self, address: IpAddr) -> Target<'_> {
         let is_own = self.is_own(address);
         // What is for many machines, or for none, is in no network that an operator has in mind.

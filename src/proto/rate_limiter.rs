@@ -22,7 +22,7 @@ pub struct RateLimiter {
     sources: BTreeMap<IpAddr, Bucket>,
     all: Bucket,
     proven: ProvenSources,
-    /// What one message has taken lately.
+    /// Time that one message has taken lately.
     handshake_time: Duration,
     swept_at: Instant,
 }
@@ -149,14 +149,14 @@ impl ProvenSources {
         place.credit_at(now, cost) < cost
     }
 
-    /// What one message costs a network: its share of the total, but not more than one network may have.
+    /// The cost of one message to a network: its share of the total, but not more than one network may have.
     fn cost_of_network(&self) -> Duration {
         let networks = u32::try_from(self.networks.len()).unwrap_or(u32::MAX);
         let share = self.cost * networks;
         share.max(SECOND / HANDSHAKES_PER_SECOND_AND_PROVEN_SOURCE)
     }
 
-    /// Where the table is full, a place in the network that has most of them is given up for one in a network that has fewer.
+    /// A full table gives up a place in the network that has most of them for one in a network that has fewer.
     fn makes_room_for(&mut self, network: IpAddr, source: SocketAddr) -> bool {
         let places_of = |network: Option<&Network>| network.map_or(0, |network| network.places.len());
         let own = self.networks.get(&network);
@@ -291,8 +291,8 @@ mod tests {
         SocketAddr::new(source(number), port)
     }
 
-    /// How long a newcomer at `newcomer`, which asks ten times a second, waits while the others have been asking for a second
-    /// and go on.
+    /// The time that a newcomer at `newcomer`, which asks ten times a second, waits while the others have been asking
+    /// for a second and go on.
     fn wait_beside(others: &[SocketAddr], newcomer: SocketAddr) -> (Duration, usize) {
         let (start, mut admitted) = (start(), 0);
         let mut limiter = RateLimiter::new(start);

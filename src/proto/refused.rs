@@ -1,6 +1,6 @@
 //! Initiations that were refused, by key and reason: a bounded number of them, the newest.
 //!
-//! It remembers for an operator who asks why nobody gets in; nothing is decided by it.
+//! Refusals are remembered for an operator who asks why nobody gets in; nothing is decided by them.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -23,11 +23,11 @@ pub(super) struct Entry {
     pub(super) key: Option<PublicKey>,
     /// A peer has the key.
     pub(super) is_peer: bool,
-    /// What was wrong.
+    /// The reason for the refusal.
     pub(super) reason: DropReason,
-    /// Where the newest seems to have come from.
+    /// Apparent source of the newest.
     pub(super) from: SocketAddr,
-    /// How many there were.
+    /// Their number.
     pub(super) count: u64,
     /// When the newest came.
     pub(super) latest: Instant,

@@ -47,7 +47,7 @@ pub(super) struct ReceivingSession {
     pub(super) awaits_confirmation: bool,
     /// Once it is confirmed, this is the session to seal with.
     pub(super) takes_over: bool,
-    /// Where our response went: whoever confirms the session has received it there.
+    /// Destination of our response: whoever confirms the session has received it there.
     pub(super) answered: Option<SocketAddr>,
 }
 
@@ -55,8 +55,8 @@ pub(super) struct ReceivingSession {
 #[derive(Debug)]
 pub(super) struct Confirmed {
     session: Arc<Session>,
-    /// Where the peer is, if it has proven that. An answer is on its way before the slow path has heard of it, and nobody may
-    /// be left at the old endpoint to receive it.
+    /// The peer's endpoint, if it has proven that. An answer is on its way before the slow path has heard of it, and
+    /// nobody may be left at the old endpoint to receive it.
     endpoint: Option<Endpoint>,
 }
 
@@ -147,11 +147,11 @@ pub struct Notice {
     pub peer: PeerId,
     /// The local index of the session in which it was seen.
     pub session: u32,
-    /// What was seen.
+    /// The event that was seen.
     pub seen: Seen,
 }
 
-/// What the fast path saw.
+/// An event on the fast path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seen {
     /// The first datagram of a session that the peer initiated: it has the keys. Where it came from, if that is where the
@@ -172,20 +172,21 @@ pub enum Seen {
 /// A datagram from elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sighting {
-    /// Where it came from.
+    /// Its source.
     pub endpoint: Endpoint,
-    /// It is as long as a question whether the peer is there, and is answered by nothing else that is sent there.
+    /// Set if it is as long as a question whether the peer is there, and is answered by nothing else that is sent
+    /// there.
     pub may_ask: bool,
 }
 
-/// Where a control frame was.
+/// The origin of a control frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Origin {
     /// The lane of its datagram.
     pub lane: u8,
-    /// Where that came from.
+    /// Source of that datagram.
     pub endpoint: Endpoint,
-    /// How long that was.
+    /// Length of that datagram.
     pub length: usize,
     /// No frame was before it.
     pub is_first: bool,
@@ -279,7 +280,7 @@ pub struct Opened<'b, 'r> {
     share: &'r Share,
 }
 
-/// What one datagram's control frames may ask for.
+/// Budget of one datagram's control frames.
 #[derive(Debug, Default)]
 struct Heeded {
     frames: u32,

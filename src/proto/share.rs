@@ -1,6 +1,6 @@
 //! One peer's share of what all peers use: whoever spends theirs spends nobody else's.
 //!
-//! It outlives the snapshots that lead to it. Workers take from it without a lock; nothing here sends or drops.
+//! The share outlives the snapshots that lead to it. Workers take from it without a lock; nothing here sends or drops.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ pub(super) struct Share {
     pub(super) looks: Budget,
     /// Answers to packets that are refused.
     pub(super) answers: Budget,
-    /// What may be answered, and which packets arrive in parts.
+    /// Flows that may be answered, and packets that arrive in parts.
     pub(super) flows: Flows,
 }
 

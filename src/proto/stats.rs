@@ -50,7 +50,7 @@ pub enum LinkState {
     Up,
     /// It carries traffic, badly.
     Degraded,
-    /// It carries traffic and is to get no new connections: the wish of the operator of either side.
+    /// The link carries traffic and is to get no new connections: the wish of the operator of either side.
     Draining,
     /// It carries nothing.
     Down,
@@ -83,7 +83,7 @@ pub enum LinkReason {
     NoTraffic,
 }
 
-/// How a peer's endpoint came to be known.
+/// Source of a peer's endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EndpointSource {
     /// The configuration names it.
@@ -96,7 +96,7 @@ pub enum EndpointSource {
     Remembered,
 }
 
-/// How much of what is for a peer this machine's routes keep from the tunnel interface.
+/// The part of a peer's traffic that this machine's routes keep from the tunnel interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RouteFault {
     /// Some of its further prefixes, or parts of them: its link is degraded.
@@ -120,7 +120,7 @@ pub struct PeerStatus {
     pub awaits_answer: bool,
     /// Where datagrams go.
     pub endpoint: Option<Endpoint>,
-    /// How it came to be known.
+    /// Source of the endpoint.
     pub endpoint_source: Option<EndpointSource>,
     /// Prefixes it may use.
     pub allowed_ips: Vec<IpNet>,
@@ -167,11 +167,11 @@ pub struct DeviceStatus {
 pub struct RefusedInitiation {
     /// The static key that they came from, which need not be a peer's; none if they did not get that far.
     pub key: Option<PublicKey>,
-    /// What was wrong.
+    /// The reason for the refusal.
     pub reason: DropReason,
-    /// Where the newest seems to have come from: an address that anyone can write.
+    /// Apparent source of the newest: an address that anyone can write.
     pub from: SocketAddr,
-    /// How many there were.
+    /// Their number.
     pub count: u64,
     /// When the newest came, as time since the Unix epoch.
     pub latest: Duration,

@@ -24,7 +24,7 @@ fn a_clock_that_stands_still_makes_no_initiation_refusable() {
     assert_eq!(pair.payloads(Side::Two), [b"x"]);
 }
 
-/// What the newest initiation that side one has sent is labelled with.
+/// The label of the newest initiation that side one has sent.
 fn newest_label(pair: &Pair) -> Tai64N {
     let mut initiations = pair.sent.iter().filter_map(|(_, from, payload)| match Message::parse(payload) {
         Ok(Message::Initiation(initiation)) if *from == Side::One => Some(initiation),

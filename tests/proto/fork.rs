@@ -14,7 +14,7 @@ use underpass::proto::router::Router;
 
 use crate::pair::{Pair, Side, UNIX_TIME, device_config, peer_config, seconds, start};
 
-/// What happens to the two.
+/// An event in the life of the two.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Send(Side),

@@ -210,7 +210,7 @@ fn a_response_with_forbidden_lanes_leaves_the_initiation_answerable() {
     }
 }
 
-/// What side two would answer to an initiation of side one with these parameters.
+/// The response of side two to an initiation of side one with these parameters.
 fn response_with(initiation: &[u8], parameters: Parameters) -> Vec<u8> {
     let Ok(Message::Initiation(initiation)) = Message::parse(initiation) else { panic!("no initiation") };
     let mut randomness = Randomness::new([7; 32]);

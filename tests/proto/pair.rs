@@ -90,7 +90,7 @@ pub(crate) struct Pair {
     pub wire: VecDeque<InFlight>,
     /// Every datagram sent, with its sender.
     pub sent: Vec<(Instant, Side, Vec<u8>)>,
-    /// Where side one sent each.
+    /// Destination of each datagram of side one.
     pub destinations: Vec<(Instant, SocketAddr)>,
     /// Every packet delivered, with its receiver.
     pub delivered: Vec<(Instant, Side, Vec<u8>)>,

@@ -27,7 +27,7 @@ fn packet() -> Vec<u8> {
     [&packet_header(0, packet.len() as u16)[..], &packet].concat()
 }
 
-/// What an insider may seal.
+/// Plaintexts that an insider may seal.
 fn plaintexts() -> Vec<(&'static str, Vec<u8>)> {
     let controls = |controls: &[Control]| encoded(controls.iter().copied());
     let behind_packet = |controls: &[Control]| [packet(), encoded(controls.iter().copied())].concat();

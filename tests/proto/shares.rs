@@ -1,4 +1,4 @@
-//! What one peer's datagrams may cost: others pay nothing for it.
+//! The cost of one peer's datagrams: others pay nothing for it.
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -59,7 +59,7 @@ pub(crate) struct Simulation {
     pub taken: BTreeSet<(u64, u64)>,
     /// The newest datagram of one node that another got.
     pub newest_arrivals: BTreeMap<(usize, usize), u64>,
-    /// Where datagrams came from that a node took.
+    /// Sources of the datagrams that a node took.
     pub seen_at: BTreeMap<usize, BTreeSet<SocketAddr>>,
     /// What hostile nodes sealed, with who did it and the plaintext, by hash.
     pub hostile: BTreeMap<u64, (usize, Vec<u8>)>,

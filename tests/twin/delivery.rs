@@ -215,7 +215,7 @@ fn shown(bytes: &[u8]) -> String {
 enum Frame<'a> {
     Packet(u8, &'a [u8]),
     Malformed,
-    /// What is not read any more.
+    /// The remainder, which is not read any more.
     Rest,
 }
 

@@ -261,7 +261,7 @@ fn reaches(ranges: &[RangeInclusive<u16>], port: usize) -> bool {
     ranges.iter().any(|range| range.contains(&(port as u16)))
 }
 
-/// What `upper` belongs to, if it is TCP, UDP or a ping, and whole enough to tell.
+/// The exchange that `upper` belongs to, if it is TCP, UDP or a ping, and whole enough to tell.
 fn exchange(near: IpAddr, far: IpAddr, upper: &Upper<'_>, v4: bool) -> Option<Exchange> {
     let message = upper.message;
     if message.len() < 8 || upper.fragment.is_some_and(|(_, offset)| offset > 0) {

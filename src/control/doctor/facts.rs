@@ -56,7 +56,7 @@ pub struct DaemonFacts {
 /// The configuration file's view of the peer.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct FileFacts {
-    /// Where it is.
+    /// Path of the file.
     pub path: Option<PathBuf>,
     /// Why it can't be used, a line for each mistake.
     pub problem: Option<String>,
@@ -92,7 +92,7 @@ pub struct RouteFacts {
     pub leads: Leads,
 }
 
-/// Where a route leads.
+/// Destination of a route.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Leads {

@@ -19,7 +19,7 @@ use crate::control::netlink::Netlink;
 use crate::control::resolver;
 use crate::dataplane::clock;
 
-/// How long a look-up may take before it counts as failed: longer than a resolver tries.
+/// Time that a look-up may take before it counts as failed: longer than a resolver tries.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// Which link is asked about, and what is known of where to ask.
@@ -29,11 +29,11 @@ pub struct Question {
     pub peer: String,
     /// The daemon's answer.
     pub status: Result<StatusReport, ClientError>,
-    /// What the daemon finds different in its file, if it was asked.
+    /// Differences that the daemon finds in its file, if it was asked.
     pub changes: Option<Reload>,
     /// The configuration file, if there is one.
     pub file: Option<PathBuf>,
-    /// What it says.
+    /// Content of that file.
     pub config: Option<Result<Config, ConfigError>>,
 }
 
@@ -183,7 +183,7 @@ pub fn find_file(status: Option<&StatusReport>, peer: &str, directory: &Path) ->
     files.iter().find(has_peer).cloned()
 }
 
-/// What the daemon behind `socket` says, and what it finds different in its file.
+/// Status of the daemon behind `socket`, and the differences that it finds in its file.
 pub fn ask(socket: &Path) -> (Result<StatusReport, ClientError>, Option<Reload>) {
     let status = client::status(socket);
     let changes = if status.is_ok() { client::compare(socket).ok() } else { None };

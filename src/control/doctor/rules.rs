@@ -12,7 +12,7 @@ use crate::control::api::{EndpointSource, LinkState, PeerReport, RefusedReport};
 pub struct Cause {
     /// A word for programs.
     pub cause: CauseKind,
-    /// How sure that is.
+    /// Certainty of the cause.
     pub weight: Weight,
     /// The cause in words.
     pub what: String,
@@ -20,7 +20,7 @@ pub struct Cause {
     pub remedy: String,
 }
 
-/// How sure a cause is, the surest first.
+/// Certainty of a cause, the surest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Weight {

@@ -26,7 +26,7 @@ pub fn closed_routes(addresses: &[IpNet], routes: &[Route]) -> Vec<Route> {
     networks.chain(routes.iter().copied()).filter(|route| seen.insert(*route)).collect()
 }
 
-/// What is to become of the refusals that there are. The kernel's table is the memory of earlier configurations.
+/// Changes to the refusals that there are. The kernel's table is the memory of earlier configurations.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct RefusalChanges {
     added: Vec<Route>,
@@ -143,7 +143,8 @@ impl Netlink {
     }
 }
 
-/// What daemons of this interface have refused and its configuration does not want refused: what is still closed.
+/// Routes that daemons of this interface have refused and its configuration does not want refused: what is still
+/// closed.
 pub async fn still_refused(settings: &InterfaceSettings) -> Result<Vec<Route>, NetlinkError> {
     let existing = refusals(&settings.name, Some(metric(&settings.name))).await?;
     let existing = existing.into_iter().map(|(route, _)| route).collect();

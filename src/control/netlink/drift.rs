@@ -1,4 +1,4 @@
-//! What an interface lacks of its settings: somebody else may take away what is the daemon's, and it is put back.
+//! Settings that an interface lacks: somebody else may take away what is the daemon's, and it is put back.
 //!
 //! Reading needs no privilege. What needs one, [`Netlink::repair`], works on owned values only.
 
@@ -26,9 +26,9 @@ use super::{
 /// A route that is not the daemon's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelRoute {
-    /// What it leads to.
+    /// Network that it leads to.
     pub destination: IpNet,
-    /// Where from here.
+    /// Interface that it leaves by.
     pub interface: Option<u32>,
     /// By whom.
     pub gateway: Option<IpAddr>,
@@ -36,7 +36,7 @@ pub struct KernelRoute {
     pub table: u32,
 }
 
-/// What was found of an interface, and beside it.
+/// Readings of an interface, and of what is beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Readings {
     /// Largest packet.
@@ -47,7 +47,7 @@ pub struct Readings {
     pub addresses: HashSet<IpNet>,
     /// Routes to it.
     pub routes: HashSet<Route>,
-    /// What is refused in its name.
+    /// Routes that are refused in its name.
     pub refusals: HashSet<Route>,
     /// Others' routes that the reader wanted to know.
     pub others: Vec<KernelRoute>,
@@ -57,12 +57,12 @@ pub struct Readings {
     pub ruled: Vec<IpNet>,
 }
 
-/// What an interface lacks.
+/// Settings that an interface lacks.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Drift {
     /// Another MTU than it should have.
     pub mtu: bool,
-    /// It is down.
+    /// Set if the interface is down.
     pub is_down: bool,
     /// Addresses that it had.
     pub addresses: Vec<IpNet>,
@@ -72,17 +72,17 @@ pub struct Drift {
     pub refusals: Vec<Route>,
 }
 
-/// What came of a repair.
+/// The outcome of a repair.
 #[derive(Debug, Default)]
 pub struct Repaired {
-    /// How much was put back.
+    /// The number of things that were put back.
     pub done: u64,
-    /// What the kernel refused.
+    /// Changes that the kernel refused.
     pub failed: Vec<NetlinkError>,
 }
 
 impl Drift {
-    /// What `readings` lack of `settings` and of `refused`, which stays so from earlier configurations.
+    /// The drift of `readings` from `settings` and from `refused`, which stays so from earlier configurations.
     pub fn between(settings: &InterfaceSettings, refused: &[Route], readings: &Readings) -> Self {
         let lacks = |there: &HashSet<Route>, route: &Route| !there.contains(route);
         let routes = settings.routes.iter().copied().chain(networks(&settings.addresses));

@@ -1,4 +1,5 @@
-//! What the kernel would do with a packet: it is asked, so that rules, tables and metrics count as they do for packets.
+//! Routing of a packet as the kernel would do it: the kernel is asked, so that rules, tables and metrics count as they
+//! do for packets.
 
 use std::net::IpAddr;
 
@@ -10,13 +11,13 @@ use super::{Netlink, errno, output_interface, table};
 /// A packet that this machine might send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Question {
-    /// Where to.
+    /// Destination of the packet.
     pub destination: IpAddr,
-    /// Where from, if a program has chosen.
+    /// Source of the packet, if a program has chosen one.
     pub source: Option<IpAddr>,
 }
 
-/// Where it would go.
+/// The way that it would go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// Out by an interface.
@@ -35,7 +36,7 @@ pub enum Way {
 }
 
 impl Netlink {
-    /// Where the kernel sends a packet without a mark. `None` where it does not say.
+    /// The way that the kernel sends a packet without a mark. `None` where it does not say.
     pub async fn way(&self, Question { destination, source }: Question) -> Option<Way> {
         match self.route_get(destination, source, None).await {
             Ok(route) => way(&route?),

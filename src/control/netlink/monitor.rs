@@ -55,7 +55,7 @@ impl RouteMonitor {
     }
 }
 
-/// What decides where a packet goes.
+/// Groups whose changes decide where a packet goes.
 const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,

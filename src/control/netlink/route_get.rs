@@ -1,4 +1,4 @@
-//! Where the kernel would send a packet: routes and rules as they are, asked and not read.
+//! The route by which the kernel would send a packet: routes and rules as they are, asked and not read.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

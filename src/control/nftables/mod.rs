@@ -14,8 +14,9 @@
 //!  └ from a network behind the tunnel ──▶ drop
 //! ```
 //!
-//! What is to be refused is [`GuardRules`], made by [`GuardSubject`]; [`apply`], [`remove`] and [`read`] are plain functions
-//! on owned data, for whoever has the privilege. [`Guard`] keeps the table of a daemon that runs as it should be.
+//! The table's content is [`GuardRules`], made by [`GuardSubject`]; [`apply`], [`remove`] and [`read`] are plain
+//! functions on owned data, for whoever has the privilege. [`Guard`] keeps the table of a daemon that runs as it should
+//! be.
 
 use std::io;
 

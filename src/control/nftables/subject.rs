@@ -16,7 +16,7 @@ pub struct GuardSubject {
     pub addresses: Vec<IpNet>,
     /// Further prefixes that are routed into the tunnel.
     pub routed: Vec<IpNet>,
-    /// Where peers are reached outside of the tunnel, as far as the configuration has addresses.
+    /// Addresses of peers outside of the tunnel, as far as the configuration has them.
     pub endpoints: Vec<IpAddr>,
     /// UDP ports that are listened on.
     pub ports: Vec<u16>,

@@ -1,4 +1,4 @@
-//! How often something may be done: a few times at once, and then at a pace.
+//! A limit on how often something may be done: a few times at once, and then at a pace.
 
 use std::time::{Duration, Instant};
 

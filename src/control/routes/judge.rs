@@ -1,7 +1,7 @@
 //! Whether what is for each peer goes into the tunnel: which packets to ask the kernel about, and what its answers mean.
 //!
-//! It decides on owned values and asks nobody. Packets of programs that set no mark are what counts: who marks packets, or
-//! leads them by rules of their own into other tables, has decided about these.
+//! The judge decides on owned values and asks nobody. Packets of programs that set no mark are what counts: who marks
+//! packets, or leads them by rules of their own into other tables, has decided about these.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -31,7 +31,7 @@ pub(super) struct Inquiry {
     pub(super) question: Question,
 }
 
-/// What is asked about.
+/// The subject of an inquiry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Subject {
     /// One of the peer's addresses.
@@ -42,7 +42,7 @@ pub(super) enum Subject {
     Part(IpNet),
 }
 
-/// What of a peer's does not go into the tunnel.
+/// A part of a peer's traffic that does not go into the tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
     pub(super) kind: RouteFault,
@@ -50,15 +50,15 @@ pub(super) struct Fault {
     pub(super) routes: String,
 }
 
-/// What is known beside the peers.
+/// Facts beside the peers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Surroundings<'a> {
     pub(super) readings: &'a Readings,
     /// This machine's tunnel addresses.
     pub(super) own: &'a [IpNet],
-    /// Where datagrams to peers go: the routes that lead there are needed.
+    /// Addresses to which datagrams to peers go: the routes that lead there are needed.
     pub(super) endpoints: &'a [IpAddr],
-    /// What may be reached around the tunnel.
+    /// Networks that may be reached around the tunnel.
     pub(super) open: &'a [IpNet],
 }
 
@@ -86,7 +86,7 @@ impl PrefixOwners {
     }
 }
 
-/// What to ask the kernel, so that its answers tell of every peer where its packets go.
+/// Inquiries of the kernel, so that its answers tell of every peer where its packets go.
 pub(super) fn inquiries(peers: &[WatchedPeer], owners: &PrefixOwners, around: Surroundings<'_>) -> Vec<Inquiry> {
     let mut inquiries = Vec::new();
     for (index, peer) in peers.iter().enumerate() {
@@ -163,7 +163,8 @@ fn ends(network: IpNet) -> Vec<IpAddr> {
     }
 }
 
-/// What the kernel's answers mean, for a tunnel interface with the index `tunnel`. `name_of` gives interfaces' names.
+/// Faults that the kernel's answers show, for a tunnel interface with the index `tunnel`. `name_of` gives interfaces'
+/// names.
 pub(super) fn faults(
     peers: &[WatchedPeer],
     tunnel: u32,

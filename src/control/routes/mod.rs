@@ -6,7 +6,7 @@
 //!          └───▶ ask where peers' packets go ─▶ elsewhere ─▶ the link is down or degraded, by reason of its route
 //! ```
 //!
-//! What an operator has made is never removed. Nothing here sees a packet.
+//! Routes that an operator has made are never removed. Nothing here sees a packet.
 
 mod bucket;
 mod judge;
@@ -31,7 +31,7 @@ use crate::dataplane::{Handle, clock};
 use crate::keys::PublicKey;
 use crate::proto::stats::RouteFault;
 
-/// What is to be of this machine's routes, and what was found of them: shared by who changes them and who watches them.
+/// The plan of this machine's routes, and what was found of them: shared by who changes them and who watches them.
 #[derive(Debug)]
 pub struct Routes {
     /// Locked while anybody changes a route.
@@ -41,14 +41,14 @@ pub struct Routes {
     found: watch::Sender<Found>,
 }
 
-/// How the routes are to be.
+/// Routes as they are to be.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The interface.
     pub settings: InterfaceSettings,
-    /// What earlier configurations have had refused, beside this one's.
+    /// Routes that earlier configurations have had refused, beside this one's.
     pub refused: Vec<Route>,
-    /// What may be reached around the tunnel, by the configuration.
+    /// Networks that may be reached around the tunnel, by the configuration.
     pub open: Vec<IpNet>,
     /// Whose packets are to go into the tunnel.
     pub peers: Vec<WatchedPeer>,
@@ -65,18 +65,18 @@ pub struct WatchedPeer {
     pub addresses: Vec<IpAddr>,
     /// Further prefixes that are routed to it, without default routes: what follows these is for the operator's rules to say.
     pub prefixes: Vec<IpNet>,
-    /// Where it is configured to be reached.
+    /// Addresses at which it is configured to be reached.
     pub endpoints: Vec<IpAddr>,
 }
 
-/// What was found.
+/// Findings of the watch.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Found {
     /// Of peers whose packets go elsewhere, by which routes.
     pub faults: HashMap<PublicKey, String>,
-    /// How often something of the daemon's own was put back.
+    /// Times that something of the daemon's own was put back.
     pub repairs: u64,
-    /// What of its own is missing, in the words of `ip`; empty if nothing is.
+    /// Settings of the daemon's own that are missing, in the words of `ip`; empty if nothing is.
     pub missing: String,
     /// Networks that are refused though they are no longer configured.
     pub refused: Vec<IpNet>,
@@ -101,7 +101,7 @@ impl Routes {
         self.is_news.notify_one();
     }
 
-    /// What is found, now and later.
+    /// Findings, now and later.
     pub fn found(&self) -> watch::Receiver<Found> {
         self.found.subscribe()
     }
@@ -158,7 +158,7 @@ struct RouteWatch<'a> {
     handle: Handle,
     board: Board,
     privileged: PrivilegedProcess,
-    /// What the data plane was told.
+    /// Faults that the data plane was told.
     told: HashMap<PublicKey, RouteFault>,
     /// The data plane may not know of peers what it was told.
     plan_is_new: bool,
@@ -209,7 +209,7 @@ impl RouteWatch<'_> {
         missing.is_empty()
     }
 
-    /// What there is once what is missing was put back, as far as it may be.
+    /// Readings once what is missing was put back, as far as it may be.
     async fn read(&mut self, plan: &Plan, owners: &PrefixOwners) -> Result<Readings, NetlinkError> {
         let is_wanted = |network: &IpNet| owners.owner_of(network).is_some();
         let readings = self.netlink.read(&plan.settings, is_wanted).await?;
@@ -234,7 +234,7 @@ impl RouteWatch<'_> {
         judge::faults(&plan.peers, plan.settings.index, &answers, interface_name)
     }
 
-    /// Where datagrams to peers go, or may.
+    /// Addresses to which datagrams to peers go, or may.
     async fn endpoints(&self, plan: &Plan) -> Vec<IpAddr> {
         let report = self.board.report().await;
         let in_use = report.iter().flat_map(|report| &report.peers).filter_map(|peer| peer.endpoint);

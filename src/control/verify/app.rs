@@ -33,10 +33,10 @@ pub(super) async fn check(
     findings
 }
 
-/// How an attempt to connect through the tunnel went.
+/// An attempt to connect through the tunnel, and its outcome.
 type Attempt = (SocketAddr, Result<(), (io::ErrorKind, String)>);
 
-/// What answers around the tunnel is no answer.
+/// An attempt to connect. An answer around the tunnel is no answer.
 async fn attempt(address: SocketAddr, ways: &Ways, patience: Duration) -> Attempt {
     let outcome = match ways.to(address.ip(), None).await {
         Way::Elsewhere(interface) => Err(io::Error::other(format!("it leads to {interface}"))),
@@ -45,7 +45,8 @@ async fn attempt(address: SocketAddr, ways: &Ways, patience: Duration) -> Attemp
     (address, outcome.map_err(|error| (error.kind(), error.to_string())))
 }
 
-/// Where the app may listen: at the address that is named, else at the peer's own and at single addresses that it has kept.
+/// Addresses at which the app may listen: the one that is named, else the peer's own and single addresses that it has
+/// kept.
 fn targets(peer: &Peer, port: &Port) -> Vec<SocketAddr> {
     let hosts = peer.allowed_ips.iter().filter(|prefix| prefix.prefix_len() == prefix.max_prefix_len());
     let addresses = port.address.map_or_else(|| hosts.map(|prefix| prefix.addr()).collect(), |named| vec![named]);

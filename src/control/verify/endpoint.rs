@@ -42,7 +42,7 @@ async fn resolve(endpoint: &Endpoint, patience: Duration) -> Vec<SocketAddr> {
     }
 }
 
-/// What is wrong with each place, else with the one in use.
+/// Findings about each place that is wrong, else about the one in use.
 pub(super) fn judge(peer: &Peer, report: Option<&PeerReport>, places: &[Place<'_>]) -> Vec<Finding> {
     let is_connected = report.is_some_and(carries_traffic);
     let mut findings: Vec<Finding> = places.iter().flat_map(|place| trouble(place, is_connected)).collect();
@@ -143,7 +143,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// What is found of a peer with one endpoint, which datagrams go to by this way.
+    /// The finding about a peer with one endpoint, to which datagrams go by this way.
     fn outcome(state: LinkState, in_use: Option<&str>, way: Way) -> (Outcome, String) {
         outcome_of(state, in_use, way, EndpointSource::Roamed)
     }

@@ -23,7 +23,7 @@ use crate::control::translate;
 use crate::packet::ip::{PROTOCOL_TCP, PROTOCOL_UDP, complete_checksum};
 use crate::packet::tcp::TCP_SYN;
 
-/// What is tried, and what came of it, in a person's words.
+/// Findings of what was tried, in a person's words.
 pub(super) async fn check(config: &Config) -> Vec<Finding> {
     match Probe::open(config).await {
         Ok(probe) => probe.run().await.unwrap_or_else(|error| vec![skipped(&error)]),
@@ -52,13 +52,13 @@ struct Version {
     outcome: Came,
 }
 
-/// What listens at one tunnel address.
+/// Listening sockets at one tunnel address.
 struct Inside {
     udp: UdpSocket,
     tcp: TcpListener,
 }
 
-/// What has come, of what must not and must.
+/// Packets that have come, of those that must not and those that must.
 #[derive(Default)]
 struct Came {
     refused: Vec<String>,

@@ -1,4 +1,4 @@
-//! Where packets to an address go, in an operator's words.
+//! The way of packets to an address, in an operator's words.
 
 use std::fs;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ pub(super) struct Ways {
     tunnel: Option<u32>,
 }
 
-/// Where packets to an address go.
+/// The way of packets to an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Way {
     /// Into the tunnel.
@@ -41,7 +41,7 @@ impl Ways {
         Self { netlink: Netlink::open().ok(), tunnel: if_nametoindex(interface).ok() }
     }
 
-    /// Where packets to `address` with this firewall mark go.
+    /// The way of packets to `address` with this firewall mark.
     pub(super) async fn to(&self, address: IpAddr, fwmark: Option<u32>) -> Way {
         let Some(netlink) = &self.netlink else { return Way::Unknown };
         match netlink.lookup(address, fwmark).await {
@@ -54,8 +54,8 @@ impl Ways {
         }
     }
 
-    /// Where the daemon's own datagrams to `address` go, and whether answers are let in: a strict filter asks where packets
-    /// without the mark would go.
+    /// The way of the daemon's own datagrams to `address`, and whether answers are let in: a strict filter asks where
+    /// packets without the mark would go.
     pub(super) async fn to_endpoint(&self, address: IpAddr, fwmark: Option<u32>) -> Way {
         match self.to(address, fwmark).await {
             Way::Elsewhere(interface)

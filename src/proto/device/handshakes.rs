@@ -252,8 +252,8 @@ impl Device {
     /// would be refused until its clock has passed that moment. Ours it takes: of two sides, the one that has started last
     /// has no older timestamp of the other to compare with.
     ///
-    /// It may as well be a replay from an address that is not the peer's: so there is one initiation for it, no longer than
-    /// what it answers, and none while the peer is heard.
+    /// The initiation may as well be a replay from an address that is not the peer's: so there is one initiation for
+    /// it, no longer than what it answers, and none while the peer is heard.
     fn call_back(&mut self, now: Instant, id: PeerId, position: usize, from: Endpoint) {
         let Some(peer) = self.peers.get_mut(id) else { return };
         let is_recent = |at: Option<Instant>| at.is_some_and(|at| now < at + CALL_BACK_INTERVAL);

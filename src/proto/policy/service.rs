@@ -34,7 +34,7 @@ pub struct PortRange {
 pub struct Exposure {
     /// The service.
     pub service: Service,
-    /// Where it is.
+    /// The addresses at which it may be reached.
     pub destination: Destination,
 }
 

@@ -547,8 +547,8 @@ fn any_means_any_of_this_machine() {
     }
 }
 
-/// What is sent and received, of few hosts, ports and protocols, so that much of it belongs together. The first number says
-/// whose: this machine's, or that of one in an exposed network or in none.
+/// A packet that is sent or received, of few hosts, ports and protocols, so that much of it belongs together. The first
+/// number says whose: this machine's, or that of one in an exposed network or in none.
 #[derive(Debug, Clone)]
 enum Step {
     Send(usize, u8, u16, u16, u8),

@@ -52,7 +52,7 @@ pub(crate) struct Case<'a> {
     pub(crate) backend: End,
     /// The file that the command is given, if it is not the one that the daemon was started with.
     pub(crate) file: Option<Config>,
-    /// Where the app listens: on the backend, but for the address of the machine behind it.
+    /// Addresses and ports of the app: on the backend, but for the address of the machine behind it.
     pub(crate) app: Vec<(String, u16)>,
     /// The port that `verify` tries.
     pub(crate) port: String,

@@ -1,4 +1,5 @@
-//! What careless operators and broken networks do to an installation, and what is to be said of it first.
+//! Faults that careless operators and broken networks make in an installation, and the cause to be named first for
+//! each.
 
 use netns_tests::underpass::{Peer, list, quote};
 
@@ -11,7 +12,7 @@ pub(super) struct Row {
     pub(super) cause: (&'static str, &'static str),
     /// The command that is asked.
     pub(super) command: Command,
-    /// Where it is asked.
+    /// The side that is asked.
     pub(super) side: Side,
     /// The fault, made before the daemons start.
     pub(super) before: fn(&mut Case<'_>),
