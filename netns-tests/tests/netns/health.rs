@@ -1,6 +1,7 @@
 //! What load balancers and monitors are told of the links, by the programs that ask in production.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -268,11 +269,17 @@ fn promtool_finds_nothing_wrong_with_metrics_and_alerts() {
         .run();
 }
 
-/// Series as Prometheus would have scraped them, and the alerts that fire on them.
+/// Series as Prometheus would have scraped them; the alerts on them are those of [`ALERTS`]. Without any series, the daemon is gone.
 const ALERT_TESTS: &str = r#"
 rule_files: [ RULES ]
 evaluation_interval: 30s
 tests:
+  - interval: 30s
+    input_series: []
+    alert_rule_test:
+      - eval_time: 2m
+        alertname: UnderpassDaemonGone
+        exp_alerts: [ { exp_labels: { severity: page, job: underpass } } ]
   - interval: 30s
     input_series:
       - { series: 'up{job="underpass", instance="lb1"}', values: '1x4 0x20' }
@@ -287,50 +294,21 @@ tests:
       - { series: 'underpass_guard_set{job="underpass", instance="lb2"}', values: '1x3 0x30' }
       - { series: 'underpass_guard_restored_total{job="underpass", instance="lb2"}', values: '0x9 1+1x300' }
     alert_rule_test:
-      - { eval_time: 1m, alertname: UnderpassRouteAroundTunnel }
-      - eval_time: 3m
-        alertname: UnderpassRouteAroundTunnel
-        exp_alerts: [ { exp_labels: { severity: page, job: underpass, instance: lb2, peer: app1 } } ]
-      - { eval_time: 4m, alertname: UnderpassRoutesTakenAway }
-      - eval_time: 12m
-        alertname: UnderpassRoutesTakenAway
-        exp_alerts: [ { exp_labels: { severity: ticket, job: underpass, instance: lb2 } } ]
-      - { eval_time: 2m, alertname: UnderpassGuardMissing }
-      - eval_time: 4m
-        alertname: UnderpassGuardMissing
-        exp_alerts: [ { exp_labels: { severity: ticket, job: underpass, instance: lb2 } } ]
-      - { eval_time: 4m, alertname: UnderpassGuardTakenAway }
-      - eval_time: 12m
-        alertname: UnderpassGuardTakenAway
-        exp_alerts: [ { exp_labels: { severity: ticket, job: underpass, instance: lb2 } } ]
-      - { eval_time: 1m, alertname: UnderpassDaemonGone }
-      - eval_time: 5m
-        alertname: UnderpassDaemonGone
-        exp_alerts: [ { exp_labels: { severity: page, job: underpass, instance: lb1 } } ]
-      - { eval_time: 3m, alertname: UnderpassRestarts }
-      - eval_time: 11m
-        alertname: UnderpassRestarts
-        exp_alerts: [ { exp_labels: { severity: ticket, job: underpass, instance: lb2 } } ]
-      - { eval_time: 30m, alertname: UnderpassClockNotKept }
-      - eval_time: 90m
-        alertname: UnderpassClockNotKept
-        exp_alerts: [ { exp_labels: { severity: ticket, job: underpass, instance: lb2 } } ]
-      - { eval_time: 1m, alertname: UnderpassPrivateKeyOld }
-      - eval_time: 5m
-        alertname: UnderpassPrivateKeyOld
-        exp_alerts: [ { exp_labels: { severity: ticket, job: underpass, instance: lb2 } } ]
-      - { eval_time: 1m, alertname: UnderpassHandshakesFromThePast }
-      - eval_time: 20m
-        alertname: UnderpassHandshakesFromThePast
-        exp_alerts: [ { exp_labels: { severity: ticket, job: underpass, instance: lb2 } } ]
       - { eval_time: 20m, alertname: UnderpassHandshakesRefused }
-  - interval: 30s
-    input_series: []
-    alert_rule_test:
-      - eval_time: 2m
-        alertname: UnderpassDaemonGone
-        exp_alerts: [ { exp_labels: { severity: page, job: underpass } } ]
 "#;
+
+/// An alert, a time at which it is silent, one at which it fires, its severity and where it fires.
+const ALERTS: [(&str, &str, &str, &str, &str); 9] = [
+    ("UnderpassRouteAroundTunnel", "1m", "3m", "page", "instance: lb2, peer: app1"),
+    ("UnderpassRoutesTakenAway", "4m", "12m", "ticket", "instance: lb2"),
+    ("UnderpassGuardMissing", "2m", "4m", "ticket", "instance: lb2"),
+    ("UnderpassGuardTakenAway", "4m", "12m", "ticket", "instance: lb2"),
+    ("UnderpassDaemonGone", "1m", "5m", "page", "instance: lb1"),
+    ("UnderpassRestarts", "3m", "11m", "ticket", "instance: lb2"),
+    ("UnderpassClockNotKept", "30m", "90m", "ticket", "instance: lb2"),
+    ("UnderpassPrivateKeyOld", "1m", "5m", "ticket", "instance: lb2"),
+    ("UnderpassHandshakesFromThePast", "1m", "20m", "ticket", "instance: lb2"),
+];
 
 /// One machine. promtool compares labels; of the texts, that there are some.
 #[test]
@@ -339,7 +317,14 @@ fn alerts_fire_for_a_daemon_that_is_gone_for_routes_for_clocks_and_for_old_keys_
     let host = lab.host("monitor");
     let rules: String = alerts().lines().filter(|line| !is_annotation(line)).map(|line| format!("{line}\n")).collect();
     let rules = host.write_file("rules.yml", rules);
-    let tests = host.write_file("tests.yml", ALERT_TESTS.replace("RULES", &rules.display().to_string()));
+    let mut tests = ALERT_TESTS.replace("RULES", &rules.display().to_string());
+    for (alert, silent, fires, severity, place) in ALERTS {
+        let labels = format!("severity: {severity}, job: underpass, {place}");
+        let _ = writeln!(tests, "      - {{ eval_time: {silent}, alertname: {alert} }}");
+        let expected = format!("exp_alerts: [ {{ exp_labels: {{ {labels} }} }} ]");
+        let _ = writeln!(tests, "      - {{ eval_time: {fires}, alertname: {alert}, {expected} }}");
+    }
+    let tests = host.write_file("tests.yml", tests);
     let output = host.command("promtool").args(["test", "rules"]).arg(tests).output();
     assert_eq!(output.code(), 0, "{}{}", output.stdout, output.stderr);
 }
