@@ -58,13 +58,17 @@ fn each_initiation_is_labelled_by_the_clock_as_it_is_set_then_and_never_by_an_ea
     assert!(later > right && later < Tai64N::from_unix(UNIX_TIME + day + seconds(1)));
 }
 
-/// A pair of which side one, a proxy that watches its link, starts again with another wall clock, a second after its end. Two
-/// does not know where one is.
+/// A pair of which side one, a proxy that watches its link, [starts again](restart). Two does not know where one is.
 fn restarted_with(unix_time: Duration) -> Pair {
-    let watched = || PeerConfig { watched: true, ..peer_config(Side::Two) };
     let mut pair = Pair::with(|two| *two = watched(), |one| one.endpoints = Vec::new());
     pair.advance(seconds(5));
     assert!(pair.is_up(Side::One) && pair.is_up(Side::Two));
+    restart(&mut pair, unix_time);
+    pair
+}
+
+/// Has side one start with another wall clock, a second after its end.
+fn restart(pair: &mut Pair, unix_time: Duration) {
     let now = pair.now;
     pair.one.shutdown(now);
     pair.settle();
@@ -72,7 +76,10 @@ fn restarted_with(unix_time: Duration) -> Pair {
     pair.restart(Side::One, unix_time);
     let now = pair.now;
     pair.one.upsert_peer(now, watched());
-    pair
+}
+
+fn watched() -> PeerConfig {
+    PeerConfig { watched: true, ..peer_config(Side::Two) }
 }
 
 #[test]
@@ -100,13 +107,7 @@ fn a_peer_that_initiates_to_several_restarts_with_clocks_of_any_kind_is_met_with
         let mut pair = restarted_with(UNIX_TIME + year);
         pair.advance(seconds(2));
         assert!(pair.is_up(Side::One));
-        let now = pair.now;
-        pair.one.shutdown(now);
-        pair.settle();
-        pair.advance(seconds(1));
-        pair.restart(Side::One, clock);
-        let now = pair.now;
-        pair.one.upsert_peer(now, PeerConfig { watched: true, ..peer_config(Side::Two) });
+        restart(&mut pair, clock);
         pair.advance(seconds(2));
         assert!(pair.is_up(Side::One) && pair.is_up(Side::Two), "{clock:?}");
     }
