@@ -20,7 +20,6 @@ use underpass::proto::endpoint::Endpoint;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::policy::{Policy, Service};
-use underpass::proto::transmit::Dscp;
 
 const MTU: u16 = 1420;
 /// Packets in each direction that are carried before counting: sessions are made, buffers grow to what they need.
@@ -104,18 +103,11 @@ impl Node {
             },
             privileges: None,
             peers: vec![PeerConfig {
-                public_key: key(3 - number).public_key(),
-                next_public_key: None,
-                preshared_key: None,
                 endpoints: Vec::from_iter(other.map(Endpoint::new)),
-                watched: false,
-                connects: false,
                 allowed_ips: ["10.77.0.0/24", "fd00::/64"].map(|prefix| prefix.parse().unwrap()).into(),
-                persistent_keepalive: None,
-                suite: None,
-                dscp: Dscp::default(),
                 // So that every packet is judged, and what is sent by UDP remembered.
                 policy: Policy::exposing([Service::Udp(50_000.into())]).with_own_addresses(own).into(),
+                ..PeerConfig::new(key(3 - number).public_key())
             }],
         };
         // Each worker reads the one socket: whoever comes first takes the packet.

@@ -16,7 +16,6 @@ use underpass::proto::policy::{Policy, PortRange, Service};
 use underpass::proto::randomness::Entropy;
 use underpass::proto::randomness::Randomness;
 use underpass::proto::router::Router;
-use underpass::proto::transmit::Dscp;
 
 /// How many peers are configured, and how many of them have sessions.
 pub(crate) const HUBS: [(usize, usize); 3] = [(1, 1), (1_000, 1_000), (10_000, 1_000)];
@@ -135,20 +134,14 @@ pub(crate) fn device(now: Instant, number: usize, suite: Suite) -> Device {
 /// How device `number` is configured elsewhere.
 pub(crate) fn peer(number: usize, endpoint: Option<SocketAddr>) -> PeerConfig {
     PeerConfig {
-        public_key: key(number).public_key(),
-        next_public_key: None,
-        preshared_key: None,
         endpoints: Vec::from_iter(endpoint.map(Endpoint::new)),
-        watched: false,
-        connects: false,
         allowed_ips: vec![inner_address(number).into()],
         // So that it wants a session without a packet.
         persistent_keepalive: endpoint.map(|_| Duration::from_secs(25)),
-        suite: None,
-        dscp: Dscp::default(),
         policy: Policy::exposing([Service::Tcp(PortRange::ALL), Service::Udp(PortRange::ALL)])
             .with_own_addresses([inner_address(HUB)])
             .into(),
+        ..PeerConfig::new(key(number).public_key())
     }
 }
 

@@ -16,7 +16,6 @@ use underpass::proto::peer::PeerConfig;
 use underpass::proto::policy::{Exposure, Policy};
 use underpass::proto::randomness::Entropy;
 use underpass::proto::router::Router;
-use underpass::proto::transmit::Dscp;
 
 use crate::crafted::Between;
 use crate::flood::{Flood, Volley};
@@ -84,17 +83,10 @@ impl Insider {
         device.upsert_peer(
             now,
             PeerConfig {
-                public_key: self.victim,
-                next_public_key: None,
-                preshared_key: None,
                 endpoints: vec![endpoint],
-                watched: false,
-                connects: false,
                 allowed_ips: vec![self.inner.destination.into()],
-                persistent_keepalive: None,
-                suite: None,
                 policy: Arc::new(Policy::exposing(Exposure::everything())),
-                dscp: Dscp::default(),
+                ..PeerConfig::new(self.victim)
             },
         );
         device.connect(now, &self.victim, endpoint);

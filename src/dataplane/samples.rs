@@ -14,7 +14,6 @@ use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
 use crate::proto::policy::{Exposure, Policy};
 use crate::proto::randomness::Entropy;
-use crate::proto::transmit::Dscp;
 
 use super::virtio::{Segmentation, VirtioHeader};
 
@@ -185,18 +184,12 @@ pub fn device(now: Instant, number: u8) -> Device {
 /// The peer whose key is made from `number`.
 pub fn config(number: u8, remote: Option<SocketAddr>, allowed_ips: &[&str]) -> PeerConfig {
     PeerConfig {
-        public_key: key(number).public_key(),
-        next_public_key: None,
-        preshared_key: None,
         endpoints: Vec::from_iter(remote.map(Endpoint::new)),
-        watched: false,
-        connects: false,
         allowed_ips: allowed_ips.iter().map(|net| net.parse().unwrap()).collect(),
         // So that it wants a session without a packet.
         persistent_keepalive: Some(Duration::from_secs(25)),
-        suite: None,
-        dscp: Dscp::default(),
         policy: Policy::exposing(Exposure::everything()).into(),
+        ..PeerConfig::new(key(number).public_key())
     }
 }
 

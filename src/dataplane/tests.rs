@@ -13,7 +13,6 @@ use crate::proto::error::DropReason;
 use crate::proto::noise::Suite;
 use crate::proto::policy::{Exposure, Policy};
 use crate::proto::stats::LinkState;
-use crate::proto::transmit::Dscp;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -115,17 +114,10 @@ fn key(number: u8) -> PrivateKey {
 
 fn peer(number: u8, remote: Option<SocketAddr>, allowed: &[&str]) -> PeerConfig {
     PeerConfig {
-        public_key: key(number).public_key(),
-        next_public_key: None,
-        preshared_key: None,
         endpoints: Vec::from_iter(remote.map(Endpoint::new)),
-        watched: false,
-        connects: false,
         allowed_ips: allowed.iter().map(|net| net.parse().unwrap()).collect(),
-        persistent_keepalive: None,
-        suite: None,
-        dscp: Dscp::default(),
         policy: Policy::exposing(Exposure::everything()).into(),
+        ..PeerConfig::new(key(number).public_key())
     }
 }
 

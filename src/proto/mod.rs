@@ -21,16 +21,13 @@
 //! never allocates without bound.
 //!
 //! ```
-//! use std::sync::Arc;
 //! use std::time::{Duration, Instant};
 //! use underpass::keys::PrivateKey;
 //! use underpass::proto::device::{Device, DeviceConfig};
 //! use underpass::proto::endpoint::Endpoint;
 //! use underpass::proto::noise::Suite;
 //! use underpass::proto::peer::PeerConfig;
-//! use underpass::proto::policy::Policy;
 //! use underpass::proto::randomness::Entropy;
-//! use underpass::proto::transmit::Dscp;
 //!
 //! let now = Instant::now();
 //! let [alice, bob] = [[1; 32], [2; 32]].map(|bytes| PrivateKey::from_bytes(bytes).unwrap());
@@ -47,17 +44,9 @@
 //!     Device::new(now, Duration::from_secs(1_700_000_000), config, Entropy::seeded(seed))
 //! };
 //! let peer = |private_key: &PrivateKey, endpoint| PeerConfig {
-//!     public_key: private_key.public_key(),
-//!     next_public_key: None,
-//!     preshared_key: None,
 //!     endpoints: Vec::from_iter(endpoint),
-//!     watched: false,
-//!     connects: false,
-//!     allowed_ips: Vec::new(),
 //!     persistent_keepalive: Some(Duration::from_secs(25)),
-//!     suite: None,
-//!     dscp: Dscp::default(),
-//!     policy: Arc::new(Policy::default()),
+//!     ..PeerConfig::new(private_key.public_key())
 //! };
 //! let mut one = device(&alice, [3; 32]);
 //! let mut two = device(&bob, [4; 32]);

@@ -57,6 +57,25 @@ pub struct PeerConfig {
     pub policy: Arc<Policy>,
 }
 
+impl PeerConfig {
+    /// A peer that is not connected to, has no prefixes and may send nothing but answers.
+    pub fn new(public_key: PublicKey) -> Self {
+        Self {
+            public_key,
+            next_public_key: None,
+            preshared_key: None,
+            endpoints: Vec::new(),
+            watched: false,
+            connects: false,
+            allowed_ips: Vec::new(),
+            persistent_keepalive: None,
+            suite: None,
+            dscp: Dscp::default(),
+            policy: Arc::default(),
+        }
+    }
+}
+
 pub(super) struct Peer {
     pub(super) config: PeerConfig,
     /// One key, or two while the peer changes over.

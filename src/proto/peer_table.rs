@@ -115,10 +115,8 @@ impl PeerTable {
 #[cfg(test)]
 mod tests {
     use super::super::peer::PeerConfig;
-    use super::super::policy::Policy;
     use super::super::share::Share;
     use super::super::tests::start;
-    use super::super::transmit::Dscp;
     use super::*;
     use crate::keys::PrivateKey;
 
@@ -127,19 +125,7 @@ mod tests {
     }
 
     fn peer(public_key: PublicKey) -> Peer {
-        let config = PeerConfig {
-            public_key,
-            next_public_key: None,
-            preshared_key: None,
-            endpoints: Vec::new(),
-            watched: false,
-            connects: false,
-            allowed_ips: Vec::new(),
-            persistent_keepalive: None,
-            suite: None,
-            dscp: Dscp::default(),
-            policy: Policy::default().into(),
-        };
+        let config = PeerConfig::new(public_key);
         let share = Share::new(start(), &[0; 32]);
         Peer::new(start(), config, None, share.into())
     }

@@ -14,7 +14,6 @@ use underpass::proto::policy::{Exposure, Policy};
 use underpass::proto::randomness::Entropy;
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::stats::LinkState;
-use underpass::proto::transmit::Dscp;
 
 use crate::pair::{inner_packet, seconds, start};
 
@@ -73,17 +72,11 @@ fn number_at(address: SocketAddr) -> usize {
 
 fn peer(number: usize, is_called: bool) -> PeerConfig {
     PeerConfig {
-        public_key: key(number).public_key(),
-        next_public_key: None,
-        preshared_key: None,
         endpoints: Vec::from_iter(is_called.then(|| Endpoint::new(address(number)))),
-        watched: false,
-        connects: false,
         allowed_ips: vec![std::net::IpAddr::from(inner(number)).into()],
         persistent_keepalive: is_called.then(|| seconds(25)),
-        suite: None,
-        dscp: Dscp::default(),
         policy: Policy::exposing(Exposure::everything()).into(),
+        ..PeerConfig::new(key(number).public_key())
     }
 }
 

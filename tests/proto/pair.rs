@@ -19,7 +19,7 @@ use underpass::proto::policy::{Exposure, Policy};
 use underpass::proto::randomness::Entropy;
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::stats::{LinkState, PeerStatus};
-use underpass::proto::transmit::{Dscp, SourcePort, Transmit};
+use underpass::proto::transmit::{SourcePort, Transmit};
 
 /// A ping, pong or probe alone: a frame header, a type and a token.
 pub(crate) const PING_DATAGRAM_LEN: usize = TRANSPORT_OVERHEAD + FRAME_HEADER_LEN + 9;
@@ -129,17 +129,10 @@ pub(crate) fn device_config(side: Side) -> DeviceConfig {
 /// How `side` is configured at the other.
 pub(crate) fn peer_config(side: Side) -> PeerConfig {
     PeerConfig {
-        public_key: side.public_key(),
-        next_public_key: None,
-        preshared_key: None,
         endpoints: vec![Endpoint::new(side.address())],
-        watched: false,
-        connects: false,
         allowed_ips: vec![format!("10.77.0.{}/32", side as u8 + 1).parse().unwrap()],
-        persistent_keepalive: None,
-        suite: None,
-        dscp: Dscp::default(),
         policy: Policy::exposing(Exposure::everything()).into(),
+        ..PeerConfig::new(side.public_key())
     }
 }
 

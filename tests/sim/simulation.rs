@@ -14,7 +14,7 @@ use underpass::proto::event::Event;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::policy::{Exposure, Policy};
-use underpass::proto::transmit::{Dscp, Transmit};
+use underpass::proto::transmit::Transmit;
 
 use crate::checks;
 use crate::network::Network;
@@ -166,17 +166,9 @@ impl Simulation {
     /// How `peer` is configured elsewhere, without an endpoint.
     pub(crate) fn peer_config(&self, peer: usize) -> PeerConfig {
         PeerConfig {
-            public_key: self.nodes[peer].private_key.public_key(),
-            next_public_key: None,
-            preshared_key: None,
-            endpoints: Vec::new(),
-            watched: false,
-            connects: false,
             allowed_ips: inner_addresses(peer).map(Into::into).to_vec(),
-            persistent_keepalive: None,
-            suite: None,
-            dscp: Dscp::default(),
             policy: Policy::exposing(Exposure::everything()).into(),
+            ..PeerConfig::new(self.nodes[peer].private_key.public_key())
         }
     }
 

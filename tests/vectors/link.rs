@@ -17,7 +17,7 @@ use underpass::proto::policy::{Exposure, Policy};
 use underpass::proto::randomness::Entropy;
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::stats::{LinkState, PeerStatus};
-use underpass::proto::transmit::{Dscp, SourcePort};
+use underpass::proto::transmit::SourcePort;
 
 use crate::python::{Conversation, bytes, hex};
 
@@ -114,17 +114,11 @@ impl Setup {
         device.upsert_peer(
             now,
             PeerConfig {
-                public_key: theirs.public_key(),
-                next_public_key: None,
                 preshared_key: self.preshared_key.clone(),
                 endpoints: vec![Endpoint::new("192.0.2.2:51900".parse().unwrap())],
-                watched: false,
-                connects: false,
                 allowed_ips: vec!["10.77.0.2/32".parse().unwrap(), "fd77::1/128".parse().unwrap()],
-                persistent_keepalive: None,
-                suite: None,
-                dscp: Dscp::default(),
                 policy: Policy::exposing(Exposure::everything()).into(),
+                ..PeerConfig::new(theirs.public_key())
             },
         );
         device

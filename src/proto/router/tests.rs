@@ -9,7 +9,6 @@ use crate::proto::peer::PeerConfig;
 use crate::proto::peer_table::PeerId;
 use crate::proto::randomness::Entropy;
 use crate::proto::tests::start;
-use crate::proto::transmit::Dscp;
 
 fn key(byte: u8) -> PrivateKey {
     PrivateKey::from_bytes([byte; 32]).unwrap()
@@ -32,19 +31,7 @@ fn device() -> Device {
 }
 
 fn peer(byte: u8) -> PeerConfig {
-    PeerConfig {
-        public_key: key(byte).public_key(),
-        next_public_key: None,
-        preshared_key: None,
-        endpoints: vec![endpoint(byte)],
-        watched: false,
-        connects: false,
-        allowed_ips: vec![],
-        persistent_keepalive: None,
-        suite: None,
-        dscp: Dscp::default(),
-        policy: Arc::default(),
-    }
+    PeerConfig { endpoints: vec![endpoint(byte)], ..PeerConfig::new(key(byte).public_key()) }
 }
 
 fn endpoint(byte: u8) -> Endpoint {

@@ -20,7 +20,6 @@ use underpass::proto::peer::PeerConfig;
 use underpass::proto::policy::{Exposure, Policy};
 use underpass::proto::randomness::Entropy;
 use underpass::proto::staged::StagedPacket;
-use underpass::proto::transmit::Dscp;
 
 const RAW: u8 = 0;
 const WITH_MAC1: u8 = 1;
@@ -59,17 +58,10 @@ fn endpoint(byte: u8) -> Endpoint {
 
 fn peer(byte: u8) -> PeerConfig {
     PeerConfig {
-        public_key: key(byte).public_key(),
-        next_public_key: None,
-        preshared_key: None,
         endpoints: vec![endpoint(byte)],
-        watched: false,
-        connects: false,
         allowed_ips: vec![IpAddr::from([10, 77, 0, byte]).into()],
-        persistent_keepalive: None,
-        suite: None,
-        dscp: Dscp::default(),
         policy: Policy::exposing(Exposure::everything()).into(),
+        ..PeerConfig::new(key(byte).public_key())
     }
 }
 
