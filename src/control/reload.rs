@@ -120,7 +120,7 @@ impl Running<'_> {
         let changes = self.network_changes(&new);
         let sockets = match self.prepare(&new, &changes).await {
             Ok(sockets) => sockets,
-            Err(error) if changes == NetworkChanges::Possible => {
+            Err(error) if changes == NetworkChanges::Possible && !error.is_of_a_gone_process() => {
                 return Err(error.and_left(self.privileged.rollback().await));
             }
             Err(error) => return Err(error),
@@ -379,6 +379,11 @@ impl From<ReloadError> for ApiError {
 }
 
 impl ReloadError {
+    /// There is nobody left who could roll anything back.
+    fn is_of_a_gone_process(&self) -> bool {
+        matches!(self, Self::Network { cause: PrivilegedError::Gone(_), .. })
+    }
+
     /// The same, where more of what had been done could not be undone.
     fn and_left(mut self, more: Vec<String>) -> Self {
         if let Self::Network { left, .. } | Self::Mark { left, .. } = &mut self {

@@ -7,4 +7,5 @@ mod key_files;
 mod keys;
 mod malformed;
 mod output;
+mod privileged;
 mod support;

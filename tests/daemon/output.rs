@@ -11,7 +11,9 @@ use crate::support::{Site, a_public_key, answer, call, underpass};
 
 /// All that there are, so that none is forgotten here.
 fn subcommands() -> Vec<String> {
-    Arguments::command().get_subcommands().map(|subcommand| subcommand.get_name().to_owned()).collect()
+    let command = Arguments::command();
+    let for_people = command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set());
+    for_people.map(|subcommand| subcommand.get_name().to_owned()).collect()
 }
 
 fn valid_config() -> String {

@@ -29,6 +29,7 @@ mod logs;
 mod path;
 mod path_mtu;
 mod prepared;
+mod privileged;
 mod reload;
 mod reordering;
 mod restart;
