@@ -269,26 +269,27 @@ impl SlowPath {
         let mut has_received = false;
         for socket in &*self.sender.sockets().handshakes.clone() {
             for _ in 0..MAX_GLANCES {
-                match self.receive_handshake(socket)? {
-                    Reception::Nothing => break,
-                    Reception::Refused => has_received = true,
-                    Reception::Handled => {
-                        has_received = true;
-                        break;
-                    }
+                let reception = self.receive_handshake(socket);
+                has_received |= reception != Reception::Nothing;
+                if reception != Reception::Refused {
+                    break;
                 }
             }
+        }
+        // What was refused may be told, too.
+        if has_received {
+            self.flush()?;
         }
         Ok(has_received)
     }
 
-    fn receive_handshake(&mut self, socket: &UdpSocket) -> Result<Reception, Failure> {
+    fn receive_handshake(&mut self, socket: &UdpSocket) -> Reception {
         let Received { endpoint, ecn, length, stride } = match socket.receive(&mut self.receive_buffer) {
             Ok(Some(received)) => received,
-            Ok(None) => return Ok(Reception::Nothing),
+            Ok(None) => return Reception::Nothing,
             Err(error) => {
                 tracing::debug!(%error, "receive failed");
-                return Ok(Reception::Nothing);
+                return Reception::Nothing;
             }
         };
         let now = clock::now();
@@ -302,14 +303,11 @@ impl SlowPath {
                 reception = Reception::Handled;
             }
         }
-        if reception == Reception::Handled {
-            let worked_on = self.device.handshakes_worked_on() - worked_on;
-            if let Ok(number @ 1..) = u32::try_from(worked_on) {
-                self.device.learn_handshake_time(clock::now().saturating_duration_since(now) / number);
-            }
-            self.flush()?;
+        let worked_on = self.device.handshakes_worked_on() - worked_on;
+        if let Ok(number @ 1..) = u32::try_from(worked_on) {
+            self.device.learn_handshake_time(clock::now().saturating_duration_since(now) / number);
         }
-        Ok(reception)
+        reception
     }
 
     fn handle_input(&mut self, input: Input) {
