@@ -44,7 +44,7 @@ fn a_daemon_without_capabilities_is_given_what_a_changed_configuration_needs() {
     // The kernel counts twice what it was asked for.
     assert!(listening.contains("rb16777216") && listening.contains("rb2097152"), "{listening}");
 
-    let marked = moved.clone().set("fwmark", "7");
+    let marked = moved.set("fwmark", "7");
     proxy.daemon.reload(&marked);
     probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
     assert_eq!(sockets("-ul").matches("fwmark:0x7").count(), 4, "{}", sockets("-ul"));

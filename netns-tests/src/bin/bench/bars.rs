@@ -5,6 +5,7 @@
 
 use serde_json::{Value, json};
 
+use crate::hostile::HONEST as HONEST_PEER;
 use crate::measurement::Figure;
 use crate::path_mtu::HONEST;
 use crate::results::{Series, Table};
@@ -138,10 +139,34 @@ const FLOOD_BARS: &[Bar] = flood_bars! {
     "flood-replays": "Flood of replays",
     "flood-forgeries": "Flood of forgeries",
     "flood-half-open": "Half-open handshakes",
+    "flood-proven": "Flood with cookies",
+};
+
+/// What is asked beside each kind of hostile peer.
+macro_rules! hostile_bars {
+    ($($name:literal: $what:literal),* $(,)?) => {
+        &[$(
+            of($name, bar("hostile-tcp", concat!("TCP beside a peer with ", $what, ", of an honest one"), Named(HONEST_PEER), AtLeast(0.9))),
+            of($name, bar("hostile-ping", concat!("Ping beside a peer with ", $what, ", of an honest one"), Named(HONEST_PEER), AtMost(2.0))),
+            of(
+                $name,
+                seen(Figure::LostPercent, bar("hostile-ping", concat!("Pings lost beside a peer with ", $what, ", %"), Itself, AtMost(1.0))),
+            ),
+        )*]
+    };
+}
+
+const HOSTILE_BARS: &[Bar] = hostile_bars! {
+    "roaming": "an address for each datagram",
+    "pings": "full datagrams of pings",
+    "probes": "probes from everywhere",
+    "tiny-frames": "tiny frames",
+    "lanes": "63 lanes from everywhere",
+    "controls": "full datagrams of control frames",
 };
 
 fn all_bars() -> impl Iterator<Item = &'static Bar> {
-    BARS.iter().chain(FLOOD_BARS)
+    BARS.iter().chain(FLOOD_BARS).chain(HOSTILE_BARS)
 }
 
 /// What became of a bar.

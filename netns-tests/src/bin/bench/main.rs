@@ -12,6 +12,7 @@ mod costs;
 mod failover;
 mod field;
 mod flood;
+mod hostile;
 mod http;
 mod latency;
 mod measurement;
@@ -104,6 +105,7 @@ fn main() {
     tables.extend(restarts::measure(&arguments, &chosen, &mut note));
     tables.extend(failover::measure(&arguments, &chosen, &names, &mut note));
     tables.extend(flood::measure(&arguments, &chosen, &mut note));
+    tables.extend(hostile::measure(&arguments, &chosen, &mut note));
     tables.extend(path_mtu::measure(&arguments, &chosen, &mut note));
     tables.extend(churn::measure(&arguments, &chosen));
     let costs = costs::measure(&chosen, &mut note);
@@ -137,6 +139,7 @@ fn all_tests() -> Vec<&'static str> {
         .chain(restarts::TESTS)
         .chain(failover::TESTS)
         .chain(flood::TESTS.map(|test| test.name))
+        .chain(hostile::TESTS)
         .chain(path_mtu::TESTS)
         .chain(churn::TESTS)
         .chain(costs::TESTS)
