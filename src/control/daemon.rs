@@ -264,7 +264,7 @@ async fn configure_interface(
 ) -> Result<Plan, DaemonError> {
     let settings = translate::interface_settings(config, dataplane.interface_index(), dataplane.offload());
     let device = Device { offload: dataplane.offload(), is_kept, is_prepared: dataplane.is_prepared() };
-    let Configured { is_prepared, may_configure } = privileged.configure_at_start(device)?;
+    let Configured { is_prepared, may_configure, .. } = privileged.configure_at_start(device)?;
     if config.interface.drop_capabilities || !may_configure {
         privileged.give_up();
     }

@@ -117,7 +117,10 @@ impl PrivilegedProcess {
     /// Has it set up the device, its routes and the nftables table. Waits, too.
     pub fn configure_at_start(&self, device: Device) -> Result<Configured, PrivilegedError> {
         match self.ask_and_wait(Request::Configure { device }, None)?.0 {
-            Reply::Configured(configured) => Ok(configured),
+            Reply::Configured(configured) => {
+                self.guard.send_replace(configured.guard.clone());
+                Ok(configured)
+            }
             reply => Err(unexpected(&reply)),
         }
     }

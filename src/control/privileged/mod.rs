@@ -122,12 +122,14 @@ pub struct Started {
 }
 
 /// An interface that is set up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configured {
     /// Set for an interface that was set up beforehand, and that nobody here has the privilege to change.
     pub is_prepared: bool,
     /// Set if the privileged process is of use: it may change addresses and routes.
     pub may_configure: bool,
+    /// The nftables table.
+    pub guard: GuardReport,
 }
 
 /// What came of a repair.

@@ -60,9 +60,11 @@ impl PrivilegedPlan {
         }
     }
 
-    /// By which two of them are compared, in hexadecimal digits.
+    /// By which two of them are compared, in hexadecimal digits. Without what a reload does not change: the number of workers
+    /// may follow from how many processors there are, which may change.
     pub fn digest(&self) -> String {
-        let digest = Blake2s256::digest(format!("{self:?}"));
+        let Self { settings, guard, fwmark, listen, .. } = self;
+        let digest = Blake2s256::digest(format!("{settings:?} {guard:?} {fwmark:?} {listen:?}"));
         digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 

@@ -22,6 +22,7 @@ use super::{
     Started, chain,
 };
 use crate::config::{Config, ConfigError};
+use crate::control::api::GuardReport;
 use crate::control::handover;
 use crate::control::netlink::{Drift, Failed, InterfaceChanges, InterfaceSettings, Netlink, NetlinkError, Route};
 use crate::control::nftables::Guard;
@@ -161,8 +162,7 @@ impl Server {
         let mut guard = self.guard.borrow().report();
         loop {
             guard.changed().await.map_err(io::Error::other)?;
-            let mut report = guard.borrow_and_update().clone();
-            report.left_out.truncate(MAX_TOLD);
+            let report = told_briefly(&guard.borrow_and_update());
             channel::send_next(&socket, &Report::Guard(report), &[]).await?;
         }
     }
@@ -215,7 +215,8 @@ impl Server {
         let refused = self.netlink.configure(&plan.settings).await?;
         self.is_configured.notify_one();
         *self.plans.borrow_mut() = Plans { current: Some(plan), refused, ..Plans::default() };
-        Ok(Reply::Configured(Configured { is_prepared, may_configure: may_configure() }))
+        let guard = told_briefly(&self.guard.borrow().report().borrow());
+        Ok(Reply::Configured(Configured { is_prepared, may_configure: may_configure(), guard }))
     }
 
     async fn prepare(&self) -> Result<Reply, Refusal> {
@@ -355,6 +356,11 @@ fn nothing_loaded() -> Refusal {
 
 fn told(errors: &[NetlinkError]) -> Vec<String> {
     errors.iter().take(MAX_TOLD).map(|error| chain(error)).collect()
+}
+
+fn told_briefly(report: &GuardReport) -> GuardReport {
+    let left_out = report.left_out.iter().take(MAX_TOLD).cloned().collect();
+    GuardReport { left_out, lacks: report.lacks.clone(), ..*report }
 }
 
 /// Lines of one answer, which must be no longer than a message.
