@@ -58,7 +58,7 @@ fn sealed(pair: &mut Pair, side: Side, lane: u8, frames: &[u8]) -> Vec<u8> {
 }
 
 /// Sends a packet as a lane's worker does.
-fn send_on(pair: &mut Pair, side: Side, lane: u8) {
+pub(crate) fn send_on(pair: &mut Pair, side: Side, lane: u8) {
     let packet = inner_packet(side.inner(), side.other().inner(), &[lane]);
     let now = pair.now;
     let way = pair.device(side).router().route(now, side.other().inner().into()).unwrap().way(lane);

@@ -8,6 +8,7 @@ use underpass::packet::frame::{Control, packet_header};
 use underpass::packet::message::{Message, TAG_LEN, TRANSPORT_HEADER_LEN};
 use underpass::packet::traffic_class::TrafficClass;
 
+use crate::lane_paths::send_on;
 use crate::pair::{InFlight, Pair, Side, inner_packet, seconds};
 use crate::shares::encoded;
 
@@ -78,10 +79,13 @@ fn in_the_victims_name(pair: &mut Pair, payload: Vec<u8>) -> usize {
     length
 }
 
-/// Two has bulk data for the insider, who is otherwise honest for some seconds.
-fn go_on(pair: &mut Pair) {
+/// Two has bulk data for the insider, on all its lanes, who is otherwise honest for some seconds.
+fn go_on(pair: &mut Pair, lanes: u8) {
     for _ in 0..100 {
         pair.send(Side::Two, &[0; 1000]);
+        for lane in (1..lanes).filter(|_| pair.is_up(Side::Two)).collect::<Vec<u8>>() {
+            send_on(pair, Side::Two, lane);
+        }
         pair.advance(Duration::from_millis(50));
     }
 }
@@ -109,7 +113,7 @@ fn transport_data_of_every_kind_draws_no_more_than_itself_to_an_address_that_has
                 }
                 pair.advance(Duration::from_millis(interval));
             }
-            go_on(&mut pair);
+            go_on(&mut pair, 2);
             check(&pair, &format!("{kind} on lane {lane} every {interval} ms"), &sent);
         }
     }
@@ -128,7 +132,7 @@ fn what_confirms_a_session_draws_no_more_than_itself_either() {
         pair.advance(Duration::from_millis(50));
         let payload = sealed(&mut pair, 0, &plaintext);
         let sent = in_the_victims_name(&mut pair, payload);
-        go_on(&mut pair);
+        go_on(&mut pair, 2);
         check(&pair, kind, &[sent]);
     }
 }
@@ -148,7 +152,7 @@ fn handshakes_draw_no_more_than_themselves() {
         pair.advance(Duration::from_millis(100));
     }
     pair.lose = Box::new(|side, _| side == Side::One);
-    go_on(&mut pair);
+    go_on(&mut pair, 2);
     check(&pair, "initiation", &sent);
 
     // A response, to whoever called; nothing else is heard of the insider, who is looked for.
@@ -162,10 +166,10 @@ fn handshakes_draw_no_more_than_themselves() {
     let response = pair.wire.remove(response.expect("side two has called")).unwrap();
     pair.lose = Box::new(|side, _| side == Side::One);
     let sent = in_the_victims_name(&mut pair, response.payload);
-    go_on(&mut pair);
+    go_on(&mut pair, 1);
     check(&pair, "response", &[sent]);
     let cookie_reply = [&[3, 1][..], &[0; 62]].concat();
     let sent = [sent, in_the_victims_name(&mut pair, cookie_reply)];
-    go_on(&mut pair);
+    go_on(&mut pair, 1);
     check(&pair, "cookie reply", &sent);
 }

@@ -153,13 +153,19 @@ fn what_one_peer_has_remembered_takes_no_room_of_another() {
     const MORE_FRAGMENTS: u16 = 0x2000;
     let mut pair = Pair::new();
     let [hostile, other] = two_peers(&mut pair);
-    let (now, router) = (pair.now, pair.one.router());
-    let judge = |peer, packet: &[u8]| router.judge(now, peer, &IpPacket::parse(packet).unwrap());
-    (0..100).for_each(|number| judge(other, &fragment(number, MORE_FRAGMENTS)).unwrap());
-    let flood = 0..20 * MAX_FRAGMENTED_PACKETS as u16;
-    flood.for_each(|number| judge(hostile, &fragment(number, MORE_FRAGMENTS)).unwrap());
-    assert_eq!((0..100).filter(|number| judge(other, &fragment(*number, 8)).is_ok()).count(), 100);
-    assert_eq!(judge(other, &fragment(5000, 8)), Err(DropReason::StrayFragment), "the other's, not theirs");
+    let (start, router) = (pair.now, pair.one.router());
+    let judge = |now, peer, packet: &[u8]| router.judge(now, peer, &IpPacket::parse(packet).unwrap());
+    // What was seen longest ago gives way: the other's is neither the oldest when it comes nor the newest in the end.
+    let flood = |now| {
+        let packets = 1000..1000 + 20 * MAX_FRAGMENTED_PACKETS as u16;
+        packets.for_each(|number| judge(now, hostile, &fragment(number, MORE_FRAGMENTS)).unwrap());
+    };
+    let [then, now] = [1, 2].map(|seconds| start + Duration::from_secs(seconds));
+    flood(start);
+    (0..100).for_each(|number| judge(then, other, &fragment(number, MORE_FRAGMENTS)).unwrap());
+    flood(now);
+    assert_eq!((0..100).filter(|number| judge(now, other, &fragment(*number, 8)).is_ok()).count(), 100);
+    assert_eq!(judge(now, other, &fragment(5000, 8)), Err(DropReason::StrayFragment), "the other's, not theirs");
 }
 
 #[test]
