@@ -212,6 +212,31 @@ fn what_was_held_back_of_an_older_session_moves_nothing() {
 }
 
 #[test]
+fn a_watched_peer_that_has_yet_to_prove_where_it_is_costs_few_looks_and_is_pinged_when_it_has() {
+    let watch = |two: &mut PeerConfig| (two.watched, two.endpoints) = (true, Vec::new());
+    let mut pair = Pair::with(watch, |_| ());
+    pair.send(Side::Two, b"x");
+    pair.advance(2 * LATENCY);
+    let confirmation = pair.wire.pop_front().unwrap();
+    pair.wire.clear();
+    pair.lose = Box::new(|side, _| side == Side::Two);
+    pair.deliver(InFlight { from: "203.0.113.66:66".parse().unwrap(), ..confirmation });
+    assert!(pair.is_up(Side::One));
+    assert_eq!(pair.status(Side::One).endpoint, None);
+    let (mut looks, end) = (0, pair.now + seconds(1));
+    while let Some((at, _)) = pair.one.poll_timeout().filter(|(at, _)| *at <= end) {
+        pair.one.handle_timeout(at);
+        (pair.now, looks) = (at, looks + 1);
+    }
+    assert!(looks <= 30, "{looks} in a second");
+    pair.lose = Box::new(|_, _| false);
+    pair.send(Side::Two, b"from where it is");
+    pair.advance(seconds(1));
+    assert_eq!(pair.status(Side::One).endpoint.unwrap().remote, Side::Two.address());
+    assert!(pair.status(Side::One).pings > 0);
+}
+
+#[test]
 fn nothing_is_taken_from_port_0() {
     let mut pair = Pair::new();
     pair.connect(Side::One);

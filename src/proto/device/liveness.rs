@@ -6,7 +6,8 @@ use crate::keys::PublicKey;
 use crate::packet::frame::Control;
 use crate::proto::constants::{
     ALTERNATIVE_AFTER_PINGS, CANDIDATE_INTERVAL, CANDIDATES_PER_SECOND, CONNECTED_INTERVAL, LIVENESS_INTERVAL,
-    LIVENESS_PINGS_PER_SECOND, PING_AFTER_DATA, PONGS_TO_UNDRAIN, PREFERRED_PONGS, PREFERRED_PROBE_INTERVAL,
+    LIVENESS_PINGS_PER_SECOND, LIVENESS_RETRY_INTERVAL, PING_AFTER_DATA, PONGS_TO_UNDRAIN, PREFERRED_PONGS,
+    PREFERRED_PROBE_INTERVAL,
 };
 use crate::proto::endpoint::Endpoint;
 use crate::proto::error::DropReason;
@@ -48,6 +49,10 @@ impl Device {
         peer.traffic.set_busy(is_busy);
         if !is_busy && !peer.is_kept() {
             return peer.timers.stop(Timer::Liveness);
+        }
+        if peer.endpoint.is_none() {
+            // It has a session, and has yet to prove where it is: there is nowhere to ping.
+            return peer.timers.set(Timer::Liveness, now + LIVENESS_RETRY_INTERVAL);
         }
         if let Some(until) = rests_until(now, peer).filter(|_| !is_busy) {
             peer.timers.set(Timer::Liveness, until);
