@@ -8,6 +8,7 @@ use underpass::proto::endpoint::Endpoint;
 
 use crate::network::Quality;
 use crate::node::inner_addresses;
+use crate::random::Random;
 use crate::reference::Checked;
 use crate::simulation::{Simulation, preshared_key, private_key};
 use crate::transition::{LinkCharacter, Transition};
@@ -28,6 +29,11 @@ impl Simulation {
             Transition::SendHostile { from, to, kind } => {
                 let (from, to) = self.two(from, to);
                 self.send_hostile(from, to, kind)
+            }
+            Transition::Harass { from, to, kind, count } => {
+                let (from, to) = self.two(from, to);
+                let mut random = Random::new(self.random.u64(), b'm');
+                self.harass(from, to, kind, count, &mut random)
             }
             Transition::SendSpoofed { from, to, source } => {
                 let (from, to) = self.two(from, to);

@@ -119,7 +119,7 @@ fn lookups(now: Instant, node: &mut Node) -> Checked {
 /// Whether packets go out: also to a peer that was found dead and given up, to see whether it is back.
 fn carries(status: &PeerStatus) -> bool {
     let is_given_up = status.reason == Some(LinkReason::Unanswered) && !status.awaits_answer;
-    matches!(status.state, LinkState::Up | LinkState::Degraded) || is_given_up
+    matches!(status.state, LinkState::Up | LinkState::Degraded | LinkState::Draining) || is_given_up
 }
 
 /// Nothing holds the keys of a session that no snapshot shows.

@@ -10,7 +10,7 @@
 //!  (drawn by seed)  │         │    ▲        └─────▶ worker: the data plane's stages on a Router snapshot, and their twins
 //!              traffic        ▼    │ arrival
 //!              attacker   network (links, NATs) ──▶ reference (ledger), checks
-//!              hostile
+//!              hostile, malice
 //!              recovery
 //! ```
 
@@ -22,6 +22,7 @@ mod attacker;
 mod checks;
 mod hostile;
 mod inner_packet;
+mod malice;
 mod network;
 mod node;
 mod random;

@@ -29,8 +29,8 @@ use crate::reference::{AllowedTable, Delivery, Violation};
 use crate::twin::packet::{addresses, completed};
 use crate::worker::{Arrived, Snapshot, Worker};
 
-/// Notices that wait between a worker and the slow path, at most.
-const NOTICE_QUEUE: usize = 64;
+/// Notices of one peer that wait between a worker and the slow path, at most.
+const NOTICE_QUEUE: usize = 32;
 /// How long a new snapshot or a notice takes between threads, at most.
 pub(crate) const HAND_OVER: Duration = Duration::from_millis(3);
 /// How late the notices of a slow slow path are.
@@ -225,12 +225,12 @@ impl Node {
         datagrams: &mut [Arrived],
         random: &mut Random,
     ) -> Result<Vec<Result<(), DropReason>>, Violation> {
-        let lane = random.below(self.workers.len());
         if let [Arrived { from, ecn, payload }] = datagrams
             && !self.gathers(payload)
         {
             return Ok(vec![self.device.handle_datagram(now, *from, *ecn, payload)]);
         }
+        let lane = random.below(self.workers.len());
         let received = self.workers[lane].receive(now, datagrams)?;
         self.outputs.deliveries.extend(received.deliveries);
         self.outputs.writes += received.writes;
@@ -246,8 +246,12 @@ impl Node {
             NoticeHandling::Dropped => return,
         };
         let queue = &mut self.workers[lane].notices;
-        queue.extend(notices.into_iter().map(|notice| (due, notice)));
-        queue.truncate(NOTICE_QUEUE);
+        for notice in notices {
+            let of_peer = queue.iter().filter(|(_, waiting)| waiting.peer == notice.peer).count();
+            if of_peer < NOTICE_QUEUE {
+                queue.push_back((due, notice));
+            }
+        }
     }
 
     /// Makes the threads prompt again.

@@ -264,6 +264,8 @@ impl Simulation {
     /// Calls the timeout, due or not.
     pub(crate) fn handle_timeout(&mut self, node: usize) -> Checked {
         let now = self.now;
+        let timer = self.nodes[node].device.poll_timeout().filter(|(at, _)| *at <= now).map(|(_, timer)| timer);
+        self.trace(|| format!("node {node} is woken by {timer:?}"));
         self.nodes[node].device.handle_timeout(now);
         self.collect(node)?;
         checks::after_timeout(now, &mut self.nodes[node])

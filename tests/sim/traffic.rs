@@ -94,7 +94,7 @@ impl Simulation {
     }
 
     /// Has one drain of the TUN of `from` give bursts of one flow, which stay in one queue as long as they last.
-    fn drain(&mut self, from: usize, flow: Flow, bursts: &[Burst]) -> Checked {
+    pub(crate) fn drain(&mut self, from: usize, flow: Flow, bursts: &[Burst]) -> Checked {
         let leads_to = self.nodes[from].leads_to(flow.destination);
         let mut reads = Vec::new();
         for burst in bursts {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::hostile::HostileKind;
 use crate::inner_packet::{Burst, LONGEST_PAYLOAD};
+use crate::malice::MaliceKind;
 use crate::node::NoticeHandling;
 use crate::random::Random;
 
@@ -32,6 +33,13 @@ pub(crate) enum Transition {
         from: usize,
         to: usize,
         kind: HostileKind,
+    },
+    /// Floods another with what costs it most.
+    Harass {
+        from: usize,
+        to: usize,
+        kind: MaliceKind,
+        count: usize,
     },
     /// A packet whose source is a third node's, or nobody's.
     SendSpoofed {
@@ -307,7 +315,11 @@ fn draw_operator(random: &mut Random) -> Transition {
 fn draw_attack(random: &mut Random) -> Transition {
     use TamperKind::{Extend, FlipBit, FlipBitAndSign, Truncate};
     let pick = node(random);
-    match random.below(24) {
+    match random.below(26) {
+        24..=25 => {
+            let (to, kind) = (node(random), *random.pick(&MaliceKind::ALL));
+            Transition::Harass { from: pick, to, kind, count: *random.pick(&[5, 70, 300]) }
+        }
         20..=23 => Transition::SendHostile { from: pick, to: node(random), kind: *random.pick(&HostileKind::ALL) },
         0..=5 => Transition::Replay { pick, copies: *random.pick(&[1, 1, 2, 20]), from_elsewhere: random.chance(30) },
         6..=12 => {
