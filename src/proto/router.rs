@@ -7,9 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use crate::packet::frame::{
-    self, Control, FLAG_CHECKSUM_PARTIAL, Frame, Frames, MalformedFrame, PING_FRAME_LEN, PacketFrame,
-};
+use crate::packet::frame::{self, Control, FLAG_CHECKSUM_PARTIAL, Frame, Frames, PING_FRAME_LEN, PacketFrame};
 use crate::packet::ip::{IPV4_HEADER_LEN, IpPacket};
 use crate::packet::message::{Message, TRANSPORT_OVERHEAD};
 use crate::packet::segment_size;
@@ -25,7 +23,7 @@ use super::peer::LeftPlace;
 use super::peer_table::PeerId;
 use super::policy::Policy;
 use super::session::Session;
-use super::share::Share;
+use super::share::{Budget, Share};
 use super::transmit::{Dscp, Way};
 
 /// A snapshot for the fast path.
@@ -288,11 +286,6 @@ struct Heeded {
     has_asked: bool,
 }
 
-/// Whether a frame can't be a packet, and costs nearly as much.
-fn is_wasted(frame: &Result<Frame<'_>, MalformedFrame>) -> bool {
-    !matches!(frame, Ok(Frame::Packet(packet)) if packet.bytes.len() >= IPV4_HEADER_LEN)
-}
-
 impl Heeded {
     /// Whether another frame is heeded.
     fn take(&mut self, control: Control, origin: Origin) -> bool {
@@ -310,38 +303,82 @@ impl Heeded {
 
 impl<'b, 'r> Opened<'b, 'r> {
     /// The packet frames in order, or why one is refused. Control frames become notices on the way.
-    pub fn packets<'n>(
-        &self,
-        notices: &'n mut Vec<Notice>,
-    ) -> impl Iterator<Item = Result<PacketFrame<'b>, DropReason>> + use<'b, 'n, 'r> {
-        let (peer, session, now, controls) = (self.peer, self.session, self.opened_at, &self.share.controls);
-        let length = self.plaintext.len() + TRANSPORT_OVERHEAD;
-        let is_first = frame::starts_with_control(self.plaintext);
-        let mut origin = Origin { lane: self.lane, endpoint: self.from, length, is_first };
-        let mut heeded = Heeded::default();
-        let is_marked = self.ecn == Ecn::Ce;
-        // Whatever understands marks was marked when the datagram was opened.
-        let is_lost = move |packet: &PacketFrame<'_>| is_marked && TrafficClass::of(packet.bytes).ecn() != Ecn::Ce;
-        let (mut wasted, mut is_over) = (0, false);
-        let frames = Frames::new(self.plaintext).map_while(move |frame| {
-            wasted += u32::from(is_wasted(&frame));
-            if wasted > MAX_WASTED_FRAMES {
-                return (!std::mem::replace(&mut is_over, true)).then_some(Some(Err(DropReason::ControlLimit)));
+    pub fn packets<'n>(&self, notices: &'n mut Vec<Notice>) -> Packets<'b, 'n, 'r> {
+        Packets {
+            frames: Frames::new(self.plaintext),
+            notices,
+            controls: &self.share.controls,
+            now: self.opened_at,
+            peer: self.peer,
+            session: self.session,
+            origin: Origin {
+                lane: self.lane,
+                endpoint: self.from,
+                length: self.plaintext.len() + TRANSPORT_OVERHEAD,
+                is_first: frame::starts_with_control(self.plaintext),
+            },
+            // Whatever understands marks was marked when the datagram was opened.
+            is_marked: self.ecn == Ecn::Ce,
+            heeded: Heeded::default(),
+            wasted: 0,
+        }
+    }
+}
+
+/// Packet frames of an authentic datagram.
+#[derive(Debug)]
+pub struct Packets<'b, 'n, 'r> {
+    frames: Frames<'b>,
+    notices: &'n mut Vec<Notice>,
+    controls: &'r Budget,
+    now: Instant,
+    peer: PeerId,
+    session: u32,
+    /// That of the next control frame.
+    origin: Origin,
+    is_marked: bool,
+    heeded: Heeded,
+    /// Frames that brought no packet.
+    wasted: u32,
+}
+
+impl<'b> Iterator for Packets<'b, '_, '_> {
+    type Item = Result<PacketFrame<'b>, DropReason>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.wasted <= MAX_WASTED_FRAMES {
+            let frame = self.frames.next()?;
+            if let Ok(Frame::Packet(packet)) = frame
+                && packet.bytes.len() >= IPV4_HEADER_LEN
+            {
+                self.origin.is_first = false;
+                return Some(self.judge(packet));
             }
-            let origin = Origin { is_first: std::mem::take(&mut origin.is_first), ..origin };
-            Some(match frame {
-                Ok(Frame::Packet(packet)) if is_lost(&packet) => Some(Err(DropReason::CongestionExperienced)),
-                Ok(Frame::Packet(packet)) => Some(Ok(packet)),
-                Ok(Frame::Control(control)) if !heeded.take(control, origin) => None,
-                Ok(Frame::Control(_)) if !controls.take(now) => Some(Err(DropReason::ControlLimit)),
+            self.wasted += 1;
+            if self.wasted > MAX_WASTED_FRAMES {
+                return Some(Err(DropReason::ControlLimit));
+            }
+            let origin = Origin { is_first: std::mem::take(&mut self.origin.is_first), ..self.origin };
+            match frame {
+                Ok(Frame::Packet(packet)) => return Some(self.judge(packet)),
+                Ok(Frame::Control(control)) if !self.heeded.take(control, origin) => {}
+                Ok(Frame::Control(_)) if !self.controls.take(self.now) => return Some(Err(DropReason::ControlLimit)),
                 Ok(Frame::Control(control)) => {
-                    notices.push(Notice { peer, session, seen: Seen::Control(control, origin) });
-                    None
+                    let seen = Seen::Control(control, origin);
+                    self.notices.push(Notice { peer: self.peer, session: self.session, seen });
                 }
-                Err(_) => Some(Err(DropReason::MalformedFrame)),
-            })
-        });
-        frames.flatten()
+                Err(_) => return Some(Err(DropReason::MalformedFrame)),
+            }
+        }
+        None
+    }
+}
+
+impl<'b> Packets<'b, '_, '_> {
+    /// A mark that its packet does not understand is a loss.
+    fn judge(&self, packet: PacketFrame<'b>) -> Result<PacketFrame<'b>, DropReason> {
+        let is_lost = self.is_marked && TrafficClass::of(packet.bytes).ecn() != Ecn::Ce;
+        if is_lost { Err(DropReason::CongestionExperienced) } else { Ok(packet) }
     }
 }
 
