@@ -276,7 +276,7 @@ pub struct SandboxReport {
     pub reads: Vec<PathBuf>,
     /// Directories whose files may be written.
     pub writes: Vec<PathBuf>,
-    /// Who does what takes a capability. Null where nobody does.
+    /// The process that does what takes a capability. Null where there is none.
     #[serde(default)]
     pub privileged: Option<PrivilegedReport>,
 }

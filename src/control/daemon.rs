@@ -64,7 +64,7 @@ pub enum DaemonError {
     /// Addresses, MTU, routes.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// What takes a capability.
+    /// The privileged process.
     #[error(transparent)]
     Privileged(#[from] PrivilegedError),
     /// The user that it is to become.

@@ -43,7 +43,7 @@ pub struct Identity {
     pub private_key_written: Option<u64>,
     /// What the daemon has given up.
     pub sandbox: Sandbox,
-    /// Who does what takes a capability, if anybody.
+    /// The privileged process, if there is one.
     pub privileged: Option<Started>,
     /// In the configuration's order.
     pub peers: PeerNames,

@@ -104,7 +104,7 @@ pub struct DataplaneConfig {
     pub device: DeviceConfig,
     /// Whom we talk to at the start.
     pub peers: Vec<PeerConfig>,
-    /// Who does what takes a capability that this process has not.
+    /// The process that has the capabilities which this one lacks.
     pub privileges: Option<Arc<dyn Privileges>>,
 }
 

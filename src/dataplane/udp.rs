@@ -95,7 +95,7 @@ pub(super) struct BindOptions<'p> {
     pub(super) handshakes: bool,
     /// SO_MARK of every datagram sent.
     pub(super) fwmark: Option<u32>,
-    /// Who does what takes a capability that this process has not.
+    /// The process that has the capabilities which this one lacks.
     pub(super) privileges: Option<&'p dyn Privileges>,
 }
 

@@ -48,7 +48,7 @@ impl InterfaceChanges {
     }
 }
 
-/// What is added, and what is removed.
+/// Additions and removals, for a message.
 impl fmt::Display for InterfaceChanges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let routes = |routes: &[Route]| routes.iter().map(|route| route.destination).collect::<Vec<_>>();

@@ -33,7 +33,7 @@ pub struct PrivilegedProcess {
     guard: watch::Sender<GuardReport>,
 }
 
-/// Sockets to it, for a program that takes this one's place.
+/// The socket that it reports by.
 #[derive(Debug)]
 pub struct Reports(Option<OwnedFd>);
 
@@ -47,16 +47,16 @@ struct Requests {
 /// Why the privileged process has not done something.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivilegedError {
-    /// It says no.
+    /// A refusal.
     #[error("{}", .0.text)]
     Refused(Refusal),
-    /// It could not be started.
+    /// A failed start.
     #[error("the privileged process can't be started: {0}")]
     NotStarted(#[source] io::Error),
-    /// It was given up, as the configuration wants it.
+    /// No such process: it was given up, as the configuration wants it.
     #[error("no capability is left to do this (interface.drop_capabilities, or none was there at the start)")]
     GivenUp,
-    /// It has ended, or does not answer.
+    /// Silence: it has ended, or hangs.
     #[error("the privileged process does not answer ({0}): restart the daemon by its service manager")]
     Gone(io::Error),
 }

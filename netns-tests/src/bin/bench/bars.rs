@@ -142,7 +142,7 @@ const FLOOD_BARS: &[Bar] = flood_bars! {
     "flood-proven": "Flood with cookies",
 };
 
-/// What is asked beside each kind of hostile peer.
+/// Bars beside each kind of hostile peer.
 macro_rules! hostile_bars {
     ($($name:literal: $what:literal),* $(,)?) => {
         &[$(

@@ -1,5 +1,5 @@
-//! What is left of a link while a peer of the same backend side, which was broken into, does harm with a core of its own; beside
-//! what is left while that peer sends as much that is honest.
+//! A link while another peer of the same backend side, which was broken into, does harm with a core of its own; beside the same
+//! link while that peer sends as much that is honest.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::{Arguments, Note, caught};
 /// Their names.
 pub(crate) const TESTS: [&str; 2] = ["hostile-tcp", "hostile-ping"];
 
-/// What the others are compared with.
+/// Reference of the others.
 pub(crate) const HONEST: &str = "honest";
 
 fn name(malice: Malice) -> &'static str {
@@ -33,7 +33,7 @@ fn name(malice: Malice) -> &'static str {
     }
 }
 
-/// Those that are chosen.
+/// Measurements of those tests that are chosen.
 pub(crate) fn measure(arguments: &Arguments, chosen: &[&str], note: Note) -> Vec<Table> {
     let titles = [
         "TCP, one flow, while another peer sends all that a core can, by what it sends (Gb/s)",
