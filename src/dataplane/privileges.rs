@@ -5,6 +5,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use serde::{Deserialize, Serialize};
+
 use super::tun::{DeviceMode, Tun, TunError};
 
 /// Whoever may do what takes a capability.
@@ -16,8 +18,8 @@ pub trait Privileges: fmt::Debug + Send + Sync {
     fn create_device(&self) -> io::Result<Vec<OwnedFd>>;
 }
 
-/// What a socket may need that takes a capability.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A thing that takes a capability, for a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SocketGrant {
     /// A port below 1024 to listen on.
     Bind(SocketAddr),

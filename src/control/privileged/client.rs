@@ -18,8 +18,7 @@ use tokio::task::spawn_blocking;
 
 use super::channel::{self, Received};
 use super::{
-    Configured, Device, Grant, Numbered, PrivilegedPlan, Refusal, RefusalKind, Repaired, Reply, Report, Request,
-    Started,
+    Configured, Device, Numbered, PrivilegedPlan, Refusal, RefusalKind, Repaired, Reply, Report, Request, Started,
 };
 use crate::control::api::{GuardReport, GuardState};
 use crate::control::{handover, systemd};
@@ -293,12 +292,6 @@ fn unexpected(reply: &Reply) -> PrivilegedError {
 
 impl Privileges for PrivilegedProcess {
     fn grant(&self, socket: BorrowedFd<'_>, grant: SocketGrant) -> io::Result<()> {
-        let grant = match grant {
-            SocketGrant::Bind(address) => Grant::Bind(address),
-            SocketGrant::Mark(mark) => Grant::Mark(mark),
-            SocketGrant::ReceiveBuffer(len) => Grant::ReceiveBuffer(len),
-            SocketGrant::SendBuffer(len) => Grant::SendBuffer(len),
-        };
         match self.ask_and_wait(Request::Grant(grant), Some(socket)) {
             Ok(_) => Ok(()),
             Err(PrivilegedError::Refused(refusal)) => Err(refusal.into()),

@@ -22,13 +22,13 @@ mod plan;
 mod process;
 
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::api::GuardReport;
 use super::netlink::NetlinkError;
+use crate::dataplane::SocketGrant;
 
 pub use client::{PrivilegedError, PrivilegedProcess, Reports};
 pub use plan::PrivilegedPlan;
@@ -52,8 +52,8 @@ enum Request {
     Repair,
     /// Refuses nothing in `prefix` any longer but what is configured.
     Open { prefix: IpNet },
-    /// Does something to the UDP or TCP socket that comes with it.
-    Grant(Grant),
+    /// Gives something to the UDP or TCP socket that comes with it, as far as the file says so.
+    Grant(SocketGrant),
     /// Creates the configured device. Its queues come back.
     CreateDevice,
     /// Starts the program anew that lies on disk.
@@ -69,19 +69,6 @@ pub struct Device {
     pub is_kept: bool,
     /// Set if it was made beforehand.
     pub is_prepared: bool,
-}
-
-/// What a socket may be given, as far as the file says so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-enum Grant {
-    /// An address to listen on.
-    Bind(SocketAddr),
-    /// The firewall mark; 0 for none.
-    Mark(u32),
-    /// A receive buffer of so many bytes.
-    ReceiveBuffer(usize),
-    /// A send buffer of so many bytes.
-    SendBuffer(usize),
 }
 
 /// A request with its number, by which the answer is known.

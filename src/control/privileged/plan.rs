@@ -4,12 +4,11 @@ use std::net::SocketAddr;
 
 use blake2::{Blake2s256, Digest as _};
 
-use super::Grant;
 use crate::config::Config;
 use crate::control::netlink::{InterfaceChanges, InterfaceSettings};
 use crate::control::nftables::GuardSubject;
 use crate::control::translate;
-use crate::dataplane::{DeviceMode, MAX_SOCKET_BUFFER_LEN};
+use crate::dataplane::{DeviceMode, MAX_SOCKET_BUFFER_LEN, SocketGrant};
 
 /// What of a configuration takes a capability. Made the same by the daemon and by the privileged process, each from the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,12 +68,14 @@ impl PrivilegedPlan {
     }
 
     /// Whether the file says that a socket for `transport` has this.
-    pub(super) fn grants(&self, grant: Grant, transport: Transport) -> bool {
+    pub(super) fn grants(&self, grant: SocketGrant, transport: Transport) -> bool {
         match (grant, transport) {
-            (Grant::Bind(address), Transport::Udp) => self.listen.contains(&address),
-            (Grant::Bind(address), Transport::Tcp) => self.health.contains(&address),
-            (Grant::Mark(mark), Transport::Udp) => mark == self.fwmark.unwrap_or(0),
-            (Grant::ReceiveBuffer(len) | Grant::SendBuffer(len), Transport::Udp) => len <= MAX_SOCKET_BUFFER_LEN,
+            (SocketGrant::Bind(address), Transport::Udp) => self.listen.contains(&address),
+            (SocketGrant::Bind(address), Transport::Tcp) => self.health.contains(&address),
+            (SocketGrant::Mark(mark), Transport::Udp) => mark == self.fwmark.unwrap_or(0),
+            (SocketGrant::ReceiveBuffer(len) | SocketGrant::SendBuffer(len), Transport::Udp) => {
+                len <= MAX_SOCKET_BUFFER_LEN
+            }
             (_, Transport::Tcp) => false,
         }
     }

@@ -18,8 +18,8 @@ use tokio::sync::Notify;
 use super::channel::{self, Received};
 use super::plan::Transport;
 use super::{
-    Configured, Device, Grant, Numbered, PrivilegedPlan, Refusal, RefusalKind, Repaired, Reply, Report, Request,
-    Started, chain,
+    Configured, Device, Numbered, PrivilegedPlan, Refusal, RefusalKind, Repaired, Reply, Report, Request, Started,
+    chain,
 };
 use crate::config::{Config, ConfigError};
 use crate::control::api::GuardReport;
@@ -30,7 +30,7 @@ use crate::control::restart::Program;
 use crate::control::sandbox::capabilities::may_configure;
 use crate::control::sandbox::{Part, Sandbox, SandboxError};
 use crate::control::user::{DaemonUser, UserError};
-use crate::dataplane::{self, TunError};
+use crate::dataplane::{self, SocketGrant, TunError};
 
 /// Why there is no privileged process.
 #[derive(Debug, thiserror::Error)]
@@ -301,7 +301,7 @@ impl Server {
         Ok(Reply::Done)
     }
 
-    fn grant(&self, grant: Grant, descriptors: &[OwnedFd]) -> Result<Reply, Refusal> {
+    fn grant(&self, grant: SocketGrant, descriptors: &[OwnedFd]) -> Result<Reply, Refusal> {
         let [descriptor] = descriptors else { return Err(not_granted("there is no socket, or more than one")) };
         let socket = SockRef::from(descriptor);
         let transport = match (socket.r#type(), socket.protocol()) {
@@ -314,10 +314,10 @@ impl Server {
             return Err(not_granted("the configuration does not say so"));
         }
         let done = match grant {
-            Grant::Bind(address) => socket.bind(&address.into()),
-            Grant::Mark(mark) => socket.set_mark(mark),
-            Grant::ReceiveBuffer(len) => setsockopt(descriptor, sockopt::RcvBufForce, &len).map_err(Into::into),
-            Grant::SendBuffer(len) => setsockopt(descriptor, sockopt::SndBufForce, &len).map_err(Into::into),
+            SocketGrant::Bind(address) => socket.bind(&address.into()),
+            SocketGrant::Mark(mark) => socket.set_mark(mark),
+            SocketGrant::ReceiveBuffer(len) => setsockopt(descriptor, sockopt::RcvBufForce, &len).map_err(Into::into),
+            SocketGrant::SendBuffer(len) => setsockopt(descriptor, sockopt::SndBufForce, &len).map_err(Into::into),
         };
         done.map(|()| Reply::Done)
             .map_err(|error| Refusal { errno: error.raw_os_error(), ..refuse(RefusalKind::Device, error) })
