@@ -67,24 +67,21 @@ fn exit(error: &DaemonError) -> Exit {
 
 fn exit_of_privileged(error: &PrivilegedError) -> Exit {
     match error {
-        PrivilegedError::Refused(refusal) => match refusal.kind {
-            RefusalKind::Configuration => Exit::Config,
-            RefusalKind::Permission => Exit::Permission,
-            RefusalKind::Address => Exit::Address,
-            RefusalKind::Device => Exit::Device,
-            RefusalKind::NotGranted => Exit::Other,
-        },
+        PrivilegedError::Refused(refusal) => exit_of_refusal(refusal.kind),
         PrivilegedError::NotStarted(_) | PrivilegedError::GivenUp | PrivilegedError::Gone(_) => Exit::Other,
     }
 }
 
 pub(super) fn exit_of_netlink(error: &NetlinkError) -> Exit {
-    match error {
-        NetlinkError::NoPermission { .. } | NetlinkError::Unprepared { .. } => Exit::Permission,
-        NetlinkError::AddressInUse { .. }
-        | NetlinkError::NetworkInUse { .. }
-        | NetlinkError::RouteExists { .. }
-        | NetlinkError::Ipv6Disabled { .. } => Exit::Address,
-        NetlinkError::Open(_) | NetlinkError::Refused { .. } => Exit::Device,
+    exit_of_refusal(error.into())
+}
+
+fn exit_of_refusal(kind: RefusalKind) -> Exit {
+    match kind {
+        RefusalKind::Configuration => Exit::Config,
+        RefusalKind::Permission => Exit::Permission,
+        RefusalKind::Address => Exit::Address,
+        RefusalKind::Device => Exit::Device,
+        RefusalKind::NotGranted => Exit::Other,
     }
 }

@@ -84,7 +84,7 @@ impl PrivilegedProcess {
         (Self { requests: Arc::new(Mutex::new(Some(requests))), guard }, Reports(Some(reports)))
     }
 
-    /// Who it is, while it is there.
+    /// The process, while it is there.
     pub fn started(&self) -> Option<Started> {
         self.lock().as_ref().map(|requests| requests.started.clone())
     }

@@ -13,7 +13,7 @@
 //! configuration file itself and does what that says, so that whoever has taken over the daemon gets nothing that the file
 //! does not have. It holds no key, sees no packet, and ends with the daemon.
 //!
-//! It is the same program, started anew: its memory has never held what the daemon's has. A daemon that is restarted in place
+//! The program is the daemon's own, started anew: its memory has never held what the daemon's has. A daemon that is restarted in place
 //! hands it on, and it starts its own program anew, too.
 
 mod channel;
@@ -34,7 +34,7 @@ pub use client::{PrivilegedError, PrivilegedProcess, Reports};
 pub use plan::PrivilegedPlan;
 pub use process::{ProcessError, run};
 
-/// What the daemon may ask for. `expects` is the [digest](PrivilegedPlan::digest) of what the file says, as the daemon has
+/// A request of the daemon's. `expects` is the [digest](PrivilegedPlan::digest) of what the file says, as the daemon has
 /// read it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum Request {
@@ -60,7 +60,7 @@ enum Request {
     Renew,
 }
 
-/// What the daemon knows of the device and the file does not.
+/// The device, as far as the daemon knows it and the file does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
     /// Set when it takes superpackets.
@@ -83,15 +83,15 @@ struct Numbered<T> {
 enum Reply {
     /// The process has started. Number 0.
     Started(Started),
-    /// It is done.
+    /// Success.
     Done,
     /// The interface is set up.
     Configured(Configured),
-    /// It is done but for what is named here.
+    /// Success, but for the things that are named here.
     Left(Vec<String>),
     /// So much was put back, and what was not.
     Repaired(Repaired),
-    /// It is not done.
+    /// Failure.
     Refused(Refusal),
 }
 
@@ -104,7 +104,7 @@ pub struct Started {
     pub pid: u32,
     /// The names of its capabilities.
     pub capabilities: Vec<String>,
-    /// What its sandbox lacks, each with the reason.
+    /// The parts that its sandbox lacks, each with the reason.
     pub lacks: Vec<String>,
 }
 
@@ -119,12 +119,12 @@ pub struct Configured {
     pub guard: GuardReport,
 }
 
-/// What came of a repair.
+/// The outcome of a repair.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Repaired {
     /// How much was put back.
     pub done: u64,
-    /// What was not, with the kernel's answers.
+    /// The rest, with the kernel's answers.
     pub failed: Vec<String>,
 }
 
@@ -137,7 +137,7 @@ pub struct Refusal {
     pub text: String,
     /// The system's number of the reason, if it has one.
     pub errno: Option<i32>,
-    /// What had been done before and could not be taken back.
+    /// Things that had been done before and could not be taken back.
     pub left: Vec<String>,
 }
 
@@ -156,7 +156,7 @@ pub enum RefusalKind {
     NotGranted,
 }
 
-/// What the privileged process says without being asked.
+/// A message of the privileged process that nobody has asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum Report {
     /// The state of the nftables table.
@@ -165,15 +165,20 @@ enum Report {
 
 impl From<NetlinkError> for Refusal {
     fn from(error: NetlinkError) -> Self {
-        let kind = match &error {
-            NetlinkError::NoPermission { .. } | NetlinkError::Unprepared { .. } => RefusalKind::Permission,
+        Self { kind: (&error).into(), text: chain(&error), errno: None, left: Vec::new() }
+    }
+}
+
+impl From<&NetlinkError> for RefusalKind {
+    fn from(error: &NetlinkError) -> Self {
+        match error {
+            NetlinkError::NoPermission { .. } | NetlinkError::Unprepared { .. } => Self::Permission,
             NetlinkError::AddressInUse { .. }
             | NetlinkError::NetworkInUse { .. }
             | NetlinkError::RouteExists { .. }
-            | NetlinkError::Ipv6Disabled { .. } => RefusalKind::Address,
-            NetlinkError::Open(_) | NetlinkError::Refused { .. } => RefusalKind::Device,
-        };
-        Self { kind, text: chain(&error), errno: None, left: Vec::new() }
+            | NetlinkError::Ipv6Disabled { .. } => Self::Address,
+            NetlinkError::Open(_) | NetlinkError::Refused { .. } => Self::Device,
+        }
     }
 }
 
