@@ -50,7 +50,7 @@ lint: build-deps
 bench: deps bench-deps peers
 	$(CARGO) build --locked --release --bin underpass
 	$(CARGO) build --locked --profile lab --package netns-tests --bin bench
-	$(AS_ROOT) target/lab/bench $(ARGS)
+	$(AS_ROOT) env $(foreach name,HAPROXY WIREGUARD_GO,$(if $($(name)),$(name)=$($(name)))) target/lab/bench $(ARGS)
 
 # One that can't be built is missing in the tables, which then say so.
 peers: build-deps

@@ -28,6 +28,7 @@ pub mod frame;
 pub mod haproxy;
 pub mod http;
 pub mod http_load;
+pub mod http_rate;
 pub mod insider;
 pub mod narrows;
 pub mod nat;

@@ -60,8 +60,23 @@ struct Counts {
 /// Floods `target`, an address of `to`, for a while. What passes in the first fifth of a second does not count.
 #[track_caller]
 pub fn flood(from: &Host, to: &Host, target: SocketAddr, shape: Shape, during: Duration) -> Flood {
+    flood_into(Buffer::Large, from, to, target, shape, during)
+}
+
+/// How much the receiver's socket holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Buffer {
+    /// What the kernel gives to a program that asks for nothing.
+    Default,
+    /// 16 MiB: no burst is too long.
+    Large,
+}
+
+/// The same into a receiver's socket with that buffer.
+#[track_caller]
+pub fn flood_into(buffer: Buffer, from: &Host, to: &Host, target: SocketAddr, shape: Shape, during: Duration) -> Flood {
     let counts = Arc::new(Counts::default());
-    let receiver = to.run(|| receiver(target.port(), shape)).expect("a free UDP port");
+    let receiver = to.run(|| receiver(target.port(), shape, buffer)).expect("a free UDP port");
     let sender = from.run(|| sender(target)).expect("a route to the target");
     let (theirs, ours) = (counts.clone(), counts.clone());
     let threads =
@@ -96,10 +111,12 @@ impl Counts {
     }
 }
 
-fn receiver(port: u16, shape: Shape) -> io::Result<UdpSocket> {
+fn receiver(port: u16, shape: Shape, buffer: Buffer) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
-    setsockopt(&socket, RcvBufForce, &(16 << 20))?;
+    if buffer == Buffer::Large {
+        setsockopt(&socket, RcvBufForce, &(16 << 20))?;
+    }
     setsockopt(&socket, UdpGroSegment, &matches!(shape, Shape::Segmented(..)))?;
     Ok(socket)
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use netns_tests::probe::Iperf3;
-use netns_tests::udp_load::{self, Flood, Shape};
+use netns_tests::udp_load::{self, Buffer, Flood, Shape};
 
 use crate::Bench;
 use crate::contender::{Contender, Service};
@@ -27,18 +27,18 @@ pub(crate) fn iperf3(bench: &Bench, contender: &Contender) -> Iperf3 {
 
 /// Datagrams without a pause, as gigabits of payload per second.
 pub(crate) fn udp_gigabits(bench: &Bench, contender: &Contender, shape: Shape) -> Measurement {
-    udp(bench, contender, shape, |flood| flood.bytes * 8.0 / 1e9)
+    udp(bench, contender, shape, Buffer::Large, |flood| flood.bytes * 8.0 / 1e9)
 }
 
 /// Small datagrams without a pause, in thousands per second.
-pub(crate) fn udp_packets(bench: &Bench, contender: &Contender) -> Measurement {
-    udp(bench, contender, Shape::Single(64), |flood| flood.received / 1e3)
+pub(crate) fn udp_packets(bench: &Bench, contender: &Contender, buffer: Buffer) -> Measurement {
+    udp(bench, contender, Shape::Single(64), buffer, |flood| flood.received / 1e3)
 }
 
-fn udp(bench: &Bench, contender: &Contender, shape: Shape, value: fn(&Flood) -> f64) -> Measurement {
+fn udp(bench: &Bench, contender: &Contender, shape: Shape, buffer: Buffer, value: fn(&Flood) -> f64) -> Measurement {
     let target = SocketAddr::from((contender.address().expect("it carries packets"), UDP_PORT));
     let meter = Meter::start(contender.processes());
-    let flood = udp_load::flood(&bench.field.proxy, &bench.field.backend, target, shape, bench.during());
+    let flood = udp_load::flood_into(buffer, &bench.field.proxy, &bench.field.backend, target, shape, bench.during());
     let usage = meter.read();
     assert!(flood.received > 0.0, "nothing arrived of {} datagrams", flood.total_sent);
     Measurement::new(value(&flood))

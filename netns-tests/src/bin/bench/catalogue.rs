@@ -1,12 +1,12 @@
 //! What is measured: each test with its name, its unit and what it needs.
 
-use netns_tests::udp_load::Shape;
+use netns_tests::udp_load::{Buffer, Shape};
 
 use crate::contender::{Contender, Reach};
 use crate::field::Wire;
 use crate::measurement::Measurement;
 use crate::results::Better;
-use crate::site::Connections;
+use crate::site::{APP, Connections};
 use crate::starting::CHACHA;
 use crate::{Bench, bulk, http, latency};
 
@@ -113,7 +113,14 @@ pub(crate) const TESTS: &[Test] = &[
         name: "udp-64",
         suites: Suites::AesOnly,
         title: "UDP, 64 bytes each, received from a sender that never waits, thousand datagrams/s",
-        measure: bulk::udp_packets,
+        measure: |bench, contender| bulk::udp_packets(bench, contender, Buffer::Large),
+        ..PACKETS
+    },
+    Test {
+        name: "udp-64-default",
+        suites: Suites::AesOnly,
+        title: "UDP, 64 bytes each, received into the kernel's default buffer from a sender that never waits, thousand datagrams/s",
+        measure: |bench, contender| bulk::udp_packets(bench, contender, Buffer::Default),
         ..PACKETS
     },
     Test {
@@ -150,6 +157,22 @@ pub(crate) const TESTS: &[Test] = &[
         name: "http-kept",
         title: "HTTP, 1 KB, 64 clients over kept backend connections, requests/s",
         measure: |bench, contender| http::requests(bench, contender, Connections::Kept),
+        ..HTTP
+    },
+    Test {
+        name: "http-rate",
+        suites: Suites::AesOnly,
+        title: "HTTP, 1 KB, 5,000 requests a second over kept backend connections, median of the times, µs",
+        better: Better::Less,
+        measure: |bench, contender| http::at_a_rate(bench, contender, "/1k"),
+        ..HTTP
+    },
+    Test {
+        name: "http-app",
+        suites: Suites::AesOnly,
+        title: "HTTP, an app that needs 100 µs of a processor, 5,000 requests a second, median of the times, µs",
+        better: Better::Less,
+        measure: |bench, contender| http::at_a_rate(bench, contender, APP),
         ..HTTP
     },
     Test {

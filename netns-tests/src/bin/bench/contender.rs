@@ -15,6 +15,8 @@ pub(crate) struct Contender {
     pub(crate) reach: Reach,
     /// Its programs at both ends; none where none are needed.
     pub(crate) daemons: Vec<Box<dyn AsRef<Process>>>,
+    /// What its program says of its version.
+    pub(crate) version: String,
 }
 
 /// What a contender is compared as.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use netns_tests::http::Client;
+use netns_tests::http_rate::{self, Rate};
 use netns_tests::{Host, Process};
 
 use crate::Bench;
@@ -27,6 +28,17 @@ pub(crate) fn large_bodies(bench: &Bench, contender: &Contender) -> Measurement 
     let body = f64::from(1 << 20);
     let measurement = Measurement::new(load.per_second * body * 8.0 / 1e9).with(Figure::P99, load.p99_microseconds);
     measurement.with(Figure::Errors, load.errors).with_usage_per_gigabyte(usage, load.requests * body)
+}
+
+/// As many requests each second as a busy site has, and how long each takes.
+pub(crate) fn at_a_rate(bench: &Bench, contender: &Contender, path: &str) -> Measurement {
+    let meter = Meter::start(contender.processes());
+    let frontend = bench.site.frontend(contender.name, Connections::Kept);
+    let rate = Rate { path, per_second: 5000, connections: 64 };
+    let trips = http_rate::ask(&bench.field.proxy, frontend, rate, bench.during());
+    assert!(!trips.times.is_empty(), "not one of {} requests was answered", trips.lost);
+    let measurement = Measurement::of_times(&trips.times).with(Figure::Errors, trips.lost as f64);
+    measurement.with_usage_per_request(meter.read(), trips.times.len() as f64)
 }
 
 /// Fails unless HAProxy's TLS sessions with the backend are resumed, or are not, as they should be.

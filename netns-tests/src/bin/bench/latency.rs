@@ -19,7 +19,7 @@ const PING_INTERVAL: Duration = Duration::from_millis(10);
 pub(crate) fn ping_idle(bench: &Bench, contender: &Contender) -> Measurement {
     let meter = Meter::start(contender.processes());
     let trips = ping(bench, contender, bench.during());
-    measurement(&trips).with_memory(meter.read())
+    measurement(&trips).with_daemons(meter.read())
 }
 
 /// Pings while one TCP flow takes all it gets.

@@ -12,9 +12,11 @@ mod costs;
 mod failover;
 mod field;
 mod flood;
+mod foreign;
 mod hostile;
 mod http;
 mod latency;
+mod load;
 mod measurement;
 mod meter;
 mod path_mtu;
@@ -32,13 +34,16 @@ use std::time::Duration;
 
 use clap::Parser;
 use netns_tests::{Process, round_trip};
-use serde_json::json;
+use serde_json::{Map, json};
 
 use crate::bars::Verdict;
 use crate::catalogue::{TESTS, Test};
 use crate::contender::{Contender, Service};
 use crate::costs::Cost;
 use crate::field::Field;
+use crate::foreign::ForeignLoad;
+use crate::load::Load;
+use crate::measurement::Figure;
 use crate::results::Table;
 use crate::site::Site;
 use crate::starting::{AGAINST, NAMES, Programs};
@@ -64,6 +69,9 @@ struct Arguments {
     /// Only these contenders.
     #[arg(long, value_delimiter = ',')]
     contenders: Vec<String>,
+    /// What else the machine does meanwhile, in the tests of contenders.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "idle,nice0,nice19,elsewhere")]
+    loads: Vec<Load>,
     /// Another build of underpass, measured as the contender underpass-against.
     #[arg(long, value_name = "PROGRAM")]
     against: Option<PathBuf>,
@@ -93,14 +101,16 @@ fn main() {
     let arguments = Arguments::parse();
     let chosen = select(&all_tests(), &arguments.tests);
     let mut names = select(&NAMES, &arguments.contenders);
-    names.retain(|name| *name != AGAINST);
+    let programs = programs(&arguments);
+    names.retain(|name| programs.suffice_for(name));
     // Whoever names another build wants it measured.
-    names.extend(arguments.against.as_ref().map(|_| AGAINST));
+    let against = arguments.against.as_ref().map(|_| AGAINST).filter(|against| !names.contains(against));
+    names.extend(against);
     // What is caught is told where it happens, without a trace of this program's innards.
     set_hook(Box::new(|panic| eprintln!("failed: {panic}")));
     let mut failures = vec![];
     let mut note = |name: &str, reason| failures.push((name.to_owned(), reason));
-    let mut tables = run(&arguments, &chosen, &names, &mut note);
+    let (mut tables, versions) = run(&arguments, &programs, &chosen, &names, &mut note);
     tables.extend(peers::measure(&arguments, &chosen, &mut note));
     tables.extend(restarts::measure(&arguments, &chosen, &mut note));
     tables.extend(failover::measure(&arguments, &chosen, &names, &mut note));
@@ -111,7 +121,8 @@ fn main() {
     let costs = costs::measure(&chosen, &mut note);
     let verdicts = bars::judge(&tables);
     let everything = json!({
-        "schema_version": 2,
+        "schema_version": 3,
+        "versions": versions.iter().map(|(name, version)| ((*name).to_owned(), json!(version))).collect::<Map<_, _>>(),
         "rounds": arguments.rounds,
         "repetitions": arguments.repetitions,
         "seconds": arguments.seconds,
@@ -124,6 +135,7 @@ fn main() {
         println!("{everything:#}");
         return;
     }
+    report::print_versions(&versions);
     tables.iter().for_each(report::print);
     report::print_bars(&verdicts, &costs);
     failures.iter().for_each(|(name, reason)| println!("\n{name} was not measured: {reason}"));
@@ -149,38 +161,57 @@ fn all_tests() -> Vec<&'static str> {
 /// Takes what could not be measured, and why.
 pub(crate) type Note<'a> = &'a mut dyn FnMut(&str, String);
 
-fn run(arguments: &Arguments, chosen: &[&str], names: &[&'static str], note: Note) -> Vec<Table> {
+fn run(
+    arguments: &Arguments,
+    programs: &Programs,
+    chosen: &[&str],
+    names: &[&'static str],
+    note: Note,
+) -> (Vec<Table>, Versions) {
     let tests: Vec<&Test> = TESTS.iter().filter(|test| chosen.contains(&test.name)).collect();
     if tests.is_empty() {
-        return vec![];
+        return Default::default();
     }
-    let (field, programs) = (Field::build(), programs(arguments));
+    let field = Field::build();
     let mut contenders = vec![];
     for name in names {
         eprintln!("starting {name}");
-        match caught(|| starting::start(&field, &programs, name)) {
+        match caught(|| starting::start(&field, programs, name)) {
             Ok(contender) => contenders.push(contender),
             Err(reason) => note(name, reason),
         }
     }
     round_trip::serve_echo(&field.backend, Service::Echo.port());
     let nginx = site::start_nginx(&field.backend, Some(&field.certificate));
-    let routes: Vec<_> = contenders.iter().map(|contender| site::route(contender, &field.certificate)).collect();
-    let site = Site::start(&field.proxy, &routes);
+    site::make_app(&field.backend, &nginx);
+    let route = |contender: &Contender| site::route(contender, programs.haproxy(contender.name), &field.certificate);
+    let site = Site::start(&field.proxy, &contenders.iter().map(route).collect::<Vec<_>>());
     let bench = Bench { field, site, _nginx: nginx, seconds: arguments.seconds };
     contenders.retain(|contender| {
         let checked = caught(|| http::check_resumption(&bench, contender));
         checked.map_err(|reason| note(contender.name, reason)).is_ok()
     });
-    let table = |test: &&Test| Table::new(test.name, test.title, test.better);
-    let mut tables: Vec<Table> = tests.iter().map(table).collect();
+    let table = |test: &Test, load| Table::new(test.name, test.title, test.better).under(load);
+    let of_load = |load| tests.iter().map(move |test| (*test, table(test, load))).collect::<Vec<_>>();
+    let mut tables: Vec<_> = arguments.loads.iter().map(|load| (*load, of_load(*load))).collect();
     for round in 0..arguments.rounds {
-        for (test, table) in tests.iter().zip(&mut tables) {
-            measure_all(&bench, test, &contenders, round, table);
+        for (load, tables) in &mut tables {
+            let begun = caught(|| load.start(&bench.field.router));
+            if let Err(reason) = &begun {
+                note(load.name(), reason.clone());
+                continue;
+            }
+            for (test, table) in tables {
+                measure_all(&bench, test, &contenders, round, table);
+            }
         }
     }
-    tables
+    let tables = tables.into_iter().flat_map(|(_, tables)| tables).map(|(_, table)| table).collect();
+    (tables, contenders.into_iter().map(|contender| (contender.name, contender.version)).collect())
 }
+
+/// Contenders and what their programs say of their versions.
+type Versions = Vec<(&'static str, String)>;
 
 /// Each contender once, in an order that another one begins in each round.
 fn measure_all(bench: &Bench, test: &Test, contenders: &[Contender], round: usize, table: &mut Table) {
@@ -191,7 +222,9 @@ fn measure_all(bench: &Bench, test: &Test, contenders: &[Contender], round: usiz
     for contender in able[first..].iter().chain(&able[..first]) {
         let outcome = caught(|| {
             bench.field.set_wire(test.wire);
-            (test.measure)(bench, contender)
+            let foreign = ForeignLoad::start();
+            let measurement = (test.measure)(bench, contender);
+            measurement.with(Figure::Foreign, foreign.percent())
         });
         table.add(round, contender.name, contender.kind, outcome);
     }
@@ -209,7 +242,8 @@ fn programs(arguments: &Arguments) -> Programs {
     let here = std::env::current_exe().expect("Linux tells a program where it lies");
     let target = here.ancestors().nth(2).expect("target/<profile>/bench").to_path_buf();
     let peers = arguments.peers.clone().unwrap_or_else(|| target.join("peers/bin"));
-    Programs { against: arguments.against.clone(), peers }
+    let [haproxy, wireguard_go] = ["HAPROXY", "WIREGUARD_GO"].map(|name| std::env::var_os(name).map(PathBuf::from));
+    Programs { against: arguments.against.clone(), peers, haproxy, wireguard_go }
 }
 
 /// Which of all names some words mean, exactly or by what stands before a hyphen; everything if there are none.

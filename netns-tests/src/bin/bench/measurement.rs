@@ -27,6 +27,8 @@ pub(crate) enum Figure {
     Retransmits,
     /// The 99th percentile of the times, in microseconds.
     P99,
+    /// The 99.9th percentile of the times, in microseconds.
+    P999,
     /// What passed meanwhile, in gigabits per second.
     Gigabits,
     /// Requests that were not answered as they should be, and connections that broke.
@@ -53,6 +55,12 @@ pub(crate) enum Figure {
     OfPlain,
     /// The most memory that one of the daemons had resident, in MiB.
     PeakMebibytes,
+    /// How often the daemons' threads began to run, in thousands per second.
+    Switches,
+    /// Milliseconds in each second for which the daemons' threads waited for a processor.
+    Waited,
+    /// Percent of one core that programs took which have nothing to do with the measurement.
+    Foreign,
 }
 
 impl Figure {
@@ -64,6 +72,7 @@ impl Figure {
             Figure::MachinePerRequest => "machine µs/req",
             Figure::Retransmits => "retrans/s",
             Figure::P99 => "p99 µs",
+            Figure::P999 => "p99.9 µs",
             Figure::Gigabits => "Gb/s",
             Figure::Errors => "errors",
             Figure::LostPercent => "lost %",
@@ -77,6 +86,9 @@ impl Figure {
             Figure::GrownThreads => "grown threads",
             Figure::OfPlain => "of the same plain",
             Figure::PeakMebibytes => "peak MiB",
+            Figure::Switches => "switches k/s",
+            Figure::Waited => "waited ms/s",
+            Figure::Foreign => "foreign %",
         }
     }
 }
@@ -86,10 +98,11 @@ impl Measurement {
         Measurement { value, figures: vec![] }
     }
 
-    /// The median of some times, in microseconds, with their 99th percentile.
+    /// The median of some times, in microseconds, with their higher percentiles.
     pub(crate) fn of_times(times: &[Duration]) -> Measurement {
         let times: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1e6).collect();
-        Measurement::new(percentile(&times, 50.0)).with(Figure::P99, percentile(&times, 99.0))
+        let measurement = Measurement::new(percentile(&times, 50.0)).with(Figure::P99, percentile(&times, 99.0));
+        measurement.with(Figure::P999, percentile(&times, 99.9))
     }
 
     pub(crate) fn with(mut self, figure: Figure, value: f64) -> Measurement {
@@ -105,18 +118,21 @@ impl Measurement {
 
     pub(crate) fn with_usage_per_gigabyte(self, usage: Usage, bytes: f64) -> Measurement {
         let seconds = usage.daemons.map(|seconds| seconds / bytes * 1e9);
-        self.with_some(Figure::CpuPerGigabyte, seconds).with_memory(usage)
+        self.with_some(Figure::CpuPerGigabyte, seconds).with_daemons(usage)
     }
 
     pub(crate) fn with_usage_per_request(self, usage: Usage, requests: f64) -> Measurement {
         let microseconds = |seconds: f64| seconds / requests * 1e6;
         self.with_some(Figure::CpuPerRequest, usage.daemons.map(microseconds))
             .with(Figure::MachinePerRequest, microseconds(usage.machine))
-            .with_memory(usage)
+            .with_daemons(usage)
     }
 
-    pub(crate) fn with_memory(self, usage: Usage) -> Measurement {
+    /// What the daemons held, and how they were scheduled.
+    pub(crate) fn with_daemons(self, usage: Usage) -> Measurement {
         self.with_some(Figure::PeakMebibytes, usage.peak_mebibytes)
+            .with_some(Figure::Switches, usage.switches)
+            .with_some(Figure::Waited, usage.waited)
     }
 
     fn with_some(self, figure: Figure, value: Option<f64>) -> Measurement {

@@ -210,6 +210,6 @@ impl Way {
     fn route(&self) -> Route {
         let servers =
             self.backends.iter().map(|backend| SocketAddr::from((*backend, Service::Http.port())).to_string());
-        Route { name: self.name, servers: servers.collect() }
+        Route { name: self.name, program: "haproxy".into(), servers: servers.collect() }
     }
 }

@@ -10,9 +10,16 @@ use crate::measurement::Figure;
 use crate::results::{Better, Series, Table};
 use crate::starting::AGAINST;
 
+/// Prints who was measured.
+pub(crate) fn print_versions(versions: &[(&str, String)]) {
+    let heads = ["contender", "version"].map(str::to_owned).to_vec();
+    let rows = versions.iter().map(|(name, version)| vec![(*name).to_owned(), version.clone()]);
+    print_rows([heads].into_iter().chain(rows).collect());
+}
+
 /// Prints one test's table.
 pub(crate) fn print(table: &Table) {
-    println!("\n{} ({})\n", table.title, table.name);
+    println!("\n{} ({})\n", table.title, table.key());
     let figures: BTreeSet<Figure> = table.series.iter().flat_map(|series| series.figures().into_keys()).collect();
     let heads = ["contender", "median", "least", "p99", "most", "of plain", "of best peer", "of underpass"].into_iter();
     let heads = heads.chain(figures.iter().map(|figure| figure.title()));
@@ -26,6 +33,10 @@ pub(crate) fn print(table: &Table) {
     }
     print_rows(rows);
     for series in &table.series {
+        if series.disturbed() > 0 {
+            let (disturbed, rounds) = (series.disturbed(), series.rounds.len());
+            println!("  {}: others disturbed {disturbed} of {rounds} rounds", series.contender);
+        }
         series.failures().for_each(|reason| println!("  {} FAILED: {}", series.contender, first_lines(reason)));
     }
 }
@@ -82,10 +93,10 @@ fn first_lines(reason: &str) -> String {
 /// Prints the bars.
 pub(crate) fn print_bars(verdicts: &[Verdict], costs: &[Cost]) {
     println!("\nBars (medians of the ratios within each round)\n");
-    let heads = ["bar", "at", "measured", "against", "verdict"].map(str::to_owned).to_vec();
+    let heads = ["bar", "load", "at", "measured", "against", "verdict"].map(str::to_owned).to_vec();
     let costs = costs.iter().map(|cost| {
         let (bar, measured) = (format!("< {}", cost.below), format!("{:.2}", cost.measured));
-        [cost.title.to_owned(), bar, measured, String::new(), verdict(cost.is_met()).to_owned()]
+        [cost.title.to_owned(), "idle".to_owned(), bar, measured, String::new(), verdict(cost.is_met()).to_owned()]
     });
     let rows = verdicts.iter().map(Verdict::row).chain(costs).map(Vec::from);
     print_rows([heads].into_iter().chain(rows).collect());
@@ -93,7 +104,7 @@ pub(crate) fn print_bars(verdicts: &[Verdict], costs: &[Cost]) {
 
 /// All tests, by name.
 pub(crate) fn json(tables: &[Table]) -> Value {
-    tables.iter().map(|table| (table.name.to_owned(), table_json(table))).collect::<Map<_, _>>().into()
+    tables.iter().map(|table| (table.key(), table_json(table))).collect::<Map<_, _>>().into()
 }
 
 fn table_json(table: &Table) -> Value {
@@ -105,8 +116,9 @@ fn table_json(table: &Table) -> Value {
         let contender = json!({
             "median": series.median(), "p99": series.p99(), "rounds": series.values(), "of_plain": of_plain, "of_best_peer": of_peer,
             "of_underpass": of_underpass, "figures": figures, "failures": failures,
+            "foreign": series.seen(Figure::Foreign), "disturbed": series.disturbed(),
         });
         (series.contender.to_owned(), contender)
     });
-    json!({ "title": table.title, "contenders": contenders.collect::<Map<_, _>>() })
+    json!({ "title": table.title, "test": table.name, "load": table.load.name(), "better": table.better.name(), "contenders": contenders.collect::<Map<_, _>>() })
 }

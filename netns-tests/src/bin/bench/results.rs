@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::contender::Kind;
+use crate::foreign::DISTURBING;
+use crate::load::Load;
 use crate::measurement::{Figure, Measurement};
 use crate::statistics::{median, median_ratio, percentile};
 
@@ -16,6 +18,8 @@ pub(crate) type Outcome = Result<Measurement, String>;
 pub(crate) struct Table {
     /// The test's name on the command line.
     pub(crate) name: &'static str,
+    /// What else the machine did meanwhile.
+    pub(crate) load: Load,
     /// What it is, with its unit.
     pub(crate) title: &'static str,
     pub(crate) better: Better,
@@ -30,6 +34,15 @@ pub(crate) enum Better {
     Less,
 }
 
+impl Better {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Better::More => "more",
+            Better::Less => "less",
+        }
+    }
+}
+
 /// One contender's outcomes of one test.
 pub(crate) struct Series {
     pub(crate) contender: &'static str,
@@ -40,13 +53,26 @@ pub(crate) struct Series {
 
 impl Table {
     pub(crate) fn new(name: &'static str, title: &'static str, better: Better) -> Table {
-        Table { name, title, better, series: vec![] }
+        Table { name, load: Load::Idle, title, better, series: vec![] }
+    }
+
+    /// The same for a machine that has other work.
+    pub(crate) fn under(self, load: Load) -> Table {
+        Table { load, ..self }
+    }
+
+    /// The test's name, with the load behind it if there is one.
+    pub(crate) fn key(&self) -> String {
+        match self.load {
+            Load::Idle => self.name.to_owned(),
+            load => format!("{}@{}", self.name, load.name()),
+        }
     }
 
     /// Adds a round's outcome, and says so.
     pub(crate) fn add(&mut self, round: usize, contender: &'static str, kind: Kind, outcome: Outcome) {
         let text = outcome.as_ref().map_or_else(|_| "failed".to_owned(), |measured| format!("{:.2}", measured.value));
-        eprintln!("round {}: {:16} {contender:17} {text}", round + 1, self.name);
+        eprintln!("round {}: {:24} {contender:19} {text}", round + 1, self.key());
         self.series_of(contender, kind).rounds.push(outcome);
     }
 
@@ -126,6 +152,11 @@ impl Series {
             _ => (figure, median(&values)),
         };
         seen.into_iter().map(summary).collect()
+    }
+
+    /// How many rounds others disturbed.
+    pub(crate) fn disturbed(&self) -> usize {
+        self.seen(Figure::Foreign).into_iter().flatten().filter(|percent| *percent > DISTURBING).count()
     }
 
     /// Why rounds failed.

@@ -13,19 +13,28 @@ use crate::contender::{BACKEND, Contender, Kind, PROXY, Reach, Service};
 use crate::field::{Field, NAME, tunnel_addresses};
 
 /// All there are, in the order of the tables.
-pub(crate) const NAMES: [&str; 11] = [
+pub(crate) const NAMES: [&str; 13] = [
     "plain",
     "underpass",
     CHACHA,
     AGAINST,
     "wireguard-go",
+    NEWEST_WIREGUARD,
     "boringtun",
     "gotatun",
     "quincy",
-    "haproxy-tls",
+    TLS,
+    NEWEST_TLS,
     "haproxy-tls-full",
     "stunnel",
 ];
+
+/// A wireguard-go that is no part of the system.
+pub(crate) const NEWEST_WIREGUARD: &str = "wireguard-go-newest";
+/// The system's HAProxy, which re-encrypts and resumes its sessions.
+pub(crate) const TLS: &str = "haproxy-tls";
+/// A HAProxy that is no part of the system, re-encrypting as `haproxy-tls` does.
+pub(crate) const NEWEST_TLS: &str = "haproxy-tls-newest";
 
 /// underpass with the suite that it does not choose by itself on a processor that has AES.
 pub(crate) const CHACHA: &str = "underpass-chacha";
@@ -39,6 +48,46 @@ pub(crate) struct Programs {
     pub(crate) against: Option<PathBuf>,
     /// What `cargo install` has put there.
     pub(crate) peers: PathBuf,
+    /// For [`NEWEST_TLS`].
+    pub(crate) haproxy: Option<PathBuf>,
+    /// For [`NEWEST_WIREGUARD`].
+    pub(crate) wireguard_go: Option<PathBuf>,
+}
+
+impl Programs {
+    /// Whether everything is said that a contender needs.
+    pub(crate) fn suffice_for(&self, contender: &str) -> bool {
+        match contender {
+            AGAINST => self.against.is_some(),
+            NEWEST_WIREGUARD => self.wireguard_go.is_some(),
+            NEWEST_TLS => self.haproxy.is_some(),
+            _ => true,
+        }
+    }
+
+    /// The load balancer in front of a contender.
+    pub(crate) fn haproxy(&self, contender: &str) -> &Path {
+        let given = self.haproxy.as_deref().filter(|_| contender == NEWEST_TLS);
+        given.unwrap_or(Path::new("haproxy"))
+    }
+
+    /// What a contender's program says of itself, in a line.
+    fn version(&self, field: &Field, contender: &str) -> String {
+        let (program, option) = match contender {
+            "plain" => return field.proxy.command("uname").args(["-sr"]).run().trim().to_owned(),
+            AGAINST => (self.against.clone().unwrap_or_default(), "--version"),
+            "wireguard-go" => ("wireguard-go".into(), "--version"),
+            NEWEST_WIREGUARD => (self.wireguard_go.clone().unwrap_or_default(), "--version"),
+            "boringtun" => (self.peers.join("boringtun-cli"), "--version"),
+            "gotatun" => (self.peers.join("gotatun"), "--version"),
+            "quincy" => (self.peers.join("quincy-server"), "--version"),
+            "stunnel" => ("stunnel".into(), "-version"),
+            name if name.starts_with("haproxy") => (self.haproxy(name).to_owned(), "-v"),
+            _ => (netns_tests::underpass::program(), "--version"),
+        };
+        let said = field.proxy.command(program).arg(option).output();
+        [said.stdout, said.stderr].concat().lines().next().unwrap_or_default().trim().to_owned()
+    }
 }
 
 /// Starts a contender and waits until it carries something.
@@ -52,15 +101,16 @@ pub(crate) fn start(field: &Field, programs: &Programs, name: &'static str) -> C
         CHACHA => near.underpass("chacha20-poly1305", None),
         AGAINST => near.underpass("aes-256-gcm", programs.against.as_deref()),
         "wireguard-go" => near.wireguard("wireguard-go".as_ref(), &[]),
+        NEWEST_WIREGUARD => near.wireguard(programs.wireguard_go.as_ref().expect("it is said"), &[]),
         "boringtun" => near.wireguard(&peer("boringtun-cli"), &["--disable-drop-privileges"]),
         "gotatun" => near.wireguard(&peer("gotatun"), &["--disable-drop-privileges"]),
         "quincy" => near.quincy(peer("quincy-server").parent().expect("it lies in a directory")),
-        "haproxy-tls" => (Kind::Tls, Reach::Tls { resumed: true }, vec![]),
+        TLS | NEWEST_TLS => (Kind::Tls, Reach::Tls { resumed: true }, vec![]),
         "haproxy-tls-full" => (Kind::Tls, Reach::Tls { resumed: false }, vec![]),
         "stunnel" => near.stunnel(),
         _ => unreachable!("one of the names"),
     };
-    let contender = Contender { name, kind, reach, daemons };
+    let contender = Contender { name, kind, reach, daemons, version: programs.version(field, name) };
     if let Some(address) = contender.address() {
         if kind != Kind::Plain {
             near.finish(address);
