@@ -37,7 +37,7 @@ use super::network_errors::NetworkErrors;
 use super::orders::{Order, Orders};
 use super::refusal::refusal;
 use super::routing_loop::own_datagram_destination;
-use super::scheduling;
+use super::scheduling::{self, Scheduling};
 use super::segment::Segments;
 use super::sender::Sender;
 use super::slow_path::{Input, SlowPathQueue};
@@ -116,11 +116,11 @@ impl Worker {
 
     /// Carries packets until it is told to stop, or the TUN is gone.
     pub(super) fn run(mut self) -> Result<(), Failure> {
-        scheduling::prefer_batches();
         if self.parts.is_pinned {
             scheduling::pin(self.parts.lane);
         }
-        while let Some(sockets) = self.carry()? {
+        let mut scheduling = Scheduling::of_this_thread(clock::now());
+        while let Some(sockets) = self.carry(&mut scheduling)? {
             self.use_sockets(sockets);
         }
         Ok(())
@@ -134,7 +134,7 @@ impl Worker {
     }
 
     /// Carries packets until it is told to stop, or to use other sockets, which it returns.
-    fn carry(&mut self) -> Result<Option<Sockets>, Failure> {
+    fn carry(&mut self, scheduling: &mut Scheduling) -> Result<Option<Sockets>, Failure> {
         let (tun, parts) = (self.parts.tun.clone(), self.parts.clone());
         let orders = &parts.orders[usize::from(parts.lane)];
         let sockets: Vec<&UdpSocket> = parts.receiving().collect();
@@ -158,6 +158,7 @@ impl Worker {
                 }
             }
             let now = clock::now();
+            scheduling.on_turn(now);
             for (index, (socket, descriptor)) in sockets.iter().zip(socket_descriptors).enumerate() {
                 if is_ready(descriptor) {
                     if has_errors(descriptor) {

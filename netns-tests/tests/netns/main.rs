@@ -7,6 +7,7 @@
 use netns_tests::ends;
 
 mod audit;
+mod busy;
 mod carrier;
 mod chaos;
 mod demo;

@@ -6,6 +6,7 @@
 mod bars;
 mod bulk;
 mod catalogue;
+mod chart;
 mod churn;
 mod contender;
 mod costs;
@@ -81,6 +82,9 @@ struct Arguments {
     /// Writes everything to a file as JSON, or prints it instead of the tables.
     #[arg(long, value_name = "FILE")]
     json: Option<Option<PathBuf>>,
+    /// Draws what such a file holds as SVG to the standard output, and measures nothing.
+    #[arg(long, value_name = "FILE")]
+    chart: Option<PathBuf>,
 }
 
 /// All that a measurement needs.
@@ -99,6 +103,19 @@ impl Bench {
 
 fn main() {
     let arguments = Arguments::parse();
+    if let Some(file) = &arguments.chart {
+        match std::fs::read_to_string(file)
+            .map_err(Into::into)
+            .and_then(|text| chart::draw(&serde_json::from_str(&text)?))
+        {
+            Ok(svg) => print!("{svg}"),
+            Err(error) => {
+                eprintln!("{}: {error:#}", file.display());
+                std::process::exit(1);
+            }
+        }
+        return;
+    }
     let chosen = select(&all_tests(), &arguments.tests);
     let mut names = select(&NAMES, &arguments.contenders);
     let programs = programs(&arguments);
