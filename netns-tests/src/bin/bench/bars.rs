@@ -6,6 +6,7 @@
 use serde_json::{Value, json};
 
 use crate::hostile::HONEST as HONEST_PEER;
+use crate::jumbo::BY_HAND;
 use crate::load::Load;
 use crate::measurement::Figure;
 use crate::path_mtu::HONEST;
@@ -145,6 +146,7 @@ const BARS: &[Bar] = &[
     bar("path-mtu-bulk-reverse", "Path of 1280 without ICMP, other way, of one with", Named(HONEST), AtLeast(0.8)),
     bar("path-mtu-shrink", "Path shrinks: TCP stands still, ms", Itself, AtMost(2000.0)),
     bar("path-mtu-growth", "Path grows: found after, s", Itself, AtMost(60.0)),
+    bar("tcp-jumbo", "Path of 9000 bytes, default MTU, of 8900 by hand", Named(BY_HAND), AtLeast(0.95)),
     bar("churn", "Churn: growth of the daemon, MiB", Itself, AtMost(2.0)),
     seen(Figure::GrownDescriptors, bar("churn", "Churn: growth, descriptors", Itself, AtMost(0.0))),
     seen(Figure::GrownThreads, bar("churn", "Churn: growth, threads", Itself, AtMost(0.0))),

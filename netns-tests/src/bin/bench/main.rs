@@ -16,6 +16,7 @@ mod flood;
 mod foreign;
 mod hostile;
 mod http;
+mod jumbo;
 mod latency;
 mod load;
 mod measurement;
@@ -133,6 +134,7 @@ fn main() {
     tables.extend(failover::measure(&arguments, &chosen, &names, &mut note));
     tables.extend(flood::measure(&arguments, &chosen, &mut note));
     tables.extend(hostile::measure(&arguments, &chosen, &mut note));
+    tables.extend(jumbo::measure(&arguments, &chosen, &mut note));
     tables.extend(path_mtu::measure(&arguments, &chosen, &mut note));
     tables.extend(churn::measure(&arguments, &chosen));
     let costs = costs::measure(&chosen, &mut note);
@@ -169,6 +171,7 @@ fn all_tests() -> Vec<&'static str> {
         .chain(failover::TESTS)
         .chain(flood::TESTS.map(|test| test.name))
         .chain(hostile::TESTS)
+        .chain(jumbo::TESTS)
         .chain(path_mtu::TESTS)
         .chain(churn::TESTS)
         .chain(costs::TESTS)
