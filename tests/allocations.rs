@@ -17,6 +17,7 @@ use underpass::dataplane::{Dataplane, DataplaneConfig, DeviceMode, clock};
 use underpass::keys::PrivateKey;
 use underpass::proto::device::DeviceConfig;
 use underpass::proto::endpoint::Endpoint;
+use underpass::proto::interface_mtu::MtuRange;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::policy::{Policy, Service};
@@ -86,7 +87,7 @@ impl Node {
         let key = |number| PrivateKey::from_bytes([number; 32]).unwrap();
         let config = DataplaneConfig {
             interface_name: "unused".into(),
-            mtu: MTU,
+            mtu: MtuRange::fixed(MTU),
             mode: DeviceMode::Auto,
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             ipv6_optional: true,

@@ -16,7 +16,7 @@ use crate::wait;
 ///         fd01::1/64    fd01::fe      fd03::1      fd03::2     fd02::fe         fd02::2/64
 /// ```
 ///
-/// The ends' own cables carry 1500 bytes.
+/// The ends' own cables carry 1500 bytes, but for those of [`Narrows::jumbo`].
 pub struct Narrows {
     /// The machines at its ends.
     pub ends: Ends,
@@ -32,7 +32,16 @@ impl Narrows {
     /// Routers say nothing of packets that are too long for them.
     #[track_caller]
     pub fn silent(name: &str, mtu: u32) -> Narrows {
-        let narrows = Narrows::honest(name, mtu);
+        Narrows::honest(name, mtu).silenced()
+    }
+
+    /// The same on cables that all carry 9000 bytes.
+    #[track_caller]
+    pub fn jumbo(name: &str) -> Narrows {
+        Narrows::laid(name, 9000, 9000).silenced()
+    }
+
+    fn silenced(self) -> Narrows {
         let rules = "table inet silence {
             chain output {
                 type filter hook output priority 0;
@@ -41,21 +50,26 @@ impl Narrows {
             }
         }
         ";
-        for router in [&narrows.left, &narrows.right] {
+        for router in [&self.left, &self.right] {
             router.command("nft").args(["-f", "-"]).stdin(rules).run();
         }
-        narrows
+        self
     }
 
     /// Routers say what they should.
     #[track_caller]
     pub fn honest(name: &str, mtu: u32) -> Narrows {
+        Narrows::laid(name, 1500, mtu)
+    }
+
+    #[track_caller]
+    fn laid(name: &str, own: u32, mtu: u32) -> Narrows {
         let ends = Ends::new(name);
         let (left, right) = (ends.lab.router("left"), ends.lab.router("right"));
-        ends.lab.link(ends.proxy_port(), left.port("lan", ["10.1.0.254/24", "fd01::fe/64"]));
+        ends.lab.link(ends.proxy_port().mtu(own), left.port("lan", ["10.1.0.254/24", "fd01::fe/64"]).mtu(own));
         ends.lab.link(
-            ends.backend.port("wan", ["10.2.0.2/24", "fd02::2/64"]),
-            right.port("lan", ["10.2.0.254/24", "fd02::fe/64"]),
+            ends.backend.port("wan", ["10.2.0.2/24", "fd02::2/64"]).mtu(own),
+            right.port("lan", ["10.2.0.254/24", "fd02::fe/64"]).mtu(own),
         );
         ends.lab.link(
             left.port("narrow", ["10.3.0.1/24", "fd03::1/64"]).mtu(mtu),

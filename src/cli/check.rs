@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::arguments::CheckArguments;
 use super::lines::{HEADING, line, optional_line, reach_line, texts};
 use super::{Exit, Failure};
-use crate::config::{Config, ConfigError, Health, Interface, Peer, Problem, Refuse, SandboxPolicy};
+use crate::config::{Config, ConfigError, Health, Interface, Mtu, Peer, Problem, Refuse, SandboxPolicy};
 use crate::control::{forwarding, open, sandbox, user};
 
 /// Raised when a field of the JSON is renamed, removed or changes its meaning.
@@ -115,7 +115,10 @@ struct InterfacePlan {
     previous_public_key: Option<String>,
     addresses: Vec<String>,
     listen: Vec<String>,
+    /// At first.
     mtu: u16,
+    /// It follows what the paths carry.
+    mtu_auto: bool,
     fwmark: Option<u32>,
     dscp: String,
     device: &'static str,
@@ -217,7 +220,8 @@ impl InterfacePlan {
             previous_public_key: interface.previous_private_key.as_ref().map(|key| key.public_key().to_string()),
             addresses: texts(&interface.addresses),
             listen: texts(&interface.listen),
-            mtu: interface.mtu,
+            mtu: interface.mtu.first(),
+            mtu_auto: interface.mtu == Mtu::Auto,
             fwmark: interface.fwmark,
             dscp: interface.dscp.to_string(),
             device: interface.device.as_str(),
@@ -243,7 +247,7 @@ impl InterfacePlan {
         optional_line(out, "previous key", self.previous_public_key.as_ref())?;
         line(out, "addresses", self.addresses.join(", "))?;
         line(out, "listens on", format!("UDP {}", self.listen.join(", ")))?;
-        line(out, "MTU", format!("{} bytes", self.mtu))?;
+        line(out, "MTU", self.mtu())?;
         optional_line(out, "mark", self.fwmark.map(|mark| format!("{mark:#x}")))?;
         line(out, "DSCP", &self.dscp)?;
         line(out, "accepts", self.suites.join(", "))?;
@@ -271,6 +275,17 @@ impl InterfacePlan {
 }
 
 impl InterfacePlan {
+    fn mtu(&self) -> String {
+        let first = self.mtu;
+        match (self.mtu_auto, self.drop_capabilities) {
+            (false, _) => format!("{first} bytes"),
+            (true, false) => format!("{first} bytes at first, then what the paths carry"),
+            (true, true) => {
+                format!("{first} bytes; without capabilities it can't follow the paths: set interface.mtu for more")
+            }
+        }
+    }
+
     fn sandbox(&self) -> &'static str {
         match (self.sandbox_required, self.sandbox) {
             (true, _) => "required: all of it, or the daemon does not start",

@@ -14,7 +14,7 @@ use super::columns::{GAP, fitting};
 use super::quantity::{ago, bytes, percent, round_trip, span};
 use super::{Exit, Failure};
 use crate::control::api::{
-    EndpointSource, ErrorCode, GuardReport, GuardState, InterfaceReport, LinkState, PeerReport, StatusReport,
+    EndpointSource, ErrorCode, GuardReport, GuardState, InterfaceReport, LinkState, MtuSource, PeerReport, StatusReport,
 };
 use crate::control::client::{self, ClientError};
 
@@ -110,16 +110,23 @@ fn write_routes(text: &mut String, status: &StatusReport) {
 fn header(interface: &InterfaceReport, guard: &GuardReport) -> String {
     let device = if interface.offload { "with offload" } else { "without offload" };
     format!(
-        "{BOLD}{}{BOLD:#}: {} side, MTU {}, {device}, up {}\n  public key  {}\n  addresses   {}\n  listening   {}\n{}\n",
+        "{BOLD}{}{BOLD:#}: {} side, MTU {}{}, {device}, up {}\n  public key  {}\n  addresses   {}\n  listening   {}\n{}\n",
         interface.name,
         interface.role,
         interface.mtu,
+        if interface.mtu_source == MtuSource::Auto { " (auto)" } else { "" },
         span(interface.uptime_seconds),
         interface.public_key,
         list(&interface.addresses),
         list(&interface.listen),
-        unguarded(guard),
+        unadapted(interface) + &unguarded(guard),
     )
+}
+
+/// The same for an MTU that is to follow the paths, and does not.
+fn unadapted(interface: &InterfaceReport) -> String {
+    let problem = interface.mtu_problem.as_ref();
+    problem.map_or_else(String::new, |problem| format!("  {WARNING}MTU{WARNING:#}         stays: {problem}\n"))
 }
 
 /// A line of its own for what somebody should look at.
@@ -254,7 +261,7 @@ mod tests {
     #[test]
     fn prints_an_aligned_table_where_it_fits() {
         let expected = "\
-underpass0: proxy side, MTU 1420, with offload, up 60 min
+underpass0: proxy side, MTU 1420 (auto), with offload, up 60 min
   public key  BBBB
   addresses   10.77.0.1/24
   listening   0.0.0.0:51900

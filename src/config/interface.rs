@@ -18,7 +18,7 @@ use super::peer::OwnEnd;
 use super::raw::{Field, FlagOrWord, List, NumberOrWord, RawInterface, RawListen};
 use super::scope::{Refusal, Scope};
 use super::{
-    CONTROL_SOCKET_DIRECTORY, DEFAULT_INTERFACE_NAME, DEFAULT_MTU, DEFAULT_PORT, DeviceMode, Interface, Refuse, Role,
+    CONTROL_SOCKET_DIRECTORY, DEFAULT_INTERFACE_NAME, DEFAULT_PORT, DeviceMode, Interface, Mtu, Refuse, Role,
     SandboxPolicy, SuiteChoice, Workers, value,
 };
 use crate::keys::PrivateKey;
@@ -36,7 +36,7 @@ pub(super) const EXAMPLES: &[(&str, &str)] = &[
     ("listen", "51900"),
     ("private_key_file", "\"private.key\""),
     ("previous_private_key_file", "\"previous.key\""),
-    ("mtu", "1420"),
+    ("mtu", "\"auto\""),
     ("fwmark", "0"),
     ("dscp", "\"zero\""),
     ("device", "\"auto\""),
@@ -82,7 +82,7 @@ pub(super) struct Draft {
     previous_private_key: Option<PrivateKey>,
     private_key_file: Option<PathBuf>,
     previous_private_key_file: Option<PathBuf>,
-    mtu: Option<Spanned<i64>>,
+    mtu: Option<Spanned<NumberOrWord>>,
     fwmark: Option<u32>,
     dscp: Dscp,
     device: DeviceMode,
@@ -165,7 +165,7 @@ impl Draft {
     /// The interface, if all of it was accepted. `ipv6` says whether the tunnel carries IPv6.
     pub(super) fn finish(self, scope: &mut Scope<'_, '_>, ipv6: bool) -> Option<Interface> {
         let mtu = match self.mtu {
-            None => DEFAULT_MTU,
+            None => Mtu::Auto,
             mtu => check_mtu(scope, mtu, ipv6)?,
         };
         let (listen, listen_is_default) = self.listen?;
@@ -263,10 +263,17 @@ fn any_address(port: u16) -> Vec<SocketAddr> {
     any.into_iter().map(|ip| SocketAddr::new(ip, port)).collect()
 }
 
-fn check_mtu(scope: &mut Scope<'_, '_>, mtu: Option<Spanned<i64>>, ipv6: bool) -> Option<u16> {
+fn check_mtu(scope: &mut Scope<'_, '_>, mtu: Option<Spanned<NumberOrWord>>, ipv6: bool) -> Option<Mtu> {
     let (floor, family) = if ipv6 { (MIN_MTU_IPV6, "IPv6") } else { (MIN_MTU_IPV4, "IPv4") };
     let why = format!("{family} needs {floor} bytes, and {MAX_MTU} are what fits one UDP datagram when sealed");
-    scope.check("mtu", mtu, |mtu| value::number(*mtu, floor..=MAX_MTU, &why))
+    scope.check("mtu", mtu, |mtu| match mtu {
+        NumberOrWord::Number(number) => value::number(*number, floor..=MAX_MTU, &why).map(Mtu::Bytes),
+        NumberOrWord::Word(word) if word == "auto" => Ok(Mtu::Auto),
+        NumberOrWord::Word(word) => {
+            let remedy = format!("write \"auto\", or a number of bytes from {floor} to {MAX_MTU}");
+            Err(Refusal::new(format!("{word:?} is no MTU"), remedy))
+        }
+    })
 }
 
 fn check_fwmark(scope: &mut Scope<'_, '_>, raw: Option<Field<i64>>) -> Option<u32> {

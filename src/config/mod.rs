@@ -41,8 +41,9 @@ use crate::proto::transmit::Dscp;
 pub const DEFAULT_PORT: u16 = 51900;
 /// Interface name where none is named.
 pub const DEFAULT_INTERFACE_NAME: &str = "underpass0";
-/// 1,500 outside, less 40 of IPv6, 8 of UDP and 32 of the protocol: fits every common path (`docs/protocol.md`).
-pub const DEFAULT_MTU: u16 = 1420;
+/// 1,500 outside, less 40 of IPv6, 8 of UDP and 32 of the protocol: fits every common path (`docs/protocol.md`). An MTU that
+/// is found begins here.
+pub const LEAST_MTU: u16 = 1420;
 /// Where HAProxy's agent checks are answered on the proxy side, where nothing is said.
 pub const DEFAULT_AGENT_CHECK: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 51901));
 /// Where HTTP checks and metrics are answered on the proxy side, where nothing is said.
@@ -122,8 +123,8 @@ pub struct Interface {
     pub previous_private_key: Option<PrivateKey>,
     /// Where that was read.
     pub previous_private_key_file: Option<PathBuf>,
-    /// Largest packet inside the tunnel, in bytes.
-    pub mtu: u16,
+    /// Largest packet inside the tunnel.
+    pub mtu: Mtu,
     /// Mark on the outer datagrams for policy routing. Never `Some(0)`.
     pub fwmark: Option<u32>,
     /// DSCP of the outer datagrams.
@@ -199,6 +200,26 @@ impl fmt::Display for Workers {
         match self {
             Self::Auto => f.pad("auto"),
             Self::Number(number) => number.fmt(f),
+        }
+    }
+}
+
+/// Largest packet inside the tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Mtu {
+    /// What some peer's path has proven to carry, [`LEAST_MTU`] at first.
+    #[default]
+    Auto,
+    /// So many bytes.
+    Bytes(u16),
+}
+
+impl Mtu {
+    /// What the interface begins with.
+    pub fn first(self) -> u16 {
+        match self {
+            Self::Auto => LEAST_MTU,
+            Self::Bytes(bytes) => bytes,
         }
     }
 }

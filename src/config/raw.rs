@@ -32,7 +32,7 @@ pub(super) struct RawInterface {
     pub(super) listen: Option<Field<RawListen>>,
     pub(super) private_key_file: Option<Field<String>>,
     pub(super) previous_private_key_file: Option<Field<String>>,
-    pub(super) mtu: Option<Field<i64>>,
+    pub(super) mtu: Option<Field<NumberOrWord>>,
     pub(super) fwmark: Option<Field<i64>>,
     pub(super) dscp: Option<Field<NumberOrWord>>,
     pub(super) device: Option<Field<String>>,
@@ -375,7 +375,7 @@ mod tests {
     #[test]
     fn a_wrong_type_does_not_hide_the_rest() {
         let raw: RawInterface = toml::from_str("name = 3\nmtu = 1400\naddresses = [\"a\", 5]").unwrap();
-        assert_eq!(raw.mtu.unwrap().value.ok(), Some(1400));
+        assert!(matches!(raw.mtu.unwrap().value, Ok(NumberOrWord::Number(1400))));
         let name = raw.name.unwrap().value.err().unwrap();
         assert_eq!((name.found, name.expected, name.span), ("a number", "a string", 7..8));
         let addresses = raw.addresses.unwrap().value.err().unwrap();

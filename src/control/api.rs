@@ -345,6 +345,12 @@ pub struct InterfaceReport {
     pub listen: Vec<SocketAddr>,
     /// Largest inner packet in bytes.
     pub mtu: u16,
+    /// Source of the MTU.
+    #[serde(default)]
+    pub mtu_source: MtuSource,
+    /// Why the MTU does not follow the paths, though it is to. Null if it does.
+    #[serde(default)]
+    pub mtu_problem: Option<String>,
     /// Set while the kernel hands over superpackets.
     pub offload: bool,
     /// Since the daemon's start.
@@ -362,6 +368,20 @@ pub struct InterfaceReport {
     /// The configuration file that it reads. Null of a daemon that does not tell.
     #[serde(default)]
     pub config: Option<PathBuf>,
+}
+
+/// Source of the interface's MTU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MtuSource {
+    /// A number in the configuration.
+    Configured,
+    /// The paths to peers: as much as some of them has proven to carry, and 1420 at least.
+    Auto,
+    /// A source of a newer daemon, or of one that does not tell.
+    #[default]
+    #[serde(other)]
+    Unknown,
 }
 
 /// One peer and its link.
@@ -561,6 +581,8 @@ pub(crate) mod tests {
                 addresses: vec!["10.77.0.1/24".parse().unwrap()],
                 listen: vec!["0.0.0.0:51900".parse().unwrap()],
                 mtu: 1420,
+                mtu_source: MtuSource::Auto,
+                mtu_problem: None,
                 offload: true,
                 uptime_seconds: 3600,
                 pid: 7,

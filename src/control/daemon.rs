@@ -27,6 +27,7 @@ use super::handover::{self, Received};
 use super::health::{HealthError, HealthListeners};
 use super::link_log::LinkLog;
 use super::metrics::RoundTrips;
+use super::mtu::{InterfaceMtu, MtuSockets, MtuState};
 use super::netlink::{InterfaceSettings, Netlink, NetlinkError, still_refused};
 use super::privileged::{Configured, Device, PrivilegedError, PrivilegedPlan, PrivilegedProcess};
 use super::remembered::RememberedPeers;
@@ -128,8 +129,11 @@ async fn run_until_signal(config: Config, invocation: Invocation<'_>) -> Result<
     let is_kept = inheritance.has_interface();
     let mut dataplane = Dataplane::open(dataplane_config, inheritance)?;
     handover::leave(&dataplane.descriptors(), kept);
-    let routes = Routes::new(configure_interface(&config, &dataplane, is_kept, &privileged).await?);
-    let route_sockets = RouteSockets::open()?;
+    let plan = configure_interface(&config, &dataplane, is_kept, &privileged).await?;
+    let mtu = InterfaceMtu::new(config.interface.mtu, plan.settings.mtu, &privileged);
+    dataplane.set_mtu(mtu.range());
+    let routes = Routes::new(plan);
+    let (route_sockets, mtu_sockets) = (RouteSockets::open()?, MtuSockets::open()?);
     let socket = open_control_socket(&config, listener, user.as_ref())?;
     let health = HealthListeners::bind(&config.health, Some(&privileged))?;
     dataplane.handle().set_accepted_suites(config.interface.suites.clone());
@@ -148,7 +152,6 @@ async fn run_until_signal(config: Config, invocation: Invocation<'_>) -> Result<
         role: config.role,
         addresses: config.interface.addresses.clone(),
         listen: dataplane.local_addresses(),
-        mtu: config.interface.mtu,
         offload: dataplane.offload(),
         file: file.to_owned(),
         started_at,
@@ -159,7 +162,7 @@ async fn run_until_signal(config: Config, invocation: Invocation<'_>) -> Result<
         network_errors: dataplane.network_errors(),
     };
     let resolver = RefCell::new(start_resolver(&config, &dataplane));
-    log_start(&config, &identity, is_kept);
+    log_start(&config, &identity, &mtu.state().borrow(), is_kept);
     systemd::notify(Readiness::Ready);
 
     let (identity, newest) = watch::channel(Arc::new(identity));
@@ -167,13 +170,14 @@ async fn run_until_signal(config: Config, invocation: Invocation<'_>) -> Result<
     let log = LinkLog::new(newest.clone());
     let round_trips = RoundTrips::new(newest.clone());
     let handle = dataplane.handle();
-    let board = start_board(newest, (privileged.guard(), routes.found()), handle.clone());
+    let board = start_board(newest, (privileged.guard(), routes.found(), mtu.state()), handle.clone());
     let followers = Followers {
         board: board.clone(),
         log,
         round_trips: round_trips.clone(),
         resolver: &resolver,
         remembered: &remembered,
+        mtu: &mtu,
     };
     let answer = Answer { board: board.clone(), requests, restarts: restart_requests };
     let answer = move |command| answer.clone().to(command);
@@ -196,7 +200,8 @@ async fn run_until_signal(config: Config, invocation: Invocation<'_>) -> Result<
         never = followers.follow(changed) => match never {},
         never = socket.serve(answer) => match never {},
         never = health.serve(board.clone(), round_trips) => match never {},
-        never = route_sockets.watch(&routes, handle, board, privileged.clone()) => match never {},
+        never = route_sockets.watch(&routes, handle.clone(), board.clone(), privileged.clone()) => match never {},
+        never = mtu_sockets.follow(&mtu, &routes, handle, board, privileged.clone()) => match never {},
         never = privileged.follow(&reports) => match never {},
         never = watchdog::watch(&pulse) => match never {},
     };
@@ -264,11 +269,11 @@ async fn configure_interface(
 ) -> Result<Plan, DaemonError> {
     let settings = translate::interface_settings(config, dataplane.interface_index(), dataplane.offload());
     let device = Device { offload: dataplane.offload(), is_kept, is_prepared: dataplane.is_prepared() };
-    let Configured { is_prepared, may_configure, .. } = privileged.configure_at_start(device)?;
+    let Configured { is_prepared, may_configure, mtu, .. } = privileged.configure_at_start(device)?;
     if config.interface.drop_capabilities || !may_configure {
         privileged.give_up();
     }
-    let settings = InterfaceSettings { is_kept, is_prepared, ..settings };
+    let settings = InterfaceSettings { is_kept, is_prepared, mtu, ..settings };
     let refused = still_refused(&settings).await?;
     warn_of(config, &dataplane.local_addresses(), &Netlink::open()?, &settings).await;
     open::warn_of_refused(&refused);
@@ -321,7 +326,7 @@ pub(super) fn start_resolver(config: &Config, dataplane: &Dataplane) -> Resolver
     })
 }
 
-fn log_start(config: &Config, identity: &Identity, is_kept: bool) {
+fn log_start(config: &Config, identity: &Identity, mtu: &MtuState, is_kept: bool) {
     let listen: Vec<String> = identity.listen.iter().map(ToString::to_string).collect();
     tracing::info!(
         target: audit::TARGET,
@@ -331,7 +336,7 @@ fn log_start(config: &Config, identity: &Identity, is_kept: bool) {
         key = config.interface.private_key.public_key().short(),
         listen = listen.join(" "),
         peers = config.peers.len(),
-        mtu = identity.mtu,
+        mtu = mtu.mtu,
         offload = identity.offload,
         kept = is_kept,
         sandbox = identity.sandbox.is_on(),
@@ -347,22 +352,17 @@ async fn first_failure(mut failures: UnboundedReceiver<Failure>) -> Failure {
     }
 }
 
-fn start_board(
-    identity: watch::Receiver<Arc<Identity>>,
-    machine: (watch::Receiver<GuardReport>, watch::Receiver<Found>),
-    handle: Handle,
-) -> Board {
+/// What is known of this machine, beside the data plane.
+type Machine = (watch::Receiver<GuardReport>, watch::Receiver<Found>, watch::Receiver<MtuState>);
+
+fn start_board(identity: watch::Receiver<Arc<Identity>>, machine: Machine, handle: Handle) -> Board {
     Board::start(move || report(Arc::clone(&identity.borrow()), machine.clone(), handle.clone()))
 }
 
-async fn report(
-    identity: Arc<Identity>,
-    (guard, found): (watch::Receiver<GuardReport>, watch::Receiver<Found>),
-    handle: Handle,
-) -> Option<StatusReport> {
+async fn report(identity: Arc<Identity>, (guard, found, mtu): Machine, handle: Handle) -> Option<StatusReport> {
     let status = status(&handle).await?;
-    let (guard, found) = (guard.borrow(), found.borrow());
-    Some(identity.report(clock::now(), clock::unix_time(), &status, (&guard, &found)))
+    let (guard, found, mtu) = (guard.borrow(), found.borrow(), mtu.borrow());
+    Some(identity.report(clock::now(), clock::unix_time(), &status, (&guard, &found, &mtu)))
 }
 
 /// What clients of the control socket are answered with.

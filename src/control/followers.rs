@@ -12,6 +12,7 @@ use super::board::Board;
 use super::event_queue::{Arrived, EventReceiver};
 use super::link_log::LinkLog;
 use super::metrics::RoundTrips;
+use super::mtu::InterfaceMtu;
 use super::remembered::RememberedPeers;
 use super::resolver::Resolver;
 use crate::dataplane::clock;
@@ -31,6 +32,8 @@ pub struct Followers<'a> {
     pub resolver: &'a RefCell<Resolver>,
     /// Keeps endpoints.
     pub remembered: &'a RefCell<RememberedPeers>,
+    /// Follows what paths carry.
+    pub mtu: &'a InterfaceMtu,
 }
 
 impl Followers<'_> {
@@ -63,6 +66,7 @@ impl Followers<'_> {
         self.round_trips.count(event);
         self.log.log(now, arrived, endpoints);
         self.remembered.borrow_mut().note(event);
+        self.mtu.note(event);
         if let Event::LinkChanged { peer, state, .. } = event {
             self.resolver.borrow().set_down(peer, *state == LinkState::Down);
         }

@@ -102,6 +102,8 @@ impl Scrape {
         info(encoder, "underpass_build", "The daemon's version.", &labels)?;
         let labels = [("interface", interface.name.as_str()), ("role", interface.role.as_str())];
         info(encoder, "underpass_interface", "The TUN device and the side of the links.", &labels)?;
+        let help = "Longest packet that the interface takes.";
+        optional_gauge(encoder, "underpass_interface_mtu_bytes", help, Some(u64::from(interface.mtu)))?;
         let help = "When the file of the private key in use was written.";
         optional_gauge(
             encoder,

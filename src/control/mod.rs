@@ -19,6 +19,7 @@ pub mod health;
 pub mod line_limit;
 pub mod link_log;
 pub mod metrics;
+pub mod mtu;
 pub mod netlink;
 pub mod nftables;
 pub mod open;

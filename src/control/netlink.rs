@@ -35,7 +35,7 @@ pub use closed::{closed_routes, still_refused, without};
 pub use drift::{Drift, KernelRoute, Readings, Repaired};
 pub use lookup::{Question, Way};
 pub use monitor::RouteMonitor;
-pub use route_get::Lookup;
+pub use route_get::{Egress, Lookup};
 
 /// What the kernel must know of the tunnel interface before packets flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -317,8 +317,21 @@ impl Netlink {
         Ok(())
     }
 
-    /// Settings without which the tunnel works too: a refusal is worth a word in the log, not the end.
-    async fn tune(&self, settings: &InterfaceSettings) {
+    /// Has the device take packets as long as `settings` says from here on, with superpackets to suit.
+    pub async fn set_mtu(&self, settings: &InterfaceSettings) -> Result<(), NetlinkError> {
+        let wanted = link(settings.index).mtu(settings.mtu.into()).build();
+        self.change_link(settings, wanted, &format!("set its MTU to {}", settings.mtu)).await?;
+        self.limit_superpackets(settings).await;
+        Ok(())
+    }
+
+    /// The MTU of the device.
+    pub async fn mtu(&self, settings: &InterfaceSettings) -> Option<u16> {
+        let (mtu, _) = self.mtu_and_state(settings).await.ok()?;
+        u16::try_from(mtu?).ok()
+    }
+
+    async fn limit_superpackets(&self, settings: &InterfaceSettings) {
         if settings.offload {
             let limits = link(settings.index)
                 .append_extra_attribute(LinkAttribute::GsoMaxSize(gso_max_size(settings.mtu, IPV6_TCP_HEADERS)))
@@ -328,6 +341,11 @@ impl Netlink {
                 tracing::warn!(error = chain(&error), "bulk transfers will be slower");
             }
         }
+    }
+
+    /// Settings without which the tunnel works too: a refusal is worth a word in the log, not the end.
+    async fn tune(&self, settings: &InterfaceSettings) {
+        self.limit_superpackets(settings).await;
         // No link-local address: its router solicitations would wake an idle tunnel and have no peer to go to.
         let inet6 = vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)];
         let quiet = link(settings.index)

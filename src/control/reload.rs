@@ -285,8 +285,8 @@ impl Running<'_> {
 
 /// Of the device that there is.
 fn interface_settings(config: &Config, before: &InterfaceSettings) -> InterfaceSettings {
-    let InterfaceSettings { index, offload, is_prepared, .. } = *before;
-    InterfaceSettings { is_prepared, ..translate::interface_settings(config, index, offload) }
+    let InterfaceSettings { index, offload, is_prepared, mtu, .. } = *before;
+    InterfaceSettings { is_prepared, mtu, ..translate::interface_settings(config, index, offload) }
 }
 
 async fn load(path: &Path, readable: Option<Vec<PathBuf>>) -> Result<Config, ReloadError> {

@@ -12,6 +12,7 @@ use super::api::{
     EndpointSource, GuardReport, InterfaceReport, LinkState, NetworkErrorReport, PeerReport, PrivilegedReport,
     RefusedReport, RoutesReport, SCHEMA_VERSION, SandboxReport, StatusReport,
 };
+use super::mtu::MtuState;
 use super::privileged::Started;
 use super::routes::Found;
 use super::sandbox::Sandbox;
@@ -31,8 +32,6 @@ pub struct Identity {
     pub addresses: Vec<IpNet>,
     /// Bound UDP addresses.
     pub listen: Vec<SocketAddr>,
-    /// Largest inner packet.
-    pub mtu: u16,
     /// Set if the kernel hands over superpackets.
     pub offload: bool,
     /// The configuration file.
@@ -92,7 +91,7 @@ impl Identity {
         now: Instant,
         unix_time: Duration,
         status: &DeviceStatus,
-        (guard, found): (&GuardReport, &Found),
+        (guard, found, mtu): (&GuardReport, &Found, &MtuState),
     ) -> StatusReport {
         let by_key: HashMap<&PublicKey, &PeerStatus> =
             status.peers.iter().map(|peer| (&peer.public_key, peer)).collect();
@@ -100,7 +99,7 @@ impl Identity {
         StatusReport {
             schema_version: SCHEMA_VERSION,
             unix_time: unix_time.as_secs(),
-            interface: self.interface_report(now, &status.public_key),
+            interface: self.interface_report(now, &status.public_key, mtu),
             sandbox: SandboxReport { privileged: self.privileged_report(), ..self.sandbox.report() },
             guard: guard.clone(),
             routes: routes_report(found),
@@ -132,14 +131,16 @@ impl Identity {
         }
     }
 
-    fn interface_report(&self, now: Instant, public_key: &PublicKey) -> InterfaceReport {
+    fn interface_report(&self, now: Instant, public_key: &PublicKey, mtu: &MtuState) -> InterfaceReport {
         InterfaceReport {
             name: self.interface.clone(),
             role: self.role.to_string(),
             public_key: public_key.to_string(),
             addresses: self.addresses.clone(),
             listen: self.listen.clone(),
-            mtu: self.mtu,
+            mtu: mtu.mtu,
+            mtu_source: mtu.source,
+            mtu_problem: mtu.problem.clone(),
             offload: self.offload,
             uptime_seconds: now.saturating_duration_since(self.started_at).as_secs(),
             pid: std::process::id(),
@@ -218,6 +219,7 @@ fn link_state(state: stats::LinkState) -> LinkState {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::control::api::MtuSource;
     use crate::keys::PrivateKey;
     use crate::proto::endpoint::Endpoint;
     use crate::proto::error::DropReason;
@@ -264,7 +266,6 @@ pub(super) mod tests {
             role: Role::Proxy,
             addresses: Vec::new(),
             listen: Vec::new(),
-            mtu: 1420,
             offload: false,
             started_at: clock::now(),
             private_key_written: Some(1_700_000_000),
@@ -283,8 +284,9 @@ pub(super) mod tests {
         drops.add(DropReason::Malformed, 3);
         let status = DeviceStatus { public_key: key(9), peers: statuses, drops, refused: Vec::new() };
         let (now, unix_time) = (started_at + Duration::from_secs(61), Duration::from_secs(1_800_000_001));
+        let mtu = MtuState { mtu: 1420, source: MtuSource::Auto, problem: None };
         let found = Found { faults: HashMap::from([(key(1), "10.77.0.11 dev eth0".to_owned())]), ..Found::default() };
-        identity.report(now, unix_time, &status, (&GuardReport::default(), &found))
+        identity.report(now, unix_time, &status, (&GuardReport::default(), &found, &mtu))
     }
 
     #[test]

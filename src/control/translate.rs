@@ -6,10 +6,12 @@ use std::thread;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::config::{Config, DeviceMode, Endpoint, Peer, Refuse, Role, SuiteChoice, Workers};
+use crate::config::{Config, DeviceMode, Endpoint, Mtu, Peer, Refuse, Role, SuiteChoice, Workers};
 use crate::dataplane::{self, DataplaneConfig};
 use crate::proto;
+use crate::proto::constants::MTU_MOST;
 use crate::proto::device::DeviceConfig;
+use crate::proto::interface_mtu::MtuRange;
 use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
 use crate::proto::policy::Policy;
@@ -25,7 +27,7 @@ pub fn dataplane_config(config: &Config) -> DataplaneConfig {
     let workers = workers(interface.workers, thread::available_parallelism().map_or(1, NonZero::get));
     DataplaneConfig {
         interface_name: interface.name.clone(),
-        mtu: interface.mtu,
+        mtu: mtu_range(interface.mtu),
         mode: device_mode(interface.device),
         listen: interface.listen.clone(),
         ipv6_optional: interface.listen_is_default,
@@ -42,6 +44,14 @@ pub fn dataplane_config(config: &Config) -> DataplaneConfig {
         },
         peers: peer_configs(config),
         privileges: None,
+    }
+}
+
+/// How long the interface's packets may be.
+pub fn mtu_range(mtu: Mtu) -> MtuRange {
+    match mtu {
+        Mtu::Auto => MtuRange { most: MTU_MOST, ..MtuRange::fixed(mtu.first()) },
+        Mtu::Bytes(bytes) => MtuRange::fixed(bytes),
     }
 }
 
@@ -65,7 +75,7 @@ pub fn interface_settings(config: &Config, index: u32, offload: bool) -> Interfa
         index,
         name: interface.name.clone(),
         addresses: interface.addresses.clone(),
-        mtu: interface.mtu,
+        mtu: interface.mtu.first(),
         offload,
         is_kept: false,
         is_prepared: false,
@@ -86,7 +96,7 @@ fn outside(config: &Config) -> impl Iterator<Item = IpNet> {
 /// The plan of the routes from here on, where `refused` is what earlier configurations have had refused.
 pub fn route_watch_plan(config: &Config, settings: InterfaceSettings, refused: Vec<Route>) -> Plan {
     let peers = config.peers.iter().map(watched_peer).collect();
-    Plan { settings, refused, open: config.interface.open.clone(), peers }
+    Plan { settings, refused, open: config.interface.open.clone(), fwmark: config.interface.fwmark, peers }
 }
 
 fn watched_peer(peer: &Peer) -> WatchedPeer {

@@ -172,7 +172,7 @@ impl PeerVerification<'_> {
         let mut findings = endpoint::judge(peer, report, &places);
         let has_no_way = findings.iter().any(|finding| finding.outcome == Outcome::Failed);
         findings.extend(route::check(config, peer, ways).await);
-        findings.extend(report.and_then(|report| link::judge_path_mtu(report, config.interface.mtu)));
+        findings.extend(report.and_then(|report| link::judge_path_mtu(report, config.interface.mtu.first())));
         findings.push(link::judge(peer, report, has_no_way));
         if config.role == Role::Proxy {
             let outside = outside_addresses(report, &places);

@@ -33,7 +33,7 @@ const BUFFER_LEN: usize = 65_536;
 #[derive(Debug)]
 pub(super) struct Outbound {
     lane: u8,
-    /// The longest plaintext of any datagram: one packet of the interface's MTU in its frame.
+    /// The longest plaintext of any datagram: one packet in its frame, as long as the interface may take.
     max_plaintext: usize,
     sender: Box<dyn SendRun>,
     counters: Arc<Counters>,
@@ -146,12 +146,6 @@ fn wire<'w>(now: Instant, outbound: &'w mut Outbound, notices: &'w mut Vec<Notic
     }
 }
 
-impl Wire<'_> {
-    fn max_datagram(&self) -> usize {
-        self.max_plaintext + TRANSPORT_OVERHEAD
-    }
-}
-
 /// One peer's datagrams.
 #[derive(Debug)]
 struct Batch<'r> {
@@ -247,7 +241,7 @@ impl<'r> Batch<'r> {
             self.close(wire, Some(frame_len));
         }
         if self.open.plaintext_len == 0 {
-            self.make_room_for_datagram(wire);
+            self.make_room_for_datagram(wire, frame_len.max(self.max_packed));
             self.open.frame_len = frame_len;
         } else if self.open.frame_len != frame_len {
             self.open.frame_len = 0;
@@ -258,12 +252,16 @@ impl<'r> Batch<'r> {
         Some(at..at + frame_len)
     }
 
-    fn make_room_for_datagram(&mut self, wire: &mut Wire<'_>) {
-        let run = self.end - self.start + wire.max_datagram();
-        if run > MAX_SEND_LEN || self.datagrams == MAX_SEND_SEGMENTS || self.end + wire.max_datagram() > BUFFER_LEN {
+    /// For a plaintext of up to `longest` bytes, or one that is padded to the length of those before it.
+    fn make_room_for_datagram(&mut self, wire: &mut Wire<'_>, longest: usize) {
+        let datagram = (longest + TRANSPORT_OVERHEAD).max(self.segment_size.unwrap_or(0));
+        if self.end - self.start + datagram > MAX_SEND_LEN
+            || self.datagrams == MAX_SEND_SEGMENTS
+            || self.end + datagram > BUFFER_LEN
+        {
             self.send(wire);
         }
-        if self.end + wire.max_datagram() > BUFFER_LEN {
+        if self.end + datagram > BUFFER_LEN {
             (self.start, self.end) = (0, 0);
         }
     }

@@ -12,7 +12,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -25,6 +25,7 @@ use crate::keys::{PrivateKey, PublicKey};
 use crate::proto::device::{Device, DeviceConfig};
 use crate::proto::endpoint::Endpoint;
 use crate::proto::event::Event;
+use crate::proto::interface_mtu::MtuRange;
 use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
 use crate::proto::randomness::Entropy;
@@ -86,8 +87,8 @@ pub use self::udp::{BindError, MAX_SOCKET_BUFFER_LEN};
 pub struct DataplaneConfig {
     /// The TUN interface to create.
     pub interface_name: String,
-    /// Longest packet in bytes that is carried; the interface's MTU, which control sets.
-    pub mtu: u16,
+    /// How long packets may be that are carried; the interface's MTU, which control sets.
+    pub mtu: MtuRange,
     /// Which kind of TUN.
     pub mode: DeviceMode,
     /// Where to listen; not empty.
@@ -158,7 +159,6 @@ impl Dataplane {
         config.workers = workers;
         config.device.send_lanes = workers;
         let is_inherited = !inheritance.sockets.is_empty();
-        config.device.mtu = Some(config.mtu);
         let sockets = sockets::bind(&config, inheritance.sockets)?;
         let (slow_path_queue, commands, inbox) = queues().map_err(StartError::Thread)?;
         let orders = tun.queues.iter().map(|_| Orders::new()).collect::<Result<_, _>>().map_err(StartError::Thread)?;
@@ -213,6 +213,11 @@ impl Dataplane {
         self.sockets[0].listen.iter().map(UdpSocket::local).collect()
     }
 
+    /// Has packets be of these lengths. Before the start only, once control knows what the interface takes.
+    pub fn set_mtu(&mut self, mtu: MtuRange) {
+        self.config.mtu = mtu;
+    }
+
     /// Starts to carry packets, after control has configured the interface. `failed` is called, from any thread and for
     /// each that ends, when packets can't be carried any more; `changed` for every change of a link. Started once only.
     pub fn start(
@@ -247,7 +252,7 @@ impl Dataplane {
             let worker = Worker::new(WorkerParts {
                 lane: u8::try_from(lane).expect("workers are counted by a u8"),
                 is_pinned: self.config.pin_workers,
-                mtu: self.config.mtu,
+                mtu: self.config.mtu.most,
                 tun: tun.clone(),
                 sockets: sockets.clone(),
                 ports: ports.clone(),
@@ -331,7 +336,8 @@ impl Dataplane {
 
     fn device(&self) -> Result<Device, StartError> {
         let now = clock::now();
-        let mut device = Device::new(now, clock::unix_time(), self.config.device.clone(), kernel_entropy()?);
+        let config = DeviceConfig { mtu: Some(self.config.mtu), ..self.config.device.clone() };
+        let mut device = Device::new(now, clock::unix_time(), config, kernel_entropy()?);
         for peer in &self.config.peers {
             if device.upsert_peer(now, peer.clone()).is_none() {
                 tracing::warn!(peer = %peer.public_key.short(), "a peer with our own public key is not added");
@@ -407,6 +413,11 @@ impl Handle {
     /// Tells how much of what is for a peer this machine's routes keep from the tunnel interface.
     pub fn set_route_fault(&self, key: PublicKey, fault: Option<RouteFault>) {
         self.commands.send(Command::SetRouteFault(key, fault));
+    }
+
+    /// Tells of the longest datagrams that this machine sends to an address where a peer is, in bytes of UDP payload.
+    pub fn set_path_ceiling(&self, key: PublicKey, remote: IpAddr, length: u16) {
+        self.commands.send(Command::SetPathCeiling(key, remote, length));
     }
 
     /// Asks for the state of the device and its peers, and everything that was dropped. `reply` is called on a thread of

@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender as ChannelSender, TryRecvError, channel};
@@ -89,6 +90,7 @@ pub(super) enum Command {
     SetAcceptedSuites(Vec<Suite>),
     SetDraining(PublicKey, bool),
     SetRouteFault(PublicKey, Option<RouteFault>),
+    SetPathCeiling(PublicKey, IpAddr, u16),
     UseSockets(Sockets),
     Status(Box<dyn FnOnce(DeviceStatus) + Send>),
     ShowLife(Arc<Beat>),
@@ -332,6 +334,9 @@ impl SlowPath {
                 Ok(Command::SetAcceptedSuites(suites)) => self.device.set_accepted_suites(suites),
                 Ok(Command::SetDraining(key, draining)) => drop(self.device.set_draining(now, &key, draining)),
                 Ok(Command::SetRouteFault(key, fault)) => drop(self.device.set_route_fault(now, &key, fault)),
+                Ok(Command::SetPathCeiling(key, remote, length)) => {
+                    self.device.set_path_ceiling(now, &key, remote, length);
+                }
                 Ok(Command::UseSockets(sockets)) => self.sender = Sender::new(sockets),
                 Ok(Command::Status(reply)) => reply(self.status()),
                 Ok(Command::ShowLife(beat)) => beat.answer(),

@@ -44,7 +44,7 @@ impl Node {
             .unzip();
         let config = DataplaneConfig {
             interface_name: "unused".into(),
-            mtu: 1420,
+            mtu: MtuRange::fixed(1420),
             mode: DeviceMode::Auto,
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             ipv6_optional: true,

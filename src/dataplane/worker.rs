@@ -65,7 +65,7 @@ pub(super) struct WorkerParts {
     pub(super) lane: u8,
     /// It stays on one CPU.
     pub(super) is_pinned: bool,
-    /// Packets longer than this are not sent.
+    /// Packets longer than this are not sent: the most that the interface may take.
     pub(super) mtu: u16,
     pub(super) tun: Arc<TunQueue>,
     pub(super) sockets: Sockets,

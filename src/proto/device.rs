@@ -31,6 +31,7 @@ use super::cookie::{CookieChecker, MacKeys};
 use super::endpoint::Endpoint;
 use super::error::{DropReason, Miss};
 use super::event::{Event, Interruption};
+use super::interface_mtu::{InterfaceMtu, MtuRange};
 use super::lane_paths::LanePaths;
 use super::noise::Suite;
 use super::path_mtu::PathLimit;
@@ -67,8 +68,8 @@ pub struct DeviceConfig {
     pub send_lanes: u8,
     /// Lanes may have paths of their own: who owns the device sends each datagram from the port that it names.
     pub lane_paths: bool,
-    /// Length in bytes of the longest packets: paths are tried for datagrams that carry them. Without, none is tried.
-    pub mtu: Option<u16>,
+    /// How long packets may be: paths are tried for datagrams that carry them. Without, none is tried.
+    pub mtu: Option<MtuRange>,
 }
 
 /// The protocol state of one tunnel interface.
@@ -80,7 +81,7 @@ pub struct Device {
     accepted_suites: Vec<Suite>,
     send_lanes: u8,
     lane_paths: bool,
-    mtu: Option<u16>,
+    mtu: InterfaceMtu,
     peers: PeerTable,
     allowed_ips: Arc<AllowedIps>,
     /// Of the tables of flows.
@@ -163,7 +164,7 @@ impl Device {
             accepted_suites: Suite::ALL.to_vec(),
             send_lanes: config.send_lanes.clamp(1, MAX_LANES),
             lane_paths: config.lane_paths,
-            mtu: config.mtu,
+            mtu: InterfaceMtu::new(now, config.mtu),
             peers: PeerTable::default(),
             allowed_ips: Arc::default(),
             flow_key,
@@ -232,7 +233,7 @@ impl Device {
         let known = self.known_peer(&config);
         let id = known.unwrap_or_else(|| {
             let share = Arc::new(Share::new(now, &self.flow_key));
-            self.peers.insert(Peer::new(now, config.clone(), self.mtu, share))
+            self.peers.insert(Peer::new(now, config.clone(), self.mtu.range(), share))
         });
         keys.iter().for_each(|key| self.take_key_from_others(now, id, key));
         let allowed_ips = Arc::make_mut(&mut self.allowed_ips);
@@ -292,6 +293,7 @@ impl Device {
         self.timers.update(id, None);
         self.peers.remove(id);
         self.stale.sessions(id);
+        self.mtu.look_again();
     }
 
     /// Tells where a peer is, in the order of preference, as names were resolved. The one in use stays if it is among them.
@@ -596,6 +598,7 @@ impl Device {
         self.send_staged(now, id);
         self.renew_lane_paths(now, id);
         self.tend_link(now, id);
+        self.change_path(now, id, |path| path.set_announced(now, session.peer_mtu));
         self.tend_path(now, id);
         if is_draining {
             self.send_control(now, id, Control::Draining(true));

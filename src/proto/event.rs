@@ -59,6 +59,11 @@ pub enum Event {
         /// Why; none for one that is up.
         reason: Option<LinkReason>,
     },
+    /// The interface is to take packets of up to so many bytes: paths have proven to carry them, or carry them no longer.
+    MtuChanged {
+        /// Length of its longest packets.
+        mtu: u16,
+    },
     /// A ping was answered.
     RoundTrip {
         /// By whom.
@@ -104,7 +109,7 @@ impl Event {
     /// Whose it is, by the configured key; none of what a stranger may have done, or what is about all.
     pub fn peer(&self) -> Option<PublicKey> {
         match self {
-            Self::InitiationRefused { .. } | Self::SessionsRenewed { .. } => None,
+            Self::InitiationRefused { .. } | Self::SessionsRenewed { .. } | Self::MtuChanged { .. } => None,
             Self::Packet { peer, .. }
             | Self::SessionEstablished { peer, .. }
             | Self::SessionEnded { peer }

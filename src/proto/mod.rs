@@ -83,6 +83,7 @@ pub mod error;
 pub mod event;
 mod flow_table;
 pub mod handshake;
+pub mod interface_mtu;
 mod lane_paths;
 mod liveness;
 pub mod noise;

@@ -116,25 +116,28 @@ pub const FEATURE_LANE_PATHS: u8 = 0x01;
 /// [`Parameters::features`]: what the ECN field of a datagram says is passed on to the packets in it.
 pub const FEATURE_ECN: u8 = 0x02;
 
-/// What each side tells the other inside the handshake: 8 bytes, the last six zero in this version.
+/// What each side tells the other inside the handshake: 8 bytes, the last four zero in this version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parameters {
     /// How many lanes the sender of these parameters will send on: 1 to [`MAX_LANES`].
     pub lanes: u8,
     /// Bits of features the sender understands, [`FEATURE_LANE_PATHS`] and [`FEATURE_ECN`]; unknown bits are ignored.
     pub features: u8,
+    /// Longest packet in bytes that the sender has a use for; 0 says nothing.
+    pub mtu: u16,
 }
 
 impl Parameters {
     fn encode(self) -> [u8; PARAMETERS_LEN] {
-        [self.lanes, self.features, 0, 0, 0, 0, 0, 0]
+        let [low, high] = self.mtu.to_le_bytes();
+        [self.lanes, self.features, low, high, 0, 0, 0, 0]
     }
 
     fn decode(bytes: &[u8; PARAMETERS_LEN]) -> Result<Self, HandshakeFailed> {
         match *bytes {
             [0, ..] => Err(HandshakeFailed),
             [lanes, ..] if lanes > MAX_LANES => Err(HandshakeFailed),
-            [lanes, features, ..] => Ok(Self { lanes, features }),
+            [lanes, features, low, high, ..] => Ok(Self { lanes, features, mtu: u16::from_le_bytes([low, high]) }),
         }
     }
 }

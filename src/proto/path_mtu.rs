@@ -28,6 +28,7 @@ use super::constants::{
     LIVENESS_DEAD_INTERVAL, PATH_BASE_LEN, PATH_FLOOR_LEN, PATH_IDLE_INTERVAL, PATH_PROBES_CONFIRMING,
     PATH_PROBES_SEARCHING, PATH_RAISE_INTERVAL, PATH_RETRY_INTERVAL, PATH_SEARCH_STEP,
 };
+use super::interface_mtu::{MtuRange, is_gain};
 
 /// Probes that may still be answered, at most.
 const MAX_IN_FLIGHT: usize = 32;
@@ -91,6 +92,12 @@ impl Default for PathLimit {
 /// What is known of the path to one peer.
 #[derive(Debug)]
 pub(super) struct PathMtu {
+    /// The interface's packets; `None` where paths are not tried.
+    range: Option<MtuRange>,
+    /// Longest packet that the peer has announced a use for; 0 while it has said nothing.
+    announced: u16,
+    /// Length of the longest datagrams that leave this machine for an address.
+    ceiling: Option<(IpAddr, u16)>,
     /// Length of the longest datagrams that there is use for; `None` where paths are not tried.
     wanted: Option<u16>,
     /// Where the path leads; none before the first probe.
@@ -165,13 +172,25 @@ pub(super) struct Probe {
 }
 
 impl PathMtu {
-    /// For packets of up to `mtu` bytes; without, nothing is tried.
-    pub(super) fn new(mtu: Option<u16>) -> Self {
-        let wanted = mtu.map(|mtu| mtu.min(MAX_DATAGRAM_LEN - OVERHEAD) + OVERHEAD);
+    /// For packets of an interface; without, nothing is tried.
+    pub(super) fn new(range: Option<MtuRange>) -> Self {
+        Self::towards(None, range, 0, None)
+    }
+
+    fn towards(
+        remote: Option<IpAddr>,
+        range: Option<MtuRange>,
+        announced: u16,
+        ceiling: Option<(IpAddr, u16)>,
+    ) -> Self {
+        let wanted = range.map(|range| wanted(remote, range, announced, ceiling));
         let length = wanted.map_or(u16::MAX, base);
         Self {
+            range,
+            announced,
+            ceiling,
             wanted,
-            remote: None,
+            remote,
             length,
             phase: Phase::Searching { lost: wanted.map_or(u16::MAX, |wanted| wanted + 1) },
             confirmed_at: None,
@@ -188,19 +207,72 @@ impl PathMtu {
         }
         let width = match self.is_searching() {
             true => Width::Unknown,
-            false if self.is_narrow() => Width::Narrow,
+            false if self.range.is_some_and(|range| self.length < datagram(range.current)) => Width::Narrow,
             false => Width::Full,
         };
         PathLimit { datagram: self.length, width }
     }
 
-    /// Whether the path is known not to carry all that there is use for.
+    /// Whether the path is known not to carry the packets that every interface begins with.
     pub(super) fn is_narrow(&self) -> bool {
-        self.wanted.is_some_and(|wanted| match self.phase {
-            Phase::Searching { lost } => lost <= wanted,
-            Phase::Complete { .. } => self.length < wanted,
+        self.least().is_some_and(|least| match self.phase {
+            Phase::Searching { lost } => lost <= least,
+            Phase::Complete { .. } => self.length < least,
             Phase::Error => true,
         })
+    }
+
+    /// Longest packet that the path carries, once that is known.
+    pub(super) fn proven(&self) -> Option<u16> {
+        let is_proven = self.wanted.is_some() && matches!(self.phase, Phase::Complete { .. });
+        is_proven.then(|| self.length - OVERHEAD)
+    }
+
+    /// Learns how long packets are that the interface takes.
+    pub(super) fn set_current(&mut self, mtu: u16) {
+        if let Some(range) = &mut self.range {
+            range.current = mtu;
+        }
+    }
+
+    /// Learns what the peer has announced.
+    pub(super) fn set_announced(&mut self, now: Instant, mtu: u16) {
+        self.announced = mtu;
+        self.want(now);
+    }
+
+    /// Learns of the longest datagrams that leave this machine for `remote`.
+    pub(super) fn set_ceiling(&mut self, now: Instant, remote: IpAddr, length: u16) {
+        self.ceiling = Some((remote, length));
+        self.want(now);
+    }
+
+    /// There may be use for longer datagrams than before, or for shorter ones only.
+    fn want(&mut self, now: Instant) {
+        let Some((range, before)) = self.range.zip(self.wanted) else { return };
+        let wanted = wanted(self.remote, range, self.announced, self.ceiling);
+        if wanted == before {
+            return;
+        }
+        self.wanted = Some(wanted);
+        self.series.take_if(|series| series.length > wanted || series.purpose.is_raise());
+        self.in_flight.retain(|sent| sent.length <= wanted);
+        let is_narrow = self.is_narrow();
+        self.phase = match self.phase {
+            Phase::Complete { .. } if wanted > before && is_narrow => Phase::Complete { raise_at: now },
+            Phase::Complete { .. } if wanted > before => Phase::Searching { lost: wanted + 1 },
+            Phase::Searching { lost } if lost > before || lost > wanted => Phase::Searching { lost: wanted + 1 },
+            phase => phase,
+        };
+        if self.length >= wanted {
+            self.length = wanted;
+            self.complete(now);
+        }
+    }
+
+    /// Length of datagrams with the packets that every interface begins with.
+    fn least(&self) -> Option<u16> {
+        self.range.map(|range| datagram(range.least))
     }
 
     fn is_searching(&self) -> bool {
@@ -216,7 +288,9 @@ impl PathMtu {
     pub(super) fn tend(&mut self, now: Instant, remote: IpAddr, link: Link) -> Option<Probe> {
         self.wanted?;
         if self.remote.replace(remote).is_some_and(|tried| tried != remote) {
-            *self = Self { remote: Some(remote), ..Self::new(self.wanted.map(|wanted| wanted - OVERHEAD)) };
+            *self = Self::towards(Some(remote), self.range, self.announced, self.ceiling);
+        } else {
+            self.want(now);
         }
         if let Some(series) = self.series {
             if now < series.due_at(link.patience) {
@@ -293,9 +367,11 @@ impl PathMtu {
     }
 
     fn due(&self, now: Instant, confirm_interval: Duration) -> Option<(Purpose, u16)> {
-        let wanted = self.wanted?;
+        let (wanted, least) = (self.wanted?, self.least()?);
         let is_due = |interval| self.confirmed_at.is_none_or(|at| now >= at + interval);
         match self.phase {
+            // Most paths carry this, and traffic should not wait for what few do.
+            Phase::Searching { lost } if self.length < least && lost > least => Some((Purpose::Search, least)),
             Phase::Searching { lost } if lost > wanted => Some((Purpose::Search, wanted)),
             Phase::Searching { lost } => Some((Purpose::Search, self.length + (lost - self.length) / 2)),
             Phase::Complete { .. } if is_due(confirm_interval) => Some((Purpose::Confirm, self.length)),
@@ -373,6 +449,23 @@ impl Purpose {
             Self::Search | Self::RaiseFully | Self::RaiseByStep => PATH_PROBES_SEARCHING,
         }
     }
+
+    fn is_raise(self) -> bool {
+        matches!(self, Self::RaiseFully | Self::RaiseByStep)
+    }
+}
+
+/// Length of the longest datagrams that there is use for on the way to `remote`: what this machine sends there and the peer
+/// wants, unless that is hardly more than what is sent anyway.
+fn wanted(remote: Option<IpAddr>, range: MtuRange, announced: u16, ceiling: Option<(IpAddr, u16)>) -> u16 {
+    let ceiling = ceiling.filter(|(address, _)| remote.is_some_and(|remote| remote == *address));
+    let most = ceiling.map_or(0, |(_, length)| length.saturating_sub(OVERHEAD)).min(announced).min(range.most);
+    datagram(if is_gain(range.least, most) { most } else { range.least })
+}
+
+/// Length of a datagram with one packet of `packet` bytes.
+fn datagram(packet: u16) -> u16 {
+    packet.min(MAX_DATAGRAM_LEN - OVERHEAD) + OVERHEAD
 }
 
 /// What every path is taken to carry, of what there is use for.

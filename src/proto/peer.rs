@@ -13,6 +13,7 @@ use crate::keys::{PresharedKey, PublicKey};
 use super::candidates::Candidates;
 use super::cookie::{CookieJar, MacKeys};
 use super::endpoint::Endpoint;
+use super::interface_mtu::MtuRange;
 use super::lane_paths::LanePaths;
 use super::liveness::Liveness;
 use super::noise::{PendingInitiation, Suite};
@@ -198,7 +199,7 @@ impl RemoteKey {
 }
 
 impl Peer {
-    pub(super) fn new(now: Instant, config: PeerConfig, mtu: Option<u16>, share: Arc<Share>) -> Self {
+    pub(super) fn new(now: Instant, config: PeerConfig, mtu: Option<MtuRange>, share: Arc<Share>) -> Self {
         Self {
             remotes: Vec::new(),
             active_remote: 0,

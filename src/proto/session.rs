@@ -39,6 +39,8 @@ pub struct Session {
     pub created_at: Instant,
     /// The peer passes on what the ECN fields of datagrams say.
     peer_reads_ecn: bool,
+    /// Longest packet that the peer has announced a use for; 0 if it has said nothing.
+    pub peer_mtu: u16,
     seal_key: AeadKey,
     open_key: AeadKey,
     send_lanes: Box<[SendLane]>,
@@ -66,6 +68,8 @@ pub struct SessionParameters {
     pub lane_paths: bool,
     /// Whether the peer announced that it passes on what ECN fields say.
     pub peer_reads_ecn: bool,
+    /// Longest packet that the peer has announced a use for; 0 if it has said nothing.
+    pub peer_mtu: u16,
 }
 
 /// A send counter on cache lines of its own.
@@ -103,6 +107,7 @@ impl Session {
             suite: parameters.suite,
             created_at: now,
             peer_reads_ecn: parameters.peer_reads_ecn,
+            peer_mtu: parameters.peer_mtu,
             seal_key: AeadKey::new(parameters.suite, &keys.send),
             open_key: AeadKey::new(parameters.suite, &keys.receive),
             send_lanes: (0..parameters.send_lanes).map(|_| SendLane::default()).collect(),

@@ -65,8 +65,14 @@ const REPLACED: &[Row] = &[
         "the keys here are role, interface, health, backend, proxy",
     ),
     // Values of the wrong type.
-    (7, "mtu = \"1420\"", "interface.mtu", "a string, not a whole number", "write it as `mtu = 1420`"),
-    (7, "mtu = 1420.5", "interface.mtu", "a decimal point", "write it as `mtu = 1420`"),
+    (
+        7,
+        "mtu = \"1420\"",
+        "interface.mtu",
+        "\"1420\" is no MTU",
+        "write \"auto\", or a number of bytes from 576 to 65475",
+    ),
+    (7, "mtu = 1420.5", "interface.mtu", "a decimal point", "write it as `mtu = \"auto\"`"),
     (
         4,
         "addresses = \"10.77.0.1/24\"",

@@ -82,7 +82,7 @@ fn marks_for_a_responder(features: u8) -> Ecn {
     let Ok(Message::Initiation(initiation)) = Message::parse(&datagram.payload) else { panic!("no initiation") };
     let mut randomness = Randomness::new([7; 32]);
     let received = consume_initiation(Suite::Aes256Gcm, initiation, &Side::Two.private_key(), &mut randomness).unwrap();
-    let (indices, parameters) = ((7, initiation.sender_index()), Parameters { lanes: 1, features });
+    let (indices, parameters) = ((7, initiation.sender_index()), Parameters { lanes: 1, features, mtu: 0 });
     let (_, mut payload) = create_response(received, indices, None, parameters, &mut randomness).unwrap();
     MacKeys::new(&Side::One.public_key()).write(&mut payload, None);
     pair.deliver(InFlight { to: Side::One, from: Side::Two.address(), payload, ..datagram });
@@ -97,7 +97,7 @@ fn marks_for_an_initiator(features: u8) -> Ecn {
         suite: Suite::Aes256Gcm,
         sender_index: 7,
         timestamp: Tai64N::from_unix(UNIX_TIME),
-        parameters: Parameters { lanes: 1, features },
+        parameters: Parameters { lanes: 1, features, mtu: 0 },
     };
     let (private, public) = (Side::One.private_key(), Side::Two.public_key());
     let (mut pending, mut payload) = create_initiation(&fields, &private, &public, &mut randomness).unwrap();
@@ -123,6 +123,7 @@ fn marks_for_an_initiator(features: u8) -> Ecn {
         receive_lanes: 1,
         lane_paths: false,
         peer_reads_ecn: true,
+        peer_mtu: 0,
     };
     let mut keepalive = vec![0; TRANSPORT_OVERHEAD];
     let session = Session::new(pair.now, &keys, &parameters, Arc::new(Traffic::new(pair.now)));

@@ -201,7 +201,7 @@ fn a_response_with_forbidden_lanes_leaves_the_initiation_answerable() {
         pair.send(Side::One, b"x");
         let initiation = pair.wire[0].clone();
         let response = InFlight { to: Side::One, from: Side::Two.address(), ..initiation.clone() };
-        let payload = response_with(&initiation.payload, Parameters { lanes, features: 0 });
+        let payload = response_with(&initiation.payload, Parameters { lanes, features: 0, mtu: 0 });
         pair.deliver(InFlight { payload, ..response });
         assert_eq!(pair.refused, [(Side::One, DropReason::HandshakeFailed)]);
         assert!(!pair.is_up(Side::One));

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod auto_mtu;
 mod clock_jump;
 mod cookie;
 mod cryptokey_routing;

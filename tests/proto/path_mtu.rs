@@ -8,6 +8,7 @@ use underpass::proto::constants::{
     PATH_BASE_LEN, PATH_FLOOR_LEN, PATH_PROBES_PER_SECOND, PATH_RAISE_INTERVAL, PATH_SEARCH_STEP, PING_AFTER_DATA,
 };
 use underpass::proto::event::Event;
+use underpass::proto::interface_mtu::MtuRange;
 use underpass::proto::staged::StagedPacket;
 use underpass::proto::stats::{LinkReason, LinkState};
 
@@ -25,7 +26,7 @@ fn pair_on(longest: [usize; 2]) -> Pair {
 
 /// Both sides have an interface of this MTU.
 fn pair_with_mtu(mtu: u16, longest: [usize; 2]) -> Pair {
-    let mut pair = Pair::with_devices(|_, config| config.mtu = Some(mtu));
+    let mut pair = Pair::with_devices(|_, config| config.mtu = Some(MtuRange::fixed(mtu)));
     pair.longest = longest;
     pair.connect(Side::One);
     pair
@@ -237,7 +238,7 @@ fn a_narrow_path_is_found_where_answers_take_longer_than_anybody_waits() {
 
 #[test]
 fn an_answer_that_comes_late_ends_the_search_for_less() {
-    let mut pair = Pair::with_devices(|_, config| config.mtu = Some(MTU));
+    let mut pair = Pair::with_devices(|_, config| config.mtu = Some(MtuRange::fixed(MTU)));
     let mut delayed = BTreeSet::new();
     pair.send(Side::One, b"hello");
     for _ in 0..500 {
@@ -294,7 +295,7 @@ fn a_path_that_does_not_carry_the_base_is_used_at_the_floor_until_it_does() {
 
 #[test]
 fn handshakes_and_packets_that_are_too_long_may_be_fragmented() {
-    let mut pair = Pair::with_devices(|_, config| config.mtu = Some(MTU));
+    let mut pair = Pair::with_devices(|_, config| config.mtu = Some(MtuRange::fixed(MTU)));
     pair.longest = [OF_1280; 2];
     let packet = inner_packet(Side::One.inner(), Side::Two.inner(), &[7; 1300]);
     pair.send_packet(Side::One, packet.clone()).unwrap();
@@ -384,7 +385,7 @@ fn a_link_without_data_is_left_in_peace() {
 
 #[test]
 fn a_watched_link_is_known_to_be_narrow_before_there_is_data() {
-    let mut pair = Pair::with_devices(|_, config| config.mtu = Some(MTU));
+    let mut pair = Pair::with_devices(|_, config| config.mtu = Some(MtuRange::fixed(MTU)));
     let now = pair.now;
     let mut config = crate::pair::peer_config(Side::Two);
     config.watched = true;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use underpass::packet::frame::{Control, packet_header};
 use underpass::packet::message::{Message, TAG_LEN, TRANSPORT_HEADER_LEN};
 use underpass::packet::traffic_class::TrafficClass;
+use underpass::proto::interface_mtu::MtuRange;
 
 use crate::lane_paths::send_on;
 use crate::pair::{InFlight, Pair, Side, inner_packet, seconds};
@@ -17,7 +18,7 @@ const VICTIM: &str = "203.0.113.66:66";
 
 /// With lanes and paths, bulk data towards the insider, and nothing under way.
 fn pair() -> Pair {
-    let mut pair = Pair::with_devices(|_, config| (config.send_lanes, config.mtu) = (2, Some(1400)));
+    let mut pair = Pair::with_devices(|_, config| (config.send_lanes, config.mtu) = (2, Some(MtuRange::fixed(1400))));
     pair.connect(Side::One);
     pair.advance(seconds(1));
     pair

@@ -14,6 +14,7 @@ use underpass::packet::traffic_class::TrafficClass;
 use underpass::proto::device::{Device, DeviceConfig};
 use underpass::proto::error::DropReason;
 use underpass::proto::event::Event;
+use underpass::proto::interface_mtu::MtuRange;
 use underpass::proto::noise::Suite;
 use underpass::proto::peer::PeerConfig;
 use underpass::proto::peer_table::PeerId;
@@ -118,7 +119,7 @@ impl Node {
             suite: setup.suite,
             send_lanes: setup.lanes,
             lane_paths: true,
-            mtu: setup.tries_paths.then_some(MTU),
+            mtu: setup.tries_paths.then(|| MtuRange::fixed(MTU)),
         };
         let mut device = Device::new(now, unix_time, config, Entropy::seeded(seed));
         let snapshot = Snapshot { router: device.router(), allowed: Arc::default(), names: Arc::default() };

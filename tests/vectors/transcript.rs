@@ -118,7 +118,7 @@ impl Transcript {
             suite: self.suite,
             sender_index: handshake.initiator_index,
             timestamp: Tai64N::from_unix(time),
-            parameters: Parameters { lanes: handshake.initiator_lanes, features: 0 },
+            parameters: Parameters { lanes: handshake.initiator_lanes, features: 0, mtu: 0 },
         };
         let [mut randomness, mut record] = handshake.randomness();
         let responder = self.responder.public_key();
@@ -162,7 +162,7 @@ impl Transcript {
         let received = consume_initiation(self.suite, initiation, &self.responder, &mut randomness).unwrap();
         assert_eq!(received.remote, self.initiator.public_key());
         let indices = (handshake.responder_index, handshake.initiator_index);
-        let parameters = Parameters { lanes: handshake.responder_lanes, features: 0 };
+        let parameters = Parameters { lanes: handshake.responder_lanes, features: 0, mtu: 0 };
         let preshared_key = handshake.preshared_key.as_ref();
         let (responder_keys, mut message) =
             create_response(received, indices, preshared_key, parameters, &mut randomness).unwrap();
@@ -196,6 +196,7 @@ impl Transcript {
             receive_lanes: remote.1,
             lane_paths: false,
             peer_reads_ecn: false,
+            peer_mtu: 0,
         };
         Session::new(self.now, keys, &parameters, Arc::new(Traffic::new(self.now)))
     }

@@ -7,6 +7,7 @@
 use netns_tests::ends;
 
 mod audit;
+mod auto_mtu;
 mod busy;
 mod carrier;
 mod chaos;

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::super::key_file::KeyFileError;
 use super::super::raw::{RawHealth, keys_of};
-use super::super::{DeviceMode, Endpoint, Health, Refuse, SuiteChoice, Workers, health, interface, peer};
+use super::super::{DeviceMode, Endpoint, Health, Mtu, Refuse, SuiteChoice, Workers, health, interface, peer};
 use super::*;
 use crate::keys::PrivateKey;
 use crate::proto::policy::{Exposure, PortRange, Service};
@@ -57,7 +57,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
     assert_eq!(interface.name, "underpass0");
     assert_eq!(interface.listen, ["0.0.0.0:51900".parse().unwrap(), "[::]:51900".parse().unwrap()]);
     assert!(interface.listen_is_default);
-    assert_eq!((interface.mtu, interface.fwmark, interface.device), (1420, None, DeviceMode::Auto));
+    assert_eq!((interface.mtu, interface.fwmark, interface.device), (Mtu::Auto, None, DeviceMode::Auto));
     assert_eq!((interface.workers, interface.suite), (Workers::Auto, SuiteChoice::Auto));
     assert!(!interface.pin_workers);
     assert_eq!(interface.dscp, Dscp::Value(0));
@@ -85,7 +85,7 @@ fn every_key_reaches_its_value() {
         private_key(4).public_key()
     );
     let Config { role, interface, peers, .. } = parse(&text).unwrap();
-    assert_eq!((role, interface.name.as_str(), interface.mtu), (Role::Backend, "up1", 9000));
+    assert_eq!((role, interface.name.as_str(), interface.mtu), (Role::Backend, "up1", Mtu::Bytes(9000)));
     assert_eq!(interface.addresses.len(), 2);
     assert_eq!((interface.listen, interface.listen_is_default), (vec!["192.0.2.1:7000".parse().unwrap()], false));
     assert_eq!(interface.previous_private_key.unwrap().public_key(), private_key(3).public_key());
@@ -225,7 +225,7 @@ fn no_peer_has_an_address_of_this_machine_or_of_the_whole_network() {
 #[test]
 fn ipv6_anywhere_raises_the_smallest_mtu() {
     let small = minimal().replace("[[backend]]", "mtu = 600\n[[backend]]");
-    assert_eq!(parse(&small).unwrap().interface.mtu, 600);
+    assert_eq!(parse(&small).unwrap().interface.mtu, Mtu::Bytes(600));
     let text = format!("{small}allowed_ips = [\"fd00::/8\"]\n");
     assert!(problem(&text).starts_with("interface.mtu: 600 is too small: IPv6 needs 1280"));
 }

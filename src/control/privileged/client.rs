@@ -153,6 +153,11 @@ impl PrivilegedProcess {
         }
     }
 
+    /// Has the interface take packets of up to `mtu` bytes.
+    pub async fn set_mtu(&self, mtu: u16) -> Result<(), PrivilegedError> {
+        self.do_it(Request::SetMtu { mtu }).await
+    }
+
     /// Refuses nothing in `prefix` any longer but what is configured.
     pub async fn open(&self, prefix: IpNet) -> Result<(), PrivilegedError> {
         self.do_it(Request::Open { prefix }).await

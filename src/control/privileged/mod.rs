@@ -50,6 +50,8 @@ enum Request {
     Rollback,
     /// Puts back what of the interface and its routes is missing.
     Repair,
+    /// Has the interface take packets of this length, as far as the file leaves that to the daemon.
+    SetMtu { mtu: u16 },
     /// Refuses nothing in `prefix` any longer but what is configured.
     Open { prefix: IpNet },
     /// Gives something to the UDP or TCP socket that comes with it, as far as the file says so.
@@ -115,6 +117,8 @@ pub struct Configured {
     pub is_prepared: bool,
     /// Set if the privileged process is of use: it may change addresses and routes.
     pub may_configure: bool,
+    /// Largest packet that the interface takes.
+    pub mtu: u16,
     /// The nftables table.
     pub guard: GuardReport,
 }

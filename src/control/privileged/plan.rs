@@ -9,6 +9,7 @@ use crate::control::netlink::{InterfaceChanges, InterfaceSettings};
 use crate::control::nftables::GuardSubject;
 use crate::control::translate;
 use crate::dataplane::{DeviceMode, MAX_SOCKET_BUFFER_LEN, SocketGrant};
+use crate::proto::interface_mtu::MtuRange;
 
 /// What of a configuration takes a capability. Made the same by the daemon and by the privileged process, each from the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub struct PrivilegedPlan {
     pub(super) guard: Option<GuardSubject>,
     pub(super) mode: DeviceMode,
     pub(super) workers: u8,
+    /// What the interface may be made to take.
+    pub(super) mtu: MtuRange,
     fwmark: Option<u32>,
     listen: Vec<SocketAddr>,
     health: Vec<SocketAddr>,
@@ -39,6 +42,7 @@ impl PrivilegedPlan {
             guard: translate::guard_subject(config),
             mode: dataplane.mode,
             workers: dataplane.workers,
+            mtu: dataplane.mtu,
             fwmark: dataplane.fwmark,
             listen: dataplane.listen,
             health: health.agent_check.iter().chain(&health.http).copied().collect(),
@@ -54,6 +58,7 @@ impl PrivilegedPlan {
             guard,
             mode: running.mode,
             workers: running.workers,
+            mtu: running.mtu,
             health: running.health.clone(),
             ..self
         }
@@ -78,6 +83,17 @@ impl PrivilegedPlan {
             }
             (_, Transport::Tcp) => false,
         }
+    }
+
+    /// Whether the file says that the interface may take packets of this length.
+    pub(super) fn admits_mtu(&self, mtu: u16) -> bool {
+        (self.mtu.least..=self.mtu.most).contains(&mtu)
+    }
+
+    /// Settings of the interface, where it takes packets of this length.
+    pub(super) fn settings_with(&self, mtu: Option<u16>) -> InterfaceSettings {
+        let settings = self.settings.clone();
+        InterfaceSettings { mtu: mtu.unwrap_or(settings.mtu), ..settings }
     }
 
     /// What a reload changes of the interface.

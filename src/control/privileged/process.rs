@@ -111,6 +111,8 @@ struct Plans {
     loaded: Option<PrivilegedPlan>,
     /// What [`Request::Prepare`] has added of it.
     prepared: Option<InterfaceChanges>,
+    /// What the interface takes, if that is not what the file has.
+    mtu: Option<u16>,
     /// What earlier configurations have had refused, beside the current one's.
     refused: Vec<Route>,
 }
@@ -175,6 +177,7 @@ impl Server {
             Request::Commit => self.commit().await?,
             Request::Rollback => self.rollback().await,
             Request::Repair => self.repair().await?,
+            Request::SetMtu { mtu } => self.set_mtu(mtu).await?,
             Request::Open { prefix } => self.open(prefix).await?,
             Request::Grant(grant) => self.grant(grant, &descriptors)?,
             Request::CreateDevice => return self.create_device(),
@@ -210,13 +213,31 @@ impl Server {
         let is_prepared = device.is_prepared || device.is_kept && !may_configure();
         let Device { offload, is_kept, .. } = device;
         plan.settings = InterfaceSettings { index, offload, is_kept, is_prepared, ..plan.settings };
-        self.netlink.check(&plan.settings).await?;
+        // A predecessor may have found that the paths carry more: connections that use it go on.
+        let found = if is_kept { self.netlink.mtu(&plan.settings).await } else { None };
+        let mtu = found.filter(|found| plan.admits_mtu(*found));
+        let settings = plan.settings_with(mtu);
+        self.netlink.check(&settings).await?;
         self.guard.borrow_mut().start(plan.guard.clone());
-        let refused = self.netlink.configure(&plan.settings).await?;
+        let refused = self.netlink.configure(&settings).await?;
         self.is_configured.notify_one();
-        *self.plans.borrow_mut() = Plans { current: Some(plan), refused, ..Plans::default() };
+        *self.plans.borrow_mut() = Plans { current: Some(plan), refused, mtu, ..Plans::default() };
         let guard = told_briefly(&self.guard.borrow().report().borrow());
-        Ok(Reply::Configured(Configured { is_prepared, may_configure: may_configure(), guard }))
+        Ok(Reply::Configured(Configured { is_prepared, may_configure: may_configure(), mtu: settings.mtu, guard }))
+    }
+
+    async fn set_mtu(&self, mtu: u16) -> Result<Reply, Refusal> {
+        let settings = {
+            let plans = self.plans.borrow();
+            let current = plans.current.as_ref().ok_or_else(nothing_loaded)?;
+            if !current.admits_mtu(mtu) {
+                return Err(not_granted("the configuration does not say so"));
+            }
+            current.settings_with(Some(mtu))
+        };
+        self.netlink.set_mtu(&settings).await?;
+        self.plans.borrow_mut().mtu = Some(mtu);
+        Ok(Reply::Done)
     }
 
     async fn prepare(&self) -> Result<Reply, Refusal> {
@@ -281,7 +302,7 @@ impl Server {
         let (settings, refused) = {
             let plans = self.plans.borrow();
             let current = plans.current.as_ref().ok_or_else(nothing_loaded)?;
-            (current.settings.clone(), plans.refused.clone())
+            (current.settings_with(plans.mtu), plans.refused.clone())
         };
         let readings = self.netlink.read(&settings, |_| false).await?;
         let drift = Drift::between(&settings, &refused, &readings);

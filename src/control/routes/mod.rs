@@ -50,6 +50,8 @@ pub struct Plan {
     pub refused: Vec<Route>,
     /// Networks that may be reached around the tunnel, by the configuration.
     pub open: Vec<IpNet>,
+    /// Firewall mark of datagrams to peers.
+    pub fwmark: Option<u32>,
     /// Whose packets are to go into the tunnel.
     pub peers: Vec<WatchedPeer>,
 }

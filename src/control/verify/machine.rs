@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Check, Finding, Outcome};
-use crate::config::Config;
-use crate::control::api::StatusReport;
+use crate::config::{Config, Mtu};
+use crate::control::api::{MtuSource, StatusReport};
 use crate::control::client::ClientError;
 use crate::dataplane::clock;
 
@@ -44,13 +44,17 @@ pub(super) fn configuration(config: &Config, status: &StatusReport) -> Finding {
     let mut differ = |what: &str, is_different: bool| differences.extend(is_different.then(|| what.to_owned()));
     differ("its private key", daemon.public_key != file.private_key.public_key().to_string());
     differ("interface.addresses", set(&daemon.addresses) != set(&file.addresses));
-    differ("interface.mtu", daemon.mtu != file.mtu);
+    let is_same_mtu = match (file.mtu, daemon.mtu_source) {
+        (Mtu::Auto, source) => source != MtuSource::Configured,
+        (Mtu::Bytes(bytes), source) => source != MtuSource::Auto && daemon.mtu == bytes,
+    };
+    differ("interface.mtu", !is_same_mtu);
     differences.extend(other_peers(config, status));
     if differences.is_empty() {
         return Finding::ok(Check::Configuration, "the daemon has this file's keys, addresses and peers");
     }
     let what = format!("the daemon runs by something else than this file: {}", differences.join(", "));
-    let remedy = if daemon.mtu == file.mtu { "underpass reload" } else { "underpass restart" };
+    let remedy = if is_same_mtu { "underpass reload" } else { "underpass restart" };
     Finding::failed(Check::Configuration, what, remedy)
 }
 

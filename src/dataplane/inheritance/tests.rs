@@ -12,12 +12,13 @@ use crate::keys::PrivateKey;
 use crate::packet::traffic_class::TrafficClass;
 use crate::proto::device::DeviceConfig;
 use crate::proto::endpoint::Endpoint;
+use crate::proto::interface_mtu::MtuRange;
 use crate::proto::noise::Suite;
 
 fn config(listen: &[&str]) -> DataplaneConfig {
     DataplaneConfig {
         interface_name: "unused".into(),
-        mtu: 1420,
+        mtu: MtuRange::fixed(1420),
         mode: DeviceMode::Auto,
         listen: listen.iter().map(|address| address.parse().unwrap()).collect(),
         ipv6_optional: true,

@@ -237,6 +237,7 @@ impl Device {
             receive_lanes: theirs.lanes,
             lane_paths: both_know_lane_paths(ours, theirs),
             peer_reads_ecn: theirs.features & FEATURE_ECN != 0,
+            peer_mtu: theirs.mtu,
         };
         let session = Arc::new(Session::new(now, &keys, &parameters, peer.traffic.clone()));
         let dscp = peer.config.dscp;
@@ -350,6 +351,7 @@ impl Device {
             receive_lanes: theirs.lanes,
             lane_paths: both_know_lane_paths(ours, theirs),
             peer_reads_ecn: theirs.features & FEATURE_ECN != 0,
+            peer_mtu: theirs.mtu,
         };
         let session = Arc::new(Session::new(now, &keys, &parameters, peer.traffic.clone()));
         let precedence = self.precedence(id);
@@ -421,7 +423,7 @@ impl Device {
 
     fn parameters(&self) -> Parameters {
         let lane_paths = if self.lane_paths { FEATURE_LANE_PATHS } else { 0 };
-        Parameters { lanes: self.send_lanes, features: FEATURE_ECN | lane_paths }
+        Parameters { lanes: self.send_lanes, features: FEATURE_ECN | lane_paths, mtu: self.mtu.announced() }
     }
 
     /// Called before each handshake's secrets are drawn, so that no copy of the memory from before it tells what they are.

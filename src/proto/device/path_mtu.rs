@@ -1,13 +1,16 @@
 //! How a device finds out what the paths to its peers carry, and keeps an eye on it.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use crate::keys::PublicKey;
 use crate::packet::frame::Control;
 use crate::packet::message::TRANSPORT_OVERHEAD;
 use crate::proto::constants::{
     LIVENESS_DEAD_INTERVAL, PATH_CONFIRM_INTERVAL, PATH_IDLE_INTERVAL, PATH_PROBES_PER_SECOND,
 };
-use crate::proto::path_mtu::{Link, Probe};
+use crate::proto::event::Event;
+use crate::proto::path_mtu::{Link, PathMtu, Probe};
 use crate::proto::peer_table::PeerId;
 use crate::proto::timers::Timer;
 use crate::proto::transmit::Way;
@@ -15,6 +18,48 @@ use crate::proto::transmit::Way;
 use super::{Device, SLOW_PATH_LANE};
 
 impl Device {
+    /// Takes the length of the longest datagrams that this machine sends to `remote`, where the peer is or may be. Without it,
+    /// nothing longer is tried than what every interface begins with. Returns whether there is such a peer.
+    pub fn set_path_ceiling(&mut self, now: Instant, key: &PublicKey, remote: IpAddr, length: u16) -> bool {
+        let Some(id) = self.peers.by_key(key) else { return false };
+        self.change_path(now, id, |path| path.set_ceiling(now, remote, length));
+        self.tend_path(now, id);
+        self.settle(now, id);
+        true
+    }
+
+    /// Has workers and the interface follow what `change` has done to what is known of a path.
+    pub(super) fn change_path<T>(
+        &mut self,
+        now: Instant,
+        id: PeerId,
+        change: impl FnOnce(&mut PathMtu) -> T,
+    ) -> Option<T> {
+        let peer = self.peers.get_mut(id)?;
+        let (limit, proven) = (peer.path_limit(), peer.path_mtu.proven());
+        let changed = change(&mut peer.path_mtu);
+        if peer.path_limit() != limit {
+            self.stale.route(id);
+        }
+        if peer.path_mtu.proven() != proven || self.mtu.is_due(now) {
+            self.weigh_mtu(now);
+        }
+        Some(changed)
+    }
+
+    /// Has the interface's MTU follow what the paths carry.
+    pub(super) fn weigh_mtu(&mut self, now: Instant) {
+        let proven = self.peers.iter().filter_map(|(_, peer)| peer.path_mtu.proven()).max();
+        let Some(mtu) = self.mtu.weigh(now, proven) else { return };
+        for id in self.peers.iter().map(|(id, _)| id).collect::<Vec<_>>() {
+            if let Some(peer) = self.peers.get_mut(id) {
+                peer.path_mtu.set_current(mtu);
+                self.stale.route(id);
+            }
+        }
+        self.events.push_back(Event::MtuChanged { mtu });
+    }
+
     /// Looks after the path to a peer: it has a session, or data passes again, or it is time.
     pub(super) fn tend_path(&mut self, now: Instant, id: PeerId) {
         let confirm_interval = self.confirm_interval();
@@ -31,11 +76,8 @@ impl Device {
             patience: peer.liveness.patience(),
             confirm_interval: if is_busy { confirm_interval } else { PATH_IDLE_INTERVAL.max(confirm_interval) },
         };
-        let before = peer.path_limit();
-        let probe = peer.path_mtu.tend(now, endpoint.remote.ip(), link);
-        if peer.path_limit() != before {
-            self.stale.route(id);
-        }
+        let probe = self.change_path(now, id, |path| path.tend(now, endpoint.remote.ip(), link)).flatten();
+        let Some(peer) = self.peers.get_mut(id) else { return };
         if let Some(Probe { length, is_paired }) = probe {
             let token = self.randomness.u64();
             let pair = is_paired.then(|| self.randomness.u64());
@@ -55,13 +97,8 @@ impl Device {
 
     /// A pong came that answers nothing else. Returns whether it answers a probe of this file.
     pub(super) fn on_path_pong(&mut self, now: Instant, id: PeerId, token: u64) -> bool {
-        let Some(peer) = self.peers.get_mut(id) else { return false };
-        let before = peer.path_limit();
-        let is_ours = peer.path_mtu.on_pong(now, token);
+        let is_ours = self.change_path(now, id, |path| path.on_pong(now, token)).unwrap_or(false);
         if is_ours {
-            if peer.path_limit() != before {
-                self.stale.route(id);
-            }
             self.tend_path(now, id);
         }
         is_ours

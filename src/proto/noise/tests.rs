@@ -16,7 +16,7 @@ fn parties() -> Parties {
     }
 }
 
-const PARAMETERS: Parameters = Parameters { lanes: 1, features: 0 };
+const PARAMETERS: Parameters = Parameters { lanes: 1, features: 0, mtu: 0 };
 
 impl Parties {
     fn initiate(
@@ -56,7 +56,7 @@ fn both_sides_agree_on_keys_in_both_suites() {
         assert_eq!(received.remote, parties.initiator.public_key());
         assert_eq!(received.timestamp, Tai64N::from_unix(std::time::Duration::from_secs(5)));
         let header = response_header(suite.to_byte(), 8, 7);
-        let parameters = Parameters { lanes: 3, features: 1 };
+        let parameters = Parameters { lanes: 3, features: 1, mtu: 9156 };
         let (responder_keys, ciphertext, message) =
             received.create_response(None, &header, parameters, &mut parties.randomness).unwrap();
         let (initiator_keys, received_parameters) =
@@ -179,8 +179,8 @@ fn published(vector: &serde_json::Value, role: &str) -> HandshakeState {
 #[test]
 fn a_peer_has_lanes_and_not_too_many() {
     for lanes in 0..=u8::MAX {
-        let decoded = Parameters::decode(&[lanes, 1, 0, 0, 0, 0, 0, 0]);
-        let expected = (1..=MAX_LANES).contains(&lanes).then_some(Parameters { lanes, features: 1 });
+        let decoded = Parameters::decode(&[lanes, 1, 2, 3, 0, 0, 0, 0]);
+        let expected = (1..=MAX_LANES).contains(&lanes).then_some(Parameters { lanes, features: 1, mtu: 0x0302 });
         assert_eq!(decoded.ok(), expected);
     }
 }

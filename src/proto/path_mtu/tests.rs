@@ -19,7 +19,7 @@ struct Walk {
 
 impl Walk {
     fn on_path_of(carries: u16) -> Self {
-        Self { now: start(), path: PathMtu::new(Some(1420)), carries, token: 0 }
+        Self { now: start(), path: PathMtu::new(Some(MtuRange::fixed(1420))), carries, token: 0 }
     }
 
     fn tend(&mut self) -> Option<Probe> {
@@ -309,9 +309,9 @@ fn nothing_is_tried_that_there_is_no_use_for() {
     assert_eq!((none.tend(start(), REMOTE, LINK), none.next_at(start(), LINK)), (None, None));
     assert_eq!(none.limit(REMOTE), PathLimit::NONE);
     assert!(!none.is_narrow() && !none.seeks());
-    let mut small = PathMtu::new(Some(1000));
+    let mut small = PathMtu::new(Some(MtuRange::fixed(1000)));
     assert_eq!(small.tend(start(), REMOTE, LINK), Some(Probe { length: 1000 + OVERHEAD, is_paired: false }));
     assert_eq!(small.limit(REMOTE).datagram, 1000 + OVERHEAD, "which is below the base");
-    let mut large = PathMtu::new(Some(u16::MAX));
+    let mut large = PathMtu::new(Some(MtuRange::fixed(u16::MAX)));
     assert_eq!(large.tend(start(), REMOTE, LINK), Some(Probe { length: MAX_DATAGRAM_LEN, is_paired: false }));
 }

@@ -17,6 +17,7 @@ pub(in crate::proto) fn pair(now: Instant, suite: Suite, lanes: u8) -> [Session;
             receive_lanes: lanes,
             lane_paths: false,
             peer_reads_ecn: false,
+            peer_mtu: 0,
         };
         Session::new(now, &SessionKeys { send, receive }, &parameters, Arc::new(Traffic::new(now)))
     })
@@ -207,6 +208,7 @@ fn session_of(now: Instant, suite: Suite, handshake: &serde_json::Value, is_init
         receive_lanes: lanes(remote),
         lane_paths: false,
         peer_reads_ecn: false,
+        peer_mtu: 0,
     };
     Session::new(now, &SessionKeys { send, receive }, &parameters, Arc::new(Traffic::new(now)))
 }
