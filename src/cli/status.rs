@@ -108,7 +108,11 @@ fn write_routes(text: &mut String, status: &StatusReport) {
 }
 
 fn header(interface: &InterfaceReport, guard: &GuardReport) -> String {
-    let device = if interface.offload { "with offload" } else { "without offload" };
+    let device = match (interface.offload, interface.tunnel_offload) {
+        (true, true) => "with offload, tunnels too",
+        (true, false) => "with offload",
+        (false, _) => "without offload",
+    };
     format!(
         "{BOLD}{}{BOLD:#}: {} side, MTU {}{}, {device}, up {}\n  public key  {}\n  addresses   {}\n  listening   {}\n{}\n",
         interface.name,
@@ -261,7 +265,7 @@ mod tests {
     #[test]
     fn prints_an_aligned_table_where_it_fits() {
         let expected = "\
-underpass0: proxy side, MTU 1420 (auto), with offload, up 60 min
+underpass0: proxy side, MTU 1420 (auto), with offload, tunnels too, up 60 min
   public key  BBBB
   addresses   10.77.0.1/24
   listening   0.0.0.0:51900

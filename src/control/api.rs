@@ -353,6 +353,9 @@ pub struct InterfaceReport {
     pub mtu_problem: Option<String>,
     /// Set while the kernel hands over superpackets.
     pub offload: bool,
+    /// Also of superpackets in UDP tunnels.
+    #[serde(default)]
+    pub tunnel_offload: bool,
     /// Since the daemon's start.
     pub uptime_seconds: u64,
     /// The daemon's process.
@@ -584,6 +587,7 @@ pub(crate) mod tests {
                 mtu_source: MtuSource::Auto,
                 mtu_problem: None,
                 offload: true,
+                tunnel_offload: true,
                 uptime_seconds: 3600,
                 pid: 7,
                 version: "0.1.0".into(),

@@ -28,6 +28,7 @@ mod existing;
 mod lookup;
 mod monitor;
 mod route_get;
+mod tunnels;
 
 pub use changes::{Failed, InterfaceChanges};
 use closed::is_refusal;
@@ -69,6 +70,18 @@ pub struct Route {
     pub destination: IpNet,
     /// The kernel's routing table: [`MAIN_TABLE`], or the one that the operator's rules consult.
     pub table: u32,
+}
+
+/// How long superpackets may be that the kernel hands over. It cuts a longer one into single packets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SuperpacketLimit {
+    /// So long that one send takes all segments: [`gso_max_size`].
+    #[default]
+    OneSend,
+    /// As long as any device's. For what comes from other devices: a tunnel makes its superpackets without regard to the
+    /// device that they leave by.
+    Longest,
 }
 
 /// What happens if an address or route that is to be added is there already.
@@ -318,10 +331,10 @@ impl Netlink {
     }
 
     /// Has the device take packets as long as `settings` says from here on, with superpackets to suit.
-    pub async fn set_mtu(&self, settings: &InterfaceSettings) -> Result<(), NetlinkError> {
+    pub async fn set_mtu(&self, settings: &InterfaceSettings, limit: SuperpacketLimit) -> Result<(), NetlinkError> {
         let wanted = link(settings.index).mtu(settings.mtu.into()).build();
         self.change_link(settings, wanted, &format!("set its MTU to {}", settings.mtu)).await?;
-        self.limit_superpackets(settings).await;
+        self.suit_superpackets(settings, limit).await;
         Ok(())
     }
 
@@ -331,21 +344,17 @@ impl Netlink {
         u16::try_from(mtu?).ok()
     }
 
-    async fn limit_superpackets(&self, settings: &InterfaceSettings) {
-        if settings.offload {
-            let limits = link(settings.index)
-                .append_extra_attribute(LinkAttribute::GsoMaxSize(gso_max_size(settings.mtu, IPV6_TCP_HEADERS)))
-                .append_extra_attribute(LinkAttribute::GsoIpv4MaxSize(gso_max_size(settings.mtu, IPV4_TCP_HEADERS)))
-                .build();
-            if let Err(error) = self.change_link(settings, limits, "limit the size of superpackets").await {
-                tracing::warn!(error = chain(&error), "bulk transfers will be slower");
-            }
+    async fn suit_superpackets(&self, settings: &InterfaceSettings, limit: SuperpacketLimit) {
+        if settings.offload
+            && let Err(error) = self.limit_superpackets(settings, limit).await
+        {
+            tracing::warn!(error = chain(&error), "bulk transfers will be slower");
         }
     }
 
     /// Settings without which the tunnel works too: a refusal is worth a word in the log, not the end.
     async fn tune(&self, settings: &InterfaceSettings) {
-        self.limit_superpackets(settings).await;
+        self.suit_superpackets(settings, SuperpacketLimit::OneSend).await;
         // No link-local address: its router solicitations would wake an idle tunnel and have no peer to go to.
         let inet6 = vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)];
         let quiet = link(settings.index)
@@ -354,6 +363,23 @@ impl Netlink {
         if let Err(error) = self.change_link(settings, quiet, "do without a link-local address").await {
             tracing::debug!(error = chain(&error), "left as it is");
         }
+    }
+
+    /// Has the kernel hand over superpackets up to this size.
+    pub async fn limit_superpackets(
+        &self,
+        settings: &InterfaceSettings,
+        limit: SuperpacketLimit,
+    ) -> Result<(), NetlinkError> {
+        let size = |headers| match limit {
+            SuperpacketLimit::OneSend => gso_max_size(settings.mtu, headers),
+            SuperpacketLimit::Longest => LONGEST_SUPERPACKET,
+        };
+        let limits = link(settings.index)
+            .append_extra_attribute(LinkAttribute::GsoMaxSize(size(IPV6_TCP_HEADERS)))
+            .append_extra_attribute(LinkAttribute::GsoIpv4MaxSize(size(IPV4_TCP_HEADERS)))
+            .build();
+        self.change_link(settings, limits, "limit the size of superpackets").await
     }
 
     async fn change_link(
@@ -480,6 +506,9 @@ pub fn gso_max_size(mtu: u16, headers: u32) -> u32 {
     let segments = (MAX_UDP_PAYLOAD / datagram).clamp(1, MAX_UDP_SEGMENTS);
     segments * (u32::from(mtu) - headers) + headers
 }
+
+/// `GSO_LEGACY_MAX_SIZE` of `linux/netdevice.h`, with which the kernel begins.
+const LONGEST_SUPERPACKET: u32 = 65_536;
 
 /// For the log, which then shows the causes too.
 fn chain(error: &NetlinkError) -> &(dyn std::error::Error + 'static) {

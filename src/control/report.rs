@@ -34,6 +34,8 @@ pub struct Identity {
     pub listen: Vec<SocketAddr>,
     /// Set if the kernel hands over superpackets.
     pub offload: bool,
+    /// Also of superpackets in UDP tunnels.
+    pub tunnel_offload: bool,
     /// The configuration file.
     pub file: PathBuf,
     /// When the daemon started.
@@ -142,6 +144,7 @@ impl Identity {
             mtu_source: mtu.source,
             mtu_problem: mtu.problem.clone(),
             offload: self.offload,
+            tunnel_offload: self.tunnel_offload,
             uptime_seconds: now.saturating_duration_since(self.started_at).as_secs(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -267,6 +270,7 @@ pub(super) mod tests {
             addresses: Vec::new(),
             listen: Vec::new(),
             offload: false,
+            tunnel_offload: false,
             started_at: clock::now(),
             private_key_written: Some(1_700_000_000),
             file: PathBuf::new(),

@@ -107,12 +107,17 @@ impl<'a, 'b> Inbound<'a, 'b> {
                 return Ok(false);
             }
         };
+        let checksum_partial = frame.flags & FLAG_CHECKSUM_PARTIAL != 0;
         // An application that sends small datagrams one by one; what joins them is what a network card's GRO would.
-        if frame.flags == FLAG_CHECKSUM_PARTIAL && packet.is_atomic() && self.train.append(&packet) {
+        let is_joined = frame.flags == FLAG_CHECKSUM_PARTIAL && packet.is_atomic() && self.train.append(&packet);
+        if is_joined || self.train.append_tunnelled(&packet, checksum_partial) {
             return Ok(true);
         }
         self.deliver()?;
-        self.train.start(packet, frame.flags & FLAG_CHECKSUM_PARTIAL != 0);
+        match self.tun.find_tunnelled(&packet) {
+            Some(tunnelled) => self.train.start_tunnelled(packet, tunnelled, checksum_partial),
+            None => self.train.start(packet, checksum_partial),
+        }
         Ok(true)
     }
 

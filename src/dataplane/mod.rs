@@ -22,6 +22,7 @@ use arc_swap::ArcSwap;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::keys::{PrivateKey, PublicKey};
+use crate::packet::tunnel::TunnelKind;
 use crate::proto::device::{Device, DeviceConfig};
 use crate::proto::endpoint::Endpoint;
 use crate::proto::event::Event;
@@ -39,6 +40,7 @@ use self::sender::Sender;
 use self::slow_path::{Command, CommandQueue, Inbox, SlowPath, SlowPathQueue, queues};
 use self::sockets::Sockets;
 use self::tun::{Offload, Tun};
+use self::tunnel_ports::TunnelPorts;
 use self::udp::{RECEIVE_BUFFER_LEN, UdpSocket};
 use self::worker::{Worker, WorkerParts};
 
@@ -68,6 +70,7 @@ mod standing_queue;
 pub mod testing;
 mod train;
 mod tun;
+mod tunnel_ports;
 mod udp;
 mod unreachable;
 mod virtio;
@@ -208,6 +211,11 @@ impl Dataplane {
         self.tun.queues[0].offload() != Offload::None
     }
 
+    /// Whether the TUN gives and takes superpackets in UDP tunnels.
+    pub fn tunnel_offload(&self) -> bool {
+        matches!(self.tun.queues[0].offload(), Offload::Tunnels { .. })
+    }
+
     /// Where it listens, with the ports that the kernel chose for port 0.
     pub fn local_addresses(&self) -> Vec<SocketAddr> {
         self.sockets[0].listen.iter().map(UdpSocket::local).collect()
@@ -302,7 +310,9 @@ impl Dataplane {
 
     /// Commands to the running data plane. Given before the start, they wait for it.
     pub fn handle(&self) -> Handle {
-        Handle { commands: self.commands.clone() }
+        let queues = self.tun.queues.iter().filter(|queue| matches!(queue.offload(), Offload::Tunnels { .. }));
+        let tunnels = queues.map(|queue| queue.tunnels().clone()).collect();
+        Handle { commands: self.commands.clone(), tunnels }
     }
 
     /// The TUN's queues and the sockets, each with the name that a successor's [`Inheritance`] knows it by.
@@ -312,15 +322,18 @@ impl Dataplane {
         queues.chain(sockets).map(|(role, descriptor)| (role.to_string(), descriptor)).collect()
     }
 
-    /// Has every worker finish what it has in hand and wait: from then on the kernel alone queues packets. Returns whether
-    /// all of them have done so, soon.
+    /// Has every worker finish what it has in hand and wait: from then on the kernel alone queues packets, for whoever
+    /// reads them next. Returns whether all of them have done so, soon.
     pub fn pause(&self) -> bool {
         self.orders.iter().for_each(Orders::pause);
-        self.orders.iter().all(Orders::wait_until_paused)
+        let are_paused = self.orders.iter().all(Orders::wait_until_paused);
+        self.tun.leave();
+        are_paused
     }
 
     /// Has the workers go on.
     pub fn resume(&self) {
+        self.tun.take_back();
         self.orders.iter().for_each(Orders::resume);
     }
 
@@ -357,6 +370,7 @@ impl Dataplane {
         if let Some(slow_path) = self.slow_path.take() {
             let _ = slow_path.join();
         }
+        self.tun.leave();
     }
 }
 
@@ -376,6 +390,8 @@ impl fmt::Debug for Dataplane {
 #[derive(Debug, Clone)]
 pub struct Handle {
     commands: CommandQueue,
+    /// Of each TUN queue that takes superpackets in tunnels.
+    tunnels: Arc<[Arc<TunnelPorts>]>,
 }
 
 impl Handle {
@@ -418,6 +434,16 @@ impl Handle {
     /// Tells of the longest datagrams that this machine sends to an address where a peer is, in bytes of UDP payload.
     pub fn set_path_ceiling(&self, key: PublicKey, remote: IpAddr, length: u16) {
         self.commands.send(Command::SetPathCeiling(key, remote, length));
+    }
+
+    /// Whether it is of any use to tell of tunnels.
+    pub fn wants_tunnels(&self) -> bool {
+        !self.tunnels.is_empty()
+    }
+
+    /// Tells on which UDP ports this machine's kernel ends tunnels, and which. Done at once.
+    pub fn set_tunnels(&self, tunnels: &[(u16, TunnelKind)]) {
+        self.tunnels.iter().for_each(|ports| ports.set(tunnels.iter().copied()));
     }
 
     /// Asks for the state of the device and its peers, and everything that was dropped. `reply` is called on a thread of

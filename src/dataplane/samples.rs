@@ -8,6 +8,7 @@ use crate::keys::PrivateKey;
 use crate::packet::checksum;
 use crate::packet::ip::{IpPacket, TransportProtocol};
 use crate::packet::traffic_class::Ecn;
+use crate::packet::tunnel::TunnelKind;
 use crate::proto::device::{Device, DeviceConfig};
 use crate::proto::endpoint::Endpoint;
 use crate::proto::noise::Suite;
@@ -15,7 +16,7 @@ use crate::proto::peer::PeerConfig;
 use crate::proto::policy::{Exposure, Policy};
 use crate::proto::randomness::Entropy;
 
-use super::virtio::{Segmentation, VirtioHeader};
+use super::virtio::{Segmentation, TunnelHeader, VirtioHeader};
 
 /// What a superpacket or packet looks like. It goes from 10.77.0.1 to 10.77.0.2, or from fd00::1 to fd00::2.
 #[derive(Debug, Clone)]
@@ -91,19 +92,7 @@ impl Sample {
 
     fn ip_header(&self, length: usize) -> Vec<u8> {
         let protocol = if self.protocol == TransportProtocol::Tcp { 6 } else { 17 };
-        if self.v6 {
-            let mut header = vec![0x60, 2, 3, 4, 0, 0, protocol, 64];
-            header[4..6].copy_from_slice(&u16::try_from(length - 40).unwrap().to_be_bytes());
-            header.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-            header.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
-            return header;
-        }
-        let words = u8::try_from(5 + self.ip_options / 4).unwrap();
-        let mut header =
-            vec![0x40 | words, 2, 0, 0, 0xff, 0xfe, 0x40, 0, 64, protocol, 0, 0, 10, 77, 0, 1, 10, 77, 0, 2];
-        header[2..4].copy_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
-        header.extend(vec![1; self.ip_options]);
-        header
+        ip_header(self.v6, self.ip_options, protocol, length)
     }
 
     fn transport_header(&self, length: usize) -> Vec<u8> {
@@ -137,6 +126,116 @@ impl Sample {
             segment_size: self.segment_size as u16,
             checksum_start: self.transport_start() as u16,
             checksum_offset: self.protocol.checksum_offset() as u16,
+            tunnel: None,
+        }
+    }
+}
+
+/// Without its checksum.
+fn ip_header(v6: bool, options: usize, protocol: u8, length: usize) -> Vec<u8> {
+    if v6 {
+        let mut header = vec![0x60, 2, 3, 4, 0, 0, protocol, 64];
+        header[4..6].copy_from_slice(&u16::try_from(length - 40).unwrap().to_be_bytes());
+        header.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        header.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+        return header;
+    }
+    let words = u8::try_from(5 + options / 4).unwrap();
+    let mut header = vec![0x40 | words, 2, 0, 0, 0xff, 0xfe, 0x40, 0, 64, protocol, 0, 0, 10, 77, 0, 1, 10, 77, 0, 2];
+    header[2..4].copy_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
+    header.extend(vec![1; options]);
+    header
+}
+
+/// A superpacket in a tunnel between the same addresses, as an overlay network's.
+#[derive(Debug, Clone)]
+pub struct TunnelSample {
+    /// The tunnel is over IPv6, not IPv4.
+    pub v6: bool,
+    /// VXLAN or Geneve.
+    pub kind: TunnelKind,
+    /// Bytes of Geneve's options, a multiple of four.
+    pub options: usize,
+    /// The tunnel's UDP header has a checksum.
+    pub has_checksum: bool,
+    /// The tunnel's packets may be fragmented, if they are IPv4, as those of most overlays.
+    pub may_fragment: bool,
+    /// The superpacket inside.
+    pub inner: Sample,
+}
+
+impl TunnelSample {
+    /// Of VXLAN over IPv4, as Kubernetes makes them.
+    pub fn vxlan(inner: Sample) -> Self {
+        Self { v6: false, kind: TunnelKind::Vxlan, options: 0, has_checksum: false, may_fragment: true, inner }
+    }
+
+    /// The port that it goes to.
+    pub fn port(&self) -> u16 {
+        if self.kind == TunnelKind::Vxlan { 4789 } else { 6081 }
+    }
+
+    pub(super) fn udp_start(&self) -> usize {
+        if self.v6 { 40 } else { 20 }
+    }
+
+    pub(super) fn inner_start(&self) -> usize {
+        let options = if self.kind == TunnelKind::Geneve { self.options } else { 0 };
+        self.udp_start() + 8 + 8 + options + 14
+    }
+
+    pub(super) fn headers_len(&self) -> usize {
+        self.inner_start() + self.inner.headers_len()
+    }
+
+    /// What one read of a TUN with tunnels gives: the virtio header and the packet.
+    pub fn read(&self) -> Vec<u8> {
+        [&self.virtio().encode_with_tunnel()[..], &self.packet()].concat()
+    }
+
+    /// The superpacket, as behind the virtio header.
+    pub fn packet(&self) -> Vec<u8> {
+        let length = self.headers_len() + self.inner.payload.len();
+        let mut bytes = ip_header(self.v6, 0, 17, length);
+        if !self.v6 {
+            bytes[6] = if self.may_fragment { 0 } else { 0x40 };
+            let checksum = checksum::finish(0, &bytes);
+            bytes[10..12].copy_from_slice(&checksum.to_be_bytes());
+        }
+        bytes.extend([0xc1, 0x23]);
+        bytes.extend(self.port().to_be_bytes());
+        bytes.extend(u16::try_from(length - self.udp_start()).unwrap().to_be_bytes());
+        bytes.extend([0, 0]);
+        match self.kind {
+            TunnelKind::Vxlan => bytes.extend([0x08, 0, 0, 0, 0, 0, 7, 0]),
+            TunnelKind::Geneve => {
+                bytes.extend([(self.options / 4) as u8, 0, 0x65, 0x58, 0, 0, 7, 0]);
+                bytes.extend(vec![3; self.options]);
+            }
+        }
+        bytes.extend([2, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2]);
+        bytes.extend(if self.inner.v6 { [0x86, 0xdd] } else { [0x08, 0x00] });
+        bytes.extend(self.inner.packet());
+        if self.has_checksum {
+            let sum = checksum::fold(IpPacket::parse(&bytes).unwrap().pseudo_header_sum());
+            bytes[self.udp_start() + 6..][..2].copy_from_slice(&sum.to_be_bytes());
+        }
+        bytes
+    }
+
+    /// The virtio header in front of [`packet`](Self::packet).
+    pub(super) fn virtio(&self) -> VirtioHeader {
+        let inner = self.inner.virtio();
+        VirtioHeader {
+            header_len: self.headers_len() as u16,
+            checksum_start: self.inner_start() as u16 + inner.checksum_start,
+            tunnel: Some(TunnelHeader {
+                is_v6: self.v6,
+                has_checksum: self.has_checksum,
+                udp_start: self.udp_start() as u16,
+                inner_start: self.inner_start() as u16,
+            }),
+            ..inner
         }
     }
 }

@@ -3,6 +3,9 @@
 //!
 //! Where the path to the peer is narrow, they are made [`fit`] for it.
 //!
+//! A superpacket in a UDP tunnel is cut into packets of the tunnel. What is left for the receiver is then the checksum of the
+//! tunnel's UDP header, if it has one; that of the packet inside is computed here.
+//!
 //! It neither routes nor encrypts. The kernel is trusted, but every offset it states is compared with the bytes.
 
 use crate::packet::checksum;
@@ -12,7 +15,7 @@ use crate::packet::tcp::{TCP_CWR, TCP_FIN, TCP_HEADER_LEN, TCP_PSH};
 use crate::packet::traffic_class::{Ecn, TrafficClass, set_ecn};
 
 use self::fragments::Fragments;
-use super::virtio::{Segmentation, VirtioHeader};
+use super::virtio::{Segmentation, TunnelHeader, VirtioHeader};
 
 pub(super) mod fit;
 mod fragments;
@@ -43,12 +46,25 @@ enum Shape {
 #[derive(Debug)]
 struct Cut {
     protocol: TransportProtocol,
+    /// Where the IP header starts that stands in front of the transport header; 0 but in a tunnel.
+    ip_start: usize,
     transport_start: usize,
     headers_len: usize,
     segment_size: usize,
     /// Sum over the pseudo-header, without the length, which differs per segment.
     pseudo_header_sum: u32,
     /// [`fixed_header_sum`] of the IP header.
+    ip_header_sum: u32,
+    tunnel: Option<TunnelCut>,
+}
+
+/// The headers in front of a packet in a tunnel.
+#[derive(Debug)]
+struct TunnelCut {
+    udp_start: usize,
+    /// As [`Cut::pseudo_header_sum`]; `None` if the UDP header has no checksum.
+    pseudo_header_sum: Option<u32>,
+    /// [`fixed_header_sum`] of the tunnel's IP header.
     ip_header_sum: u32,
 }
 
@@ -72,6 +88,11 @@ impl<'a> Segments<'a> {
 
     fn superpacket(header: &VirtioHeader, bytes: &'a [u8]) -> Result<Self, Malformed> {
         let packet = IpPacket::parse(bytes)?;
+        if let Some(tunnel) = header.tunnel {
+            let cut = Cut::in_tunnel(header, tunnel, &packet)?;
+            let partial = tunnel.has_checksum;
+            return Ok(Self::of(packet, partial, Shape::Segments(cut)));
+        }
         let (cut, partial) = match packet.transport() {
             Some(transport) => (Cut::new(&packet, transport, usize::from(header.segment_size)), true),
             None => (Cut::behind_extension_headers(header, &packet)?, false),
@@ -169,15 +190,13 @@ impl<'a> Segments<'a> {
         let (headers, payload) = out.split_at_mut(cut.headers_len);
         headers.copy_from_slice(&bytes[..cut.headers_len]);
         payload.copy_from_slice(&bytes[payload_start..payload_start + payload.len()]);
-
-        let (ip, transport) = headers.split_at_mut(cut.transport_start);
-        // A mark is rare, so its header is summed each time.
-        let mut fixed_sum = cut.ip_header_sum;
         if self.congestion_experienced {
-            set_ecn(ip, Ecn::Ce);
-            fixed_sum = fixed_header_sum(ip);
+            set_ecn(headers, Ecn::Ce);
         }
-        cut_ip_header(ip, packet_len, index, fixed_sum);
+
+        let (ip, transport) = headers[cut.ip_start..].split_at_mut(cut.transport_start - cut.ip_start);
+        let fixed_sum = if cut.tunnel.is_none() { self.header_sum(ip, cut.ip_header_sum) } else { cut.ip_header_sum };
+        cut_ip_header(ip, packet_len - cut.ip_start, index, fixed_sum);
         let transport_len = packet_len - cut.transport_start;
         match cut.protocol {
             TransportProtocol::Tcp => self.cut_tcp_header(cut, index, transport),
@@ -186,10 +205,32 @@ impl<'a> Segments<'a> {
         let sum = checksum::fold(cut.pseudo_header_sum + u32::from(u16::from_be_bytes(length_field(transport_len))));
         let at = cut.transport_start + cut.protocol.checksum_offset();
         out[at..at + 2].copy_from_slice(&sum.to_be_bytes());
-        if !self.partial {
+        if !self.partial || cut.tunnel.is_some() {
             let checksum = finish_checksum(&out[cut.transport_start..]).to_be_bytes();
             out[at..at + 2].copy_from_slice(&checksum);
         }
+        if let Some(tunnel) = &cut.tunnel {
+            self.cut_tunnel_headers(tunnel, index, out);
+        }
+    }
+
+    fn cut_tunnel_headers(&self, tunnel: &TunnelCut, index: usize, out: &mut [u8]) {
+        let packet_len = out.len();
+        let (ip, udp) = out.split_at_mut(tunnel.udp_start);
+        let fixed_sum = self.header_sum(ip, tunnel.ip_header_sum);
+        cut_ip_header(ip, packet_len, index, fixed_sum);
+        let length = length_field(udp.len());
+        udp[4..6].copy_from_slice(&length);
+        if let Some(sum) = tunnel.pseudo_header_sum {
+            let sum = checksum::fold(sum + u32::from(u16::from_be_bytes(length)));
+            udp[6..8].copy_from_slice(&sum.to_be_bytes());
+        }
+    }
+
+    /// [`fixed_header_sum`] of the packet's own IP header, which is `unmarked` as the kernel gave it. A mark is rare, so its
+    /// header is summed each time.
+    fn header_sum(&self, ip: &[u8], unmarked: u32) -> u32 {
+        if self.congestion_experienced { fixed_header_sum(ip) } else { unmarked }
     }
 
     /// Sequence number and flags as they would be if the segments had been sent one by one: CWR answers one congestion
@@ -216,12 +257,55 @@ impl Cut {
     fn new(packet: &IpPacket<'_>, transport: Transport, segment_size: usize) -> Self {
         Self {
             protocol: transport.protocol,
+            ip_start: 0,
             transport_start: transport.start,
             headers_len: transport.payload_start,
             segment_size,
             pseudo_header_sum: checksum::pseudo_header(packet.source(), packet.destination(), packet.protocol(), 0),
             ip_header_sum: fixed_header_sum(&packet.bytes()[..transport.start]),
+            tunnel: None,
         }
+    }
+
+    /// Of a superpacket in a tunnel: the kernel says where its headers lie.
+    fn in_tunnel(header: &VirtioHeader, tunnel: TunnelHeader, packet: &IpPacket<'_>) -> Result<Self, Malformed> {
+        let outer = packet.transport().filter(|outer| outer.protocol == TransportProtocol::Udp).ok_or(Malformed)?;
+        let (ip_start, start) = (usize::from(tunnel.inner_start), usize::from(header.checksum_start));
+        if usize::from(tunnel.udp_start) != outer.start || ip_start < outer.payload_start || !header.needs_checksum {
+            return Err(Malformed);
+        }
+        let bytes = packet.bytes();
+        let ip = bytes.get(ip_start..start).ok_or(Malformed)?;
+        let (version, shortest) = match ip.first().ok_or(Malformed)? >> 4 {
+            4 => (4, usize::from(ip[0] & 0xf).max(5) * 4),
+            6 => (6, IPV6_HEADER_LEN),
+            _ => return Err(Malformed),
+        };
+        let fits = match header.segmentation {
+            Segmentation::TcpV4 => version == 4,
+            Segmentation::TcpV6 => version == 6,
+            Segmentation::Udp => true,
+            Segmentation::None => false,
+        };
+        if !fits || ip.len() < shortest || version == 4 && ip.len() != shortest || header.segment_size == 0 {
+            return Err(Malformed);
+        }
+        let udp = &bytes[outer.start..outer.payload_start];
+        let has_checksum = udp[6..8] != [0, 0];
+        if has_checksum != tunnel.has_checksum {
+            return Err(Malformed);
+        }
+        let outer_sum = checksum::pseudo_header(packet.source(), packet.destination(), packet.protocol(), 0);
+        Ok(Self {
+            ip_start,
+            ip_header_sum: fixed_header_sum(ip),
+            tunnel: Some(TunnelCut {
+                udp_start: outer.start,
+                pseudo_header_sum: has_checksum.then_some(outer_sum),
+                ip_header_sum: fixed_header_sum(&bytes[..outer.start]),
+            }),
+            ..Self::at_checksum_start(header, bytes)?
+        })
     }
 
     /// The transport header of an IPv6 superpacket with extension headers, which only the kernel knows how to pass
@@ -231,7 +315,13 @@ impl Cut {
         if !header.needs_checksum || packet.source().is_ipv4() || start <= packet.header_len() {
             return Err(Malformed);
         }
-        let transport = packet.bytes().get(start..).ok_or(Malformed)?;
+        Self::at_checksum_start(header, packet.bytes())
+    }
+
+    /// With the transport header where the checksum starts, and a pseudo-header that only the kernel knows.
+    fn at_checksum_start(header: &VirtioHeader, bytes: &[u8]) -> Result<Self, Malformed> {
+        let start = usize::from(header.checksum_start);
+        let transport = bytes.get(start..).ok_or(Malformed)?;
         let (protocol, transport_header_len) = match header.segmentation {
             Segmentation::Udp => (TransportProtocol::Udp, UDP_HEADER_LEN),
             _ => (TransportProtocol::Tcp, usize::from(transport.get(12).ok_or(Malformed)? >> 4) * 4),
@@ -250,11 +340,13 @@ impl Cut {
         let length = u16::from_be_bytes(length_field(transport.len()));
         Ok(Self {
             protocol,
+            ip_start: 0,
             transport_start: start,
             headers_len: start + transport_header_len,
             segment_size: usize::from(header.segment_size),
             pseudo_header_sum: u32::from(sum) + u32::from(!length),
             ip_header_sum: 0,
+            tunnel: None,
         })
     }
 }

@@ -17,14 +17,13 @@ use super::batch::Outbound;
 use super::counters::Counters;
 use super::inbound::Inbound;
 use super::inheritance::Inheritance;
-pub use super::samples::{Sample, config, device, handshake};
+pub use super::samples::{Sample, TunnelSample, config, device, handshake};
 use super::segment::Segments;
 use super::sender::{SendRun, Sender, Unsent};
 use super::sockets::Sockets;
 use super::train::Train;
-use super::tun::{Offload, TUN_BUFFER_LEN, Tun, TunQueue};
+use super::tun::{Offload, TUN_BUFFER_LEN, Tun, TunQueue, TunRead};
 use super::udp::{BindOptions, UdpSocket};
-use super::virtio::VirtioHeader;
 use super::{Dataplane, DataplaneConfig, StartError};
 
 /// A data plane with a socket in the kernel's place behind each TUN queue, one worker for each: a datagram is what one
@@ -220,7 +219,6 @@ fn total(counters: &Counters) -> DropCounters {
 }
 
 fn segments(read: &mut [u8]) -> Result<Segments<'_>, Malformed> {
-    let (header, bytes) = read.split_first_chunk_mut().ok_or(Malformed)?;
-    let header = VirtioHeader::decode(header).map_err(|_| Malformed)?;
-    Segments::new(&header, bytes)
+    let TunRead { header, bytes } = TunRead::new(Offload::TcpAndUdp, read).ok_or(Malformed)?;
+    Segments::new(&header.map_err(|_| Malformed)?, bytes)
 }

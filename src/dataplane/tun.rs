@@ -13,10 +13,15 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::net::if_::if_nametoindex;
 
+use crate::packet::ip::IpPacket;
+use crate::packet::tunnel::Tunnelled;
+
 use self::prepared::Prepared;
-use super::virtio::{VIRTIO_HEADER_LEN, VirtioHeader};
+use super::tunnel_ports::TunnelPorts;
+use super::virtio::{TUNNEL_HEADER_LEN, UnknownSegmentation, VIRTIO_HEADER_LEN, VirtioHeader};
 
 mod adopt;
+mod offload;
 mod prepared;
 mod steering;
 
@@ -27,7 +32,7 @@ const DEVICE_NODE: &str = "/dev/net/tun";
 const MAX_NAME_LEN: usize = 15;
 
 /// Room for the largest read: a virtio header and a superpacket of 64 KiB.
-pub(super) const TUN_BUFFER_LEN: usize = VIRTIO_HEADER_LEN + 65_536;
+pub(super) const TUN_BUFFER_LEN: usize = TUNNEL_HEADER_LEN + 65_536;
 
 /// Which kind of TUN to create.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -50,6 +55,22 @@ pub(super) enum Offload {
     Tcp,
     /// UDP superpackets too (Linux 6.2).
     TcpAndUdp,
+    /// Both in UDP tunnels too (Linux 6.17).
+    Tunnels {
+        /// What the kernel wants added to where a tunnel's UDP header starts, in what is written.
+        shift: u16,
+    },
+}
+
+impl Offload {
+    /// Length in bytes of the virtio header.
+    pub(super) fn header_len(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Tcp | Self::TcpAndUdp => VIRTIO_HEADER_LEN,
+            Self::Tunnels { .. } => TUNNEL_HEADER_LEN,
+        }
+    }
 }
 
 /// Why there is no TUN.
@@ -113,6 +134,27 @@ impl Tun {
         Ok(Self { queues: queues.into_iter().map(Arc::new).collect(), index, is_prepared: prepared.is_some() })
     }
 
+    /// Has the device be as it would be for a daemon that knows no tunnels, for whoever reads it next. Nothing is read or
+    /// written before [`take_back`](Self::take_back).
+    pub(super) fn leave(&self) {
+        self.change_offload(
+            "a daemon that knows less of TUN devices can't go on with this one",
+            offload::set_without_tunnels,
+        );
+    }
+
+    /// The end of [`leave`](Self::leave).
+    pub(super) fn take_back(&self) {
+        self.change_offload("the TUN can't be used as before", |queue| offload::set(queue).map(drop));
+    }
+
+    fn change_offload(&self, failure: &str, change: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>) {
+        let queue = self.queues.first().filter(|queue| matches!(queue.offload(), Offload::Tunnels { .. }));
+        if let Some(Err(error)) = queue.map(|queue| change(queue.as_fd())) {
+            tracing::warn!(%error, "{failure}");
+        }
+    }
+
     /// Only the queues, for another process: they keep the device open.
     pub(super) fn into_queues(self) -> io::Result<Vec<OwnedFd>> {
         self.queues.iter().map(|queue| queue.as_fd().try_clone_to_owned()).collect()
@@ -155,7 +197,7 @@ fn create_offload(name: &str, queues: u8, multi_queue: bool) -> Result<Vec<TunQu
         // Not wrong, only less steady.
         tracing::info!(%error, "the kernel takes no program that keeps flows on their queues: a new flow may be reordered");
     }
-    let offload = if devices[0].udp_gso() { Offload::TcpAndUdp } else { Offload::Tcp };
+    let offload = offload::set(devices[0].as_fd()).map_err(|source| classify(name, source))?;
     let own = |device: tun_rs::SyncDevice| {
         let owned = device.as_fd().try_clone_to_owned().map_err(|source| classify(name, source))?;
         TunQueue::new(owned, offload).map_err(|source| classify(name, source))
@@ -173,7 +215,7 @@ fn create_plain(name: &str) -> Result<TunQueue, TunError> {
         tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tun).map_err(|source| classify(name, source))?;
     // SAFETY: `into_raw_fd` gives up the descriptor, which is open, so this is its only owner.
     let owned = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
-    adopt::clear_offload(owned.as_fd()).map_err(|source| classify(name, source))?;
+    offload::clear(owned.as_fd()).map_err(|source| classify(name, source))?;
     TunQueue::new(owned, Offload::None).map_err(|source| classify(name, source))
 }
 
@@ -191,13 +233,14 @@ fn classify(name: &str, source: io::Error) -> TunError {
 pub(super) struct TunQueue {
     descriptor: OwnedFd,
     offload: Offload,
+    tunnels: Arc<TunnelPorts>,
 }
 
 /// What a read gave: what the kernel says about the packet, and where the packet lies in the buffer.
 #[derive(Debug)]
 pub(super) struct TunRead<'b> {
     /// `PLAIN` from a plain device.
-    pub(super) header: [u8; VIRTIO_HEADER_LEN],
+    pub(super) header: Result<VirtioHeader, UnknownSegmentation>,
     /// The packet or superpacket.
     pub(super) bytes: &'b mut [u8],
 }
@@ -205,7 +248,7 @@ pub(super) struct TunRead<'b> {
 impl TunQueue {
     fn new(descriptor: OwnedFd, offload: Offload) -> io::Result<Self> {
         fcntl(&descriptor, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))?;
-        Ok(Self { descriptor, offload })
+        Ok(Self { descriptor, offload, tunnels: Arc::default() })
     }
 
     /// A queue whose other end is `UnixDatagram` instead of the kernel: datagrams stand for packets.
@@ -217,6 +260,17 @@ impl TunQueue {
     /// What it takes and gives.
     pub(super) fn offload(&self) -> Offload {
         self.offload
+    }
+
+    /// Tunnels that end here.
+    pub(super) fn tunnels(&self) -> &Arc<TunnelPorts> {
+        &self.tunnels
+    }
+
+    /// The packet in `packet`, if it is one of a tunnel of which superpackets may be written.
+    pub(super) fn find_tunnelled(&self, packet: &IpPacket<'_>) -> Option<Tunnelled> {
+        let takes_tunnels = matches!(self.offload, Offload::Tunnels { .. });
+        if takes_tunnels { self.tunnels.find(packet) } else { None }
     }
 
     /// Reads one packet or superpacket. `Ok(None)` when none is waiting; `Err` only when the device is gone.
@@ -231,11 +285,7 @@ impl TunQueue {
                 }
             }
         };
-        let bytes = &mut buffer[..length];
-        if self.offload == Offload::None {
-            return Ok(Some(TunRead { header: VirtioHeader::PLAIN.encode(), bytes }));
-        }
-        Ok(bytes.split_first_chunk_mut().map(|(header, bytes)| TunRead { header: *header, bytes }))
+        Ok(TunRead::new(self.offload, &mut buffer[..length]))
     }
 
     /// Writes one packet or superpacket in parts, the virtio header first if there is offload. Every error but that of
@@ -248,6 +298,19 @@ impl TunQueue {
                 Err(errno) => return Err(errno.into()),
             }
         }
+    }
+}
+
+impl<'b> TunRead<'b> {
+    /// `None` if there is less than a header.
+    pub(super) fn new(offload: Offload, bytes: &'b mut [u8]) -> Option<Self> {
+        let (header, bytes) = bytes.split_at_mut_checked(offload.header_len())?;
+        let header = match (header.first_chunk(), header.first_chunk()) {
+            (Some(with_tunnel), _) => VirtioHeader::decode_with_tunnel(with_tunnel),
+            (_, Some(without)) => VirtioHeader::decode(without),
+            (None, None) => Ok(VirtioHeader::PLAIN),
+        };
+        Some(Self { header, bytes })
     }
 }
 

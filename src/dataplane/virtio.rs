@@ -5,13 +5,25 @@
 
 /// Length in bytes of the header.
 pub(super) const VIRTIO_HEADER_LEN: usize = 10;
+/// Length in bytes of the header of a TUN that takes superpackets in UDP tunnels: the same ten bytes, the number of buffers
+/// and the flow's hash, which a TUN has no use for, and where the tunnel's headers lie
+/// (`struct virtio_net_hdr_v1_hash_tunnel`).
+pub(super) const TUNNEL_HEADER_LEN: usize = 24;
 
 const FLAG_NEEDS_CHECKSUM: u8 = 1;
+/// The UDP header of a tunnel has a checksum.
+const FLAG_TUNNEL_CHECKSUM: u8 = 8;
 const SEGMENTATION_TCP_V4: u8 = 1;
 const SEGMENTATION_TCP_V6: u8 = 4;
 const SEGMENTATION_UDP: u8 = 5;
 /// Set beside a TCP type when the first segment carries CWR.
 const SEGMENTATION_ECN: u8 = 0x80;
+/// Set beside a type when what it says is of a packet in a UDP tunnel over IPv4.
+const SEGMENTATION_TUNNEL_V4: u8 = 0x20;
+/// The same over IPv6.
+const SEGMENTATION_TUNNEL_V6: u8 = 0x40;
+const OUTER_TRANSPORT_AT: usize = 20;
+const INNER_NETWORK_AT: usize = 22;
 
 /// How a superpacket is to be cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +55,21 @@ pub(super) struct VirtioHeader {
     pub(super) checksum_start: u16,
     /// Where its field is, from `checksum_start`.
     pub(super) checksum_offset: u16,
+    /// Set if the superpacket is in a UDP tunnel: then all of the above is about the packet inside.
+    pub(super) tunnel: Option<TunnelHeader>,
+}
+
+/// What a header says of the UDP tunnel that a superpacket is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TunnelHeader {
+    /// The tunnel is over IPv6.
+    pub(super) is_v6: bool,
+    /// Its UDP header has a checksum, whose field holds the pseudo-header's sum.
+    pub(super) has_checksum: bool,
+    /// Where its UDP header starts.
+    pub(super) udp_start: u16,
+    /// Where the IP header of the packet inside starts.
+    pub(super) inner_start: u16,
 }
 
 /// A segmentation type that was not asked for.
@@ -60,9 +87,10 @@ impl VirtioHeader {
         segment_size: 0,
         checksum_start: 0,
         checksum_offset: 0,
+        tunnel: None,
     };
 
-    /// Reads a header.
+    /// Reads the header of a TUN without tunnels.
     pub(super) fn decode(bytes: &[u8; VIRTIO_HEADER_LEN]) -> Result<Self, UnknownSegmentation> {
         let field = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
         let segmentation = match bytes[1] & !SEGMENTATION_ECN {
@@ -80,10 +108,45 @@ impl VirtioHeader {
             segment_size: field(4),
             checksum_start: field(6),
             checksum_offset: field(8),
+            tunnel: None,
         })
     }
 
-    /// The header's bytes.
+    /// Reads the header of a TUN with tunnels.
+    pub(super) fn decode_with_tunnel(bytes: &[u8; TUNNEL_HEADER_LEN]) -> Result<Self, UnknownSegmentation> {
+        const TUNNELS: u8 = SEGMENTATION_TUNNEL_V4 | SEGMENTATION_TUNNEL_V6;
+        let mut plain = *bytes.first_chunk().expect("24 bytes have a first ten");
+        plain[1] &= !TUNNELS;
+        let header = Self::decode(&plain)?;
+        let field = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let tunnel = match bytes[1] & TUNNELS {
+            0 => None,
+            TUNNELS => return Err(UnknownSegmentation),
+            _ if header.segmentation == Segmentation::None => return Err(UnknownSegmentation),
+            kind => Some(TunnelHeader {
+                is_v6: kind == SEGMENTATION_TUNNEL_V6,
+                has_checksum: bytes[0] & FLAG_TUNNEL_CHECKSUM != 0,
+                udp_start: field(OUTER_TRANSPORT_AT),
+                inner_start: field(INNER_NETWORK_AT),
+            }),
+        };
+        Ok(Self { tunnel, ..header })
+    }
+
+    /// The bytes of the header of a TUN with tunnels: the first ten are those of a TUN without, if there is none.
+    pub(super) fn encode_with_tunnel(self) -> [u8; TUNNEL_HEADER_LEN] {
+        let mut bytes = [0; TUNNEL_HEADER_LEN];
+        bytes[..VIRTIO_HEADER_LEN].copy_from_slice(&self.encode());
+        if let Some(tunnel) = self.tunnel {
+            bytes[0] |= if tunnel.has_checksum { FLAG_TUNNEL_CHECKSUM } else { 0 };
+            bytes[1] |= if tunnel.is_v6 { SEGMENTATION_TUNNEL_V6 } else { SEGMENTATION_TUNNEL_V4 };
+            bytes[OUTER_TRANSPORT_AT..][..2].copy_from_slice(&tunnel.udp_start.to_le_bytes());
+            bytes[INNER_NETWORK_AT..][..2].copy_from_slice(&tunnel.inner_start.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// The bytes of the header of a TUN without tunnels.
     pub(super) fn encode(self) -> [u8; VIRTIO_HEADER_LEN] {
         let segmentation = match self.segmentation {
             Segmentation::None => 0,
@@ -117,10 +180,31 @@ mod tests {
                 segment_size: 1368,
                 checksum_start: 20,
                 checksum_offset: 16,
+                tunnel: None,
             };
             assert_eq!(VirtioHeader::decode(&header.encode()), Ok(header));
+            assert_eq!(VirtioHeader::decode_with_tunnel(&header.encode_with_tunnel()), Ok(header));
         }
         assert_eq!(VirtioHeader::PLAIN.encode(), [0; VIRTIO_HEADER_LEN]);
+    }
+
+    #[test]
+    fn a_tunnel_goes_there_and_back() {
+        for (is_v6, has_checksum) in [(false, false), (false, true), (true, false), (true, true)] {
+            let tunnel = TunnelHeader { is_v6, has_checksum, udp_start: 20, inner_start: 50 };
+            let header =
+                VirtioHeader { segmentation: Segmentation::TcpV6, tunnel: Some(tunnel), ..VirtioHeader::PLAIN };
+            assert_eq!(VirtioHeader::decode_with_tunnel(&header.encode_with_tunnel()), Ok(header));
+        }
+    }
+
+    #[test]
+    fn refuses_a_tunnel_of_both_families_and_one_without_a_superpacket() {
+        for segmentation in [0x61, 0x20, 0x40] {
+            let mut bytes = VirtioHeader::PLAIN.encode_with_tunnel();
+            bytes[1] = segmentation;
+            assert_eq!(VirtioHeader::decode_with_tunnel(&bytes), Err(UnknownSegmentation));
+        }
     }
 
     #[test]

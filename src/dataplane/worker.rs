@@ -47,7 +47,6 @@ use super::train::write_whole;
 use super::tun::{TUN_BUFFER_LEN, TunQueue, TunRead};
 use super::udp::{RECEIVE_BUFFER_LEN, Received, UdpSocket};
 use super::unreachable::{MAX_ANSWER_LEN, Problem, answer};
-use super::virtio::VirtioHeader;
 
 /// Receives per socket before the TUN gets its turn (measured, `docs/performance.md`).
 const MAX_RECEIVES: usize = 64;
@@ -272,8 +271,7 @@ impl Worker {
                 Err(error) => return Err(Failure::TunGone(error)),
             };
             turn_bytes += bytes.len();
-            let header = VirtioHeader::decode(&header).ok();
-            let Some(mut segments) = header.and_then(|header| Segments::new(&header, bytes).ok()) else {
+            let Some(mut segments) = header.ok().and_then(|header| Segments::new(&header, bytes).ok()) else {
                 parts.counters.count(DropReason::MalformedPacket);
                 continue;
             };

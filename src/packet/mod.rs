@@ -8,3 +8,4 @@ pub mod message;
 pub mod segment_size;
 pub mod tcp;
 pub mod traffic_class;
+pub mod tunnel;

@@ -21,6 +21,7 @@ use super::{
     Configured, Device, Numbered, PrivilegedPlan, Refusal, RefusalKind, Repaired, Reply, Report, Request, Started,
 };
 use crate::control::api::{GuardReport, GuardState};
+use crate::control::netlink::SuperpacketLimit;
 use crate::control::{handover, systemd};
 use crate::dataplane::{Privileges, SocketGrant};
 
@@ -156,6 +157,11 @@ impl PrivilegedProcess {
     /// Has the interface take packets of up to `mtu` bytes.
     pub async fn set_mtu(&self, mtu: u16) -> Result<(), PrivilegedError> {
         self.do_it(Request::SetMtu { mtu }).await
+    }
+
+    /// Changes how long superpackets may be that the kernel hands over.
+    pub async fn limit_superpackets(&self, limit: SuperpacketLimit) -> Result<(), PrivilegedError> {
+        self.do_it(Request::LimitSuperpackets(limit)).await
     }
 
     /// Refuses nothing in `prefix` any longer but what is configured.

@@ -27,7 +27,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::api::GuardReport;
-use super::netlink::NetlinkError;
+use super::netlink::{NetlinkError, SuperpacketLimit};
 use crate::dataplane::SocketGrant;
 
 pub use client::{PrivilegedError, PrivilegedProcess, Reports};
@@ -52,6 +52,8 @@ enum Request {
     Repair,
     /// Has the interface take packets of this length, as far as the file leaves that to the daemon.
     SetMtu { mtu: u16 },
+    /// Changes how long superpackets may be.
+    LimitSuperpackets(SuperpacketLimit),
     /// Refuses nothing in `prefix` any longer but what is configured.
     Open { prefix: IpNet },
     /// Gives something to the UDP or TCP socket that comes with it, as far as the file says so.

@@ -24,7 +24,9 @@ use super::{
 use crate::config::{Config, ConfigError};
 use crate::control::api::GuardReport;
 use crate::control::handover;
-use crate::control::netlink::{Drift, Failed, InterfaceChanges, InterfaceSettings, Netlink, NetlinkError, Route};
+use crate::control::netlink::{
+    Drift, Failed, InterfaceChanges, InterfaceSettings, Netlink, NetlinkError, Route, SuperpacketLimit,
+};
 use crate::control::nftables::Guard;
 use crate::control::restart::Program;
 use crate::control::sandbox::capabilities::may_configure;
@@ -113,6 +115,8 @@ struct Plans {
     prepared: Option<InterfaceChanges>,
     /// What the interface takes, if that is not what the file has.
     mtu: Option<u16>,
+    /// How long superpackets may be.
+    superpackets: SuperpacketLimit,
     /// What earlier configurations have had refused, beside the current one's.
     refused: Vec<Route>,
 }
@@ -178,6 +182,7 @@ impl Server {
             Request::Rollback => self.rollback().await,
             Request::Repair => self.repair().await?,
             Request::SetMtu { mtu } => self.set_mtu(mtu).await?,
+            Request::LimitSuperpackets(limit) => self.limit_superpackets(limit).await?,
             Request::Open { prefix } => self.open(prefix).await?,
             Request::Grant(grant) => self.grant(grant, &descriptors)?,
             Request::CreateDevice => return self.create_device(),
@@ -227,15 +232,15 @@ impl Server {
     }
 
     async fn set_mtu(&self, mtu: u16) -> Result<Reply, Refusal> {
-        let settings = {
+        let (settings, limit) = {
             let plans = self.plans.borrow();
             let current = plans.current.as_ref().ok_or_else(nothing_loaded)?;
             if !current.admits_mtu(mtu) {
                 return Err(not_granted("the configuration does not say so"));
             }
-            current.settings_with(Some(mtu))
+            (current.settings_with(Some(mtu)), plans.superpackets)
         };
-        self.netlink.set_mtu(&settings).await?;
+        self.netlink.set_mtu(&settings, limit).await?;
         self.plans.borrow_mut().mtu = Some(mtu);
         Ok(Reply::Done)
     }
@@ -308,6 +313,16 @@ impl Server {
         let drift = Drift::between(&settings, &refused, &readings);
         let repaired = self.netlink.repair(&settings, &drift).await;
         Ok(Reply::Repaired(Repaired { done: repaired.done, failed: told(&repaired.failed) }))
+    }
+
+    async fn limit_superpackets(&self, limit: SuperpacketLimit) -> Result<Reply, Refusal> {
+        let settings = {
+            let plans = self.plans.borrow();
+            plans.current.as_ref().ok_or_else(nothing_loaded)?.settings_with(plans.mtu)
+        };
+        self.netlink.limit_superpackets(&settings, limit).await?;
+        self.plans.borrow_mut().superpackets = limit;
+        Ok(Reply::Done)
     }
 
     async fn open(&self, prefix: IpNet) -> Result<Reply, Refusal> {

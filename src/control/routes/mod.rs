@@ -25,10 +25,13 @@ use tokio::time::sleep;
 use self::bucket::Bucket;
 use self::judge::{Fault, PrefixOwners, Surroundings};
 use super::board::Board;
-use super::netlink::{Drift, InterfaceSettings, Netlink, NetlinkError, Readings, Route, RouteMonitor};
+use super::netlink::{
+    Drift, InterfaceSettings, Netlink, NetlinkError, Readings, Route, RouteMonitor, SuperpacketLimit,
+};
 use super::privileged::PrivilegedProcess;
 use crate::dataplane::{Handle, clock};
 use crate::keys::PublicKey;
+use crate::packet::tunnel::TunnelKind;
 use crate::proto::stats::RouteFault;
 
 /// The plan of this machine's routes, and what was found of them: shared by who changes them and who watches them.
@@ -145,6 +148,7 @@ impl RouteSockets {
             board,
             privileged,
             told: HashMap::new(),
+            tunnels: Vec::new(),
             plan_is_new: true,
             repairs: Bucket::new(now, REPAIRS_AT_ONCE, REPAIR_INTERVAL),
             lines: Bucket::new(now, LINES_AT_ONCE, LINE_INTERVAL),
@@ -162,6 +166,8 @@ struct RouteWatch<'a> {
     privileged: PrivilegedProcess,
     /// Faults that the data plane was told.
     told: HashMap<PublicKey, RouteFault>,
+    /// Tunnels that the data plane was told.
+    tunnels: Vec<(u16, TunnelKind)>,
     /// The data plane may not know of peers what it was told.
     plan_is_new: bool,
     repairs: Bucket,
@@ -173,6 +179,7 @@ impl RouteWatch<'_> {
         loop {
             let began = clock::now();
             self.monitor.clear();
+            self.look_for_tunnels().await;
             let is_whole = self.check().await;
             let took = clock::now().saturating_duration_since(began);
             sleep((took * PAUSES_PER_CHECK).clamp(SETTLE, LONGEST_PAUSE)).await;
@@ -188,6 +195,23 @@ impl RouteWatch<'_> {
             // Changes come in bursts.
             sleep(SETTLE).await;
         }
+    }
+
+    /// What is of a tunnel may be handed to the kernel in superpackets where the kernel ends that tunnel.
+    async fn look_for_tunnels(&mut self) {
+        if !self.handle.wants_tunnels() {
+            return;
+        }
+        let Some(tunnels) = self.netlink.tunnels().await.filter(|tunnels| *tunnels != self.tunnels) else { return };
+        self.handle.set_tunnels(&tunnels);
+        let limit = if tunnels.is_empty() { SuperpacketLimit::OneSend } else { SuperpacketLimit::Longest };
+        if tunnels.is_empty() != self.tunnels.is_empty()
+            && let Err(error) = self.privileged.limit_superpackets(limit).await
+        {
+            let error = &error as &(dyn std::error::Error + 'static);
+            tracing::info!(error, "bulk transfers in tunnels of this machine will be slower: see docs/performance.md");
+        }
+        self.tunnels = tunnels;
     }
 
     /// Returns whether nothing is left to be put back.

@@ -34,7 +34,7 @@ impl Segments<'_> {
     }
 
     /// Cuts so that none is longer than `longest`; `false` where that may not be.
-    fn shorten(&mut self, longest: usize) -> bool {
+    pub(super) fn shorten(&mut self, longest: usize) -> bool {
         let shape = match &mut self.shape {
             Shape::Segments(cut) => return cut.shorten(longest),
             Shape::Fragments(_) => return true,

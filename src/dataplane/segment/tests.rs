@@ -1,7 +1,9 @@
 use proptest::prelude::*;
 
-use super::super::samples::{Sample, assert_checksums, assert_valid_alone};
+use super::super::samples::{Sample, TunnelSample, assert_checksums, assert_valid_alone};
 use super::*;
+use crate::packet::ip::complete_checksum;
+use crate::packet::tunnel::TunnelKind;
 
 fn cut(sample: &Sample) -> Vec<(u8, Vec<u8>)> {
     let mut bytes = sample.packet();
@@ -137,6 +139,121 @@ fn a_header_that_contradicts_its_packet_is_refused() {
     assert!(Segments::new(&good, &mut []).is_err());
 }
 
+fn cut_tunnelled(sample: &TunnelSample) -> Vec<(u8, Vec<u8>)> {
+    let mut bytes = sample.packet();
+    packets(&Segments::new(&sample.virtio(), &mut bytes).unwrap())
+}
+
+/// What the packets of a tunnel carry, each as it would be alone, once it was looked at from outside in.
+fn carried(sample: &TunnelSample, packets: &[(u8, Vec<u8>)]) -> Vec<Vec<u8>> {
+    let superpacket = sample.packet();
+    let inner_of = |(index, (flags, packet)): (usize, &(u8, Vec<u8>))| {
+        let mut packet = packet.clone();
+        let udp = sample.udp_start();
+        assert_eq!(
+            packet[udp + 8..sample.inner_start()],
+            superpacket[udp + 8..sample.inner_start()],
+            "the tunnel's header"
+        );
+        let continues = if index > 0 { FLAG_CONTINUES } else { 0 };
+        if sample.has_checksum {
+            assert_eq!(*flags, FLAG_CHECKSUM_PARTIAL | continues);
+            complete_checksum(&mut packet).unwrap();
+            assert_checksums(&packet);
+        } else {
+            assert_eq!((*flags, &packet[udp + 6..udp + 8]), (0, &[0, 0][..]), "zero stays zero");
+            let mut with_checksum = packet.clone();
+            complete_checksum(&mut with_checksum).unwrap();
+            assert_checksums(&with_checksum);
+        }
+        if !sample.v6 {
+            let identification = u16::from_be_bytes([packet[4], packet[5]]);
+            assert_eq!(usize::from(identification.wrapping_sub(0xfffe)), index);
+        }
+        packet[sample.inner_start()..].to_vec()
+    };
+    packets.iter().enumerate().map(inner_of).collect()
+}
+
+#[test]
+fn a_superpacket_in_a_tunnel_is_cut_into_packets_of_the_tunnel() {
+    let sample = TunnelSample::vxlan(Sample { tcp_flags: 0x99, ..Sample::tcp_v4(2500, 1000) });
+    let packets = cut_tunnelled(&sample);
+    let lengths: Vec<_> = packets.iter().map(|(_, packet)| packet.len()).collect();
+    assert_eq!(lengths, [1102, 1102, 602]);
+    let inside: Vec<_> = cut(&sample.inner)
+        .into_iter()
+        .map(|(_, mut packet)| {
+            complete_checksum(&mut packet).unwrap();
+            packet
+        })
+        .collect();
+    assert_eq!(carried(&sample, &packets), inside);
+}
+
+#[test]
+fn a_mark_of_congestion_is_on_the_tunnel_and_not_inside() {
+    let sample = TunnelSample { has_checksum: true, ..TunnelSample::vxlan(Sample::tcp_v4(2500, 1000)) };
+    let mut bytes = sample.packet();
+    let mut segments = Segments::new(&sample.virtio(), &mut bytes).unwrap();
+    assert!(segments.mark_congestion());
+    for (_, packet) in packets(&segments) {
+        assert_eq!((packet[1], packet[sample.inner_start() + 1]), (0x03, 0x02));
+        assert_valid_alone(&packet);
+        assert_checksums(&packet[sample.inner_start()..]);
+    }
+}
+
+#[test]
+fn a_superpacket_in_a_tunnel_is_cut_shorter_where_the_path_is_narrow() {
+    let sample = TunnelSample::vxlan(Sample::tcp_v4(2500, 1000));
+    let mut bytes = sample.packet();
+    let mut segments = Segments::new(&sample.virtio(), &mut bytes).unwrap();
+    assert!(segments.shorten(702));
+    let lengths: Vec<_> = (0..segments.count()).map(|index| segments.length(index)).collect();
+    assert_eq!(lengths, [702, 702, 702, 702, 202]);
+    let inside = carried(&sample, &packets(&segments));
+    inside.iter().for_each(|packet| assert_checksums(packet));
+    assert_eq!(inside.iter().flat_map(|packet| packet[52..].to_vec()).collect::<Vec<_>>(), sample.inner.payload);
+}
+
+#[test]
+fn a_tunnel_that_contradicts_its_packet_is_refused() {
+    let sample = TunnelSample::vxlan(Sample::tcp_v4(2500, 1000));
+    let good = sample.virtio();
+    let tunnel = good.tunnel.unwrap();
+    let with = |tunnel| VirtioHeader { tunnel: Some(tunnel), ..good };
+    for header in [
+        with(TunnelHeader { udp_start: 21, ..tunnel }),
+        with(TunnelHeader { has_checksum: true, ..tunnel }),
+        with(TunnelHeader { inner_start: 27, ..tunnel }),
+        with(TunnelHeader { inner_start: 51, ..tunnel }),
+        with(TunnelHeader { inner_start: 70, ..tunnel }),
+        with(TunnelHeader { inner_start: 71, ..tunnel }),
+        VirtioHeader { checksum_start: 69, ..good },
+        VirtioHeader { checksum_start: 0xffff, ..good },
+        VirtioHeader { needs_checksum: false, ..good },
+        VirtioHeader { segment_size: 0, ..good },
+        VirtioHeader { segmentation: Segmentation::TcpV6, ..good },
+    ] {
+        assert!(Segments::new(&header, &mut sample.packet()).is_err(), "{header:?}");
+    }
+}
+
+pub(in super::super) fn tunnel_samples() -> impl Strategy<Value = TunnelSample> {
+    let kind = prop_oneof![Just(TunnelKind::Vxlan), Just(TunnelKind::Geneve)];
+    (any::<[bool; 3]>(), kind, 0..=63usize, samples()).prop_map(
+        |([v6, has_checksum, may_fragment], kind, words, inner)| TunnelSample {
+            v6,
+            kind,
+            options: words * 4,
+            has_checksum,
+            may_fragment,
+            inner,
+        },
+    )
+}
+
 pub(in super::super) fn samples() -> impl Strategy<Value = Sample> {
     (any::<bool>(), any::<bool>(), 0..=10usize, 0..=10usize, any::<u8>(), 0..20_000usize, 1..3000usize).prop_map(
         |(v6, tcp, ip_options, tcp_options, tcp_flags, payload_len, segment_size)| Sample {
@@ -160,6 +277,45 @@ proptest! {
             payload.extend_from_slice(&packet[sample.headers_len()..]);
         }
         prop_assert_eq!(payload, sample.payload);
+    }
+
+    /// The reference is the packet inside, cut by itself.
+    #[test]
+    fn in_a_tunnel_each_segment_carries_what_it_would_without(sample in tunnel_samples()) {
+        let inside = carried(&sample, &cut_tunnelled(&sample));
+        let mut expected: Vec<_> = cut(&sample.inner).into_iter().map(|(_, packet)| packet).collect();
+        for packet in &mut expected {
+            complete_checksum(packet).unwrap();
+        }
+        let mut without_zero = inside.clone();
+        for packet in &mut without_zero {
+            assert_checksums(packet);
+            // All ones and zero are the same number: `complete_checksum` has it otherwise for TCP.
+            complete_checksum(packet).unwrap();
+        }
+        prop_assert_eq!(without_zero, expected);
+    }
+
+    #[test]
+    fn a_damaged_superpacket_in_a_tunnel_never_panics(sample in tunnel_samples(), at: prop::sample::Index, value: u8, virtio_at in 0..24usize, virtio_value: u8) {
+        let (mut bytes, mut virtio) = (sample.packet(), sample.virtio().encode_with_tunnel());
+        let at = at.index(bytes.len().min(300));
+        bytes[at] = value;
+        virtio[virtio_at] = virtio_value;
+        if let Ok(header) = VirtioHeader::decode_with_tunnel(&virtio)
+            && let Ok(segments) = Segments::new(&header, &mut bytes)
+        {
+            packets(&segments);
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_with_a_tunnel_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), virtio: [u8; 24]) {
+        if let Ok(header) = VirtioHeader::decode_with_tunnel(&virtio)
+            && let Ok(segments) = Segments::new(&header, &mut bytes)
+        {
+            packets(&segments);
+        }
     }
 
     #[test]

@@ -1,9 +1,14 @@
 use proptest::prelude::*;
 
-use super::super::samples::{Sample, assert_checksums};
+use super::super::samples::{Sample, TunnelSample, assert_checksums};
 use super::super::segment::Segments;
-use super::super::virtio::VIRTIO_HEADER_LEN;
+use super::super::segment::tests::tunnel_samples;
+use super::super::tunnel_ports::TunnelPorts;
+use super::super::virtio::{TUNNEL_HEADER_LEN, VIRTIO_HEADER_LEN};
 use super::*;
+use crate::packet::ip::complete_checksum;
+use crate::packet::traffic_class::TrafficClass;
+use crate::packet::tunnel::TunnelKind;
 
 /// Cuts, then rebuilds; what a TUN would be written, one item per write.
 fn rebuild(offload: Offload, packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
@@ -144,7 +149,147 @@ fn small_packets_beyond_the_gather_list_start_another_train() {
     assert_eq!(written[0].len(), VIRTIO_HEADER_LEN + 52 + MAX_PACKETS * 8);
 }
 
+const TUNNELS: Offload = Offload::Tunnels { shift: 14 };
+
+/// Packets with the flag of a partial checksum.
+type Flagged = Vec<(bool, Vec<u8>)>;
+
+fn cut_tunnelled(sample: &TunnelSample) -> Flagged {
+    let mut bytes = sample.packet();
+    let segments = Segments::new(&sample.virtio(), &mut bytes).unwrap();
+    let packet = |index| {
+        let mut out = vec![0; segments.length(index)];
+        segments.write(index, &mut out);
+        (segments.flags(index) != 0, out)
+    };
+    (0..segments.count()).map(packet).collect()
+}
+
+/// As [`rebuild`], on a machine on which tunnels of both kinds end.
+fn rebuild_tunnelled(packets: &Flagged) -> Vec<Vec<u8>> {
+    let ports = TunnelPorts::default();
+    ports.set([(4789, TunnelKind::Vxlan), (6081, TunnelKind::Geneve)]);
+    let mut written = Vec::new();
+    let mut train = Train::new(TUNNELS);
+    for (partial, bytes) in packets {
+        let packet = IpPacket::parse(bytes).unwrap();
+        if train.append_tunnelled(&packet, *partial) {
+            continue;
+        }
+        train.deliver(collect(&mut written)).unwrap();
+        match ports.find(&packet) {
+            Some(tunnelled) => train.start_tunnelled(packet, tunnelled, *partial),
+            None => train.start(packet, *partial),
+        }
+    }
+    train.deliver(collect(&mut written)).unwrap();
+    written
+}
+
+/// What the kernel is to be told of a whole sample.
+fn rebuilt_header(sample: &TunnelSample) -> VirtioHeader {
+    let header = sample.virtio();
+    let tunnel = header.tunnel.map(|tunnel| TunnelHeader { udp_start: tunnel.udp_start + 14, ..tunnel });
+    VirtioHeader { tunnel, ..header }
+}
+
+fn assert_rebuilt(sample: &TunnelSample, written: &[Vec<u8>]) {
+    let [written] = written else { panic!("{} writes", written.len()) };
+    let header = VirtioHeader::decode_with_tunnel(written.first_chunk().unwrap());
+    assert_eq!(header, Ok(rebuilt_header(sample)));
+    assert_eq!(written[TUNNEL_HEADER_LEN..], sample.packet());
+}
+
+#[test]
+fn a_superpacket_in_a_tunnel_comes_out_as_it_went_in() {
+    for (v6, has_checksum) in [(false, false), (false, true), (true, false), (true, true)] {
+        let sample = TunnelSample { v6, has_checksum, ..TunnelSample::vxlan(Sample::tcp_v4(30_000, 1298)) };
+        assert_rebuilt(&sample, &rebuild_tunnelled(&cut_tunnelled(&sample)));
+    }
+}
+
+/// Those of a sender that knows no tunnels, whose kernel has cut them.
+#[test]
+fn packets_of_a_tunnel_with_complete_checksums_are_joined_too() {
+    let sample = TunnelSample { has_checksum: true, ..TunnelSample::vxlan(Sample::tcp_v4(30_000, 1298)) };
+    let mut packets = cut_tunnelled(&sample);
+    for (partial, packet) in &mut packets {
+        *partial = false;
+        complete_checksum(packet).unwrap();
+    }
+    assert_rebuilt(&sample, &rebuild_tunnelled(&packets));
+}
+
+#[test]
+fn a_packet_of_a_tunnel_alone_is_written_as_it_came() {
+    let sample = TunnelSample { has_checksum: true, ..TunnelSample::vxlan(Sample::tcp_v4(100, 1298)) };
+    let packets = cut_tunnelled(&sample);
+    let [written] = &rebuild_tunnelled(&packets)[..] else { panic!("one write") };
+    let header = VirtioHeader::decode_with_tunnel(written.first_chunk().unwrap()).unwrap();
+    assert_eq!((header.segmentation, header.checksum_start, header.tunnel), (Segmentation::None, 20, None));
+    assert_eq!(written[TUNNEL_HEADER_LEN..], packets[0].1);
+}
+
+#[test]
+fn a_lost_packet_of_a_tunnel_splits_the_train() {
+    let sample = TunnelSample::vxlan(Sample::tcp_v4(10_000, 1000));
+    let mut packets = cut_tunnelled(&sample);
+    packets.remove(4);
+    let written = rebuild_tunnelled(&packets);
+    let lengths: Vec<_> = written.iter().map(|write| write.len() - TUNNEL_HEADER_LEN - 102).collect();
+    assert_eq!(lengths, [4000, 5000]);
+}
+
+#[test]
+fn a_mark_of_congestion_is_on_the_train_s_tunnel_only() {
+    let sample = TunnelSample { v6: true, ..TunnelSample::vxlan(Sample::tcp_v4(3000, 1000)) };
+    let packets = cut_tunnelled(&sample);
+    let mut train = Train::new(TUNNELS);
+    let [first, second] = [0, 1].map(|index: usize| IpPacket::parse(&packets[index].1).unwrap());
+    train.start_tunnelled(first, Tunnelled::find(&first, TunnelKind::Vxlan).unwrap(), false);
+    assert!(train.append_tunnelled(&second, false));
+    assert!(!train.append(&second), "a tunnel's train takes nothing unread");
+    assert!(train.mark_congestion());
+    let mut written = Vec::new();
+    train.deliver(collect(&mut written)).unwrap();
+    let packet = &written[0][TUNNEL_HEADER_LEN..];
+    assert_eq!((TrafficClass::of(packet).ecn(), packet[sample.inner_start() + 1] & 3), (Ecn::Ce, 2));
+}
+
 proptest! {
+    #[test]
+    fn cutting_and_rebuilding_in_a_tunnel_gives_the_same_superpacket(sample in tunnel_samples()) {
+        let inner = Sample { tcp_flags: sample.inner.tcp_flags & 0xd9, ..sample.inner };
+        let sample = TunnelSample { inner, ..sample };
+        let packets = cut_tunnelled(&sample);
+        let is_too_long = sample.headers_len() > MAX_HEADERS_LEN;
+        prop_assume!(packets.len() > 1 && packets.len() <= MAX_PACKETS);
+        let written = rebuild_tunnelled(&packets);
+        if is_too_long {
+            prop_assert_eq!(written.len(), packets.len());
+        } else {
+            assert_rebuilt(&sample, &written);
+        }
+    }
+
+    /// The kernel takes a superpacket for intact: so nothing that is not may become a part of one.
+    #[test]
+    fn a_packet_of_a_tunnel_with_any_byte_changed_does_not_join(sample in tunnel_samples(), at: prop::sample::Index, flip in 1..=255u8) {
+        let inner = Sample { tcp_flags: 0x10, ..sample.inner };
+        let sample = TunnelSample { inner, options: sample.options.min(16), ..sample };
+        let mut packets = cut_tunnelled(&sample);
+        prop_assume!(packets.len() > 1);
+        let at = at.index(packets[1].1.len());
+        let checksum = sample.udp_start() + 6;
+        prop_assume!(!(sample.has_checksum && (checksum..checksum + 2).contains(&at)), "which means nothing");
+        packets[1].1[at] ^= flip;
+        prop_assume!(IpPacket::parse(&packets[1].1).is_ok());
+        let mut train = Train::new(TUNNELS);
+        let [first, second] = [0, 1].map(|index: usize| IpPacket::parse(&packets[index].1).unwrap());
+        train.start_tunnelled(first, Tunnelled::find(&first, sample.kind).unwrap(), sample.has_checksum);
+        prop_assert!(!train.append_tunnelled(&second, sample.has_checksum));
+    }
+
     #[test]
     fn cutting_and_rebuilding_gives_the_same_superpacket(sample in super::super::segment::tests::samples()) {
         // CWR with SYN, RST or URG, and payloads that are no train, are none of a superpacket's.

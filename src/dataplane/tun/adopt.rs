@@ -2,7 +2,6 @@
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -13,7 +12,7 @@ use nix::net::if_::if_nametoindex;
 
 use super::super::inheritance::Unfit;
 use super::prepared::IFF_PERSIST;
-use super::{DEVICE_NODE, DeviceMode, Offload, Tun, TunQueue, steer};
+use super::{DEVICE_NODE, DeviceMode, Offload, Tun, TunQueue, offload, steer};
 
 impl Tun {
     /// Goes on with these queues, in their order, if they are all of a device that would be made like this.
@@ -44,7 +43,8 @@ impl Tun {
             return Err(Unfit::OtherDevice);
         }
         let index = if_nametoindex(name).map_err(|_| Unfit::TunGone)?;
-        let offload = if has_header { set_offload(queues[0].as_fd())? } else { Offload::None };
+        let offload =
+            if has_header { offload::set(queues[0].as_fd()).map_err(|_| Unfit::OtherDevice)? } else { Offload::None };
         if let Err(error) = steer(queues[0].as_fd(), queues.len()) {
             tracing::debug!(%error, "flows are kept on their queues by the program of the daemon before");
         }
@@ -90,27 +90,4 @@ fn is_device_node(queue: BorrowedFd<'_>) -> bool {
     let own = queue.try_clone_to_owned().and_then(|queue| File::from(queue).metadata());
     let (Ok(own), Ok(node)) = (own, std::fs::metadata(DEVICE_NODE)) else { return false };
     own.file_type().is_char_device() && own.rdev() == node.rdev()
-}
-
-/// What was set belongs to the device: one that was made beforehand keeps it from one daemon to the next.
-pub(super) fn clear_offload(queue: BorrowedFd<'_>) -> io::Result<()> {
-    let nothing: libc::c_ulong = 0;
-    // SAFETY: the request's argument is the number itself.
-    Errno::result(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETOFFLOAD, nothing) })
-        .map(drop)
-        .map_err(io::Error::from)
-}
-
-/// As `tun-rs` does for a new device: what is set belongs to the device and may be an older program's.
-fn set_offload(queue: BorrowedFd<'_>) -> Result<Offload, Unfit> {
-    const TCP: libc::c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
-    const UDP: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
-    let set = |features: libc::c_uint| {
-        // SAFETY: the request's argument is the number itself.
-        Errno::result(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(features)) })
-    };
-    if set(TCP | UDP).is_ok() {
-        return Ok(Offload::TcpAndUdp);
-    }
-    set(TCP).map(|_| Offload::Tcp).map_err(|_| Unfit::OtherDevice)
 }
