@@ -35,6 +35,7 @@ pub mod nat;
 pub mod nginx;
 pub mod numbered;
 pub mod outage;
+pub mod overlay;
 pub mod packet_socket;
 pub mod probe;
 pub mod process;

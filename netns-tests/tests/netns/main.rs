@@ -28,6 +28,7 @@ mod lanes;
 mod lifecycle;
 mod load_balancer;
 mod logs;
+mod overlays;
 mod path;
 mod path_mtu;
 mod prepared;
