@@ -8,7 +8,7 @@ use crate::measurement::Measurement;
 use crate::results::Better;
 use crate::site::{APP, Connections};
 use crate::starting::CHACHA;
-use crate::{Bench, bulk, http, latency};
+use crate::{Bench, bulk, http, latency, overlay};
 
 /// One test.
 pub(crate) struct Test {
@@ -102,6 +102,18 @@ pub(crate) const TESTS: &[Test] = &[
         wire: Wire::Merged,
         measure: |bench, contender| bulk::tcp(bench, contender, &[]),
         ..CONNECTIONS
+    },
+    Test {
+        name: "vxlan",
+        title: "TCP, one flow in VXLAN inside, proxy to backend, Gb/s",
+        measure: |bench, contender| overlay::vxlan(bench, contender, &[]),
+        ..PACKETS
+    },
+    Test {
+        name: "vxlan-reverse",
+        title: "TCP, one flow in VXLAN inside, backend to proxy, Gb/s",
+        measure: |bench, contender| overlay::vxlan(bench, contender, &["-R"]),
+        ..PACKETS
     },
     Test {
         name: "udp-1200",

@@ -21,6 +21,7 @@ mod latency;
 mod load;
 mod measurement;
 mod meter;
+mod overlay;
 mod path_mtu;
 mod peers;
 mod report;
