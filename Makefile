@@ -1,7 +1,8 @@
 # make demo    see what it is for: builds, then shows a load balancer and its apps with and without underpass
 # make test    everything: unit tests, the command line, the protocol, network namespaces with real load balancers
 # make lint    formatting, clippy, and that the core builds alone
-# make bench   speed beside no tunnel, other tunnels and TLS, in the same run; ARGS="--tests http --rounds 3" for a part
+# make bench   speed beside no tunnel, other tunnels and TLS, in the same run, on an idle and a busy machine;
+#              ARGS="--tests http --loads idle" for a part, HAPROXY=PATH and WIREGUARD_GO=PATH for newer rivals
 # make fuzz    each fuzz target for SECONDS (60), or RUNS times; goes on from what it found before and from the corpora that
 #              `make test` replays; TARGETS="datagram config" for a part
 # make asan    the unit tests, the I/O layer's among them, with AddressSanitizer

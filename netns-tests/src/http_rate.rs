@@ -15,7 +15,7 @@ use crate::host::Host;
 use crate::round_trip::RoundTrips;
 use crate::wait;
 
-/// What is asked for, and how often.
+/// A series of requests for one file.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate<'a> {
     /// The file that each request asks for.
@@ -26,7 +26,7 @@ pub struct Rate<'a> {
     pub connections: usize,
 }
 
-/// Whoever has no answer by then gets none.
+/// Time after the last request in which answers still count.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Asks a server for a while. A request is lost that has no answer after two more seconds, or another one than 200.

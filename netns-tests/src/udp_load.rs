@@ -63,16 +63,16 @@ pub fn flood(from: &Host, to: &Host, target: SocketAddr, shape: Shape, during: D
     flood_into(Buffer::Large, from, to, target, shape, during)
 }
 
-/// How much the receiver's socket holds.
+/// Size of the receiver's socket buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Buffer {
-    /// What the kernel gives to a program that asks for nothing.
+    /// The kernel's default.
     Default,
     /// 16 MiB: no burst is too long.
     Large,
 }
 
-/// The same into a receiver's socket with that buffer.
+/// Floods like [`flood`], into a receiver's socket with that buffer.
 #[track_caller]
 pub fn flood_into(buffer: Buffer, from: &Host, to: &Host, target: SocketAddr, shape: Shape, during: Duration) -> Flood {
     let counts = Arc::new(Counts::default());

@@ -12,7 +12,7 @@ use crate::ends::{BACKEND, Ends};
 /// `SCHED_OTHER` of sched(7): a thread that has slept comes before one that has not.
 const DEFAULT_POLICY: &str = "0";
 
-/// What the kernel calls the scheduling policies of a daemon's workers.
+/// Scheduling policies of a daemon's workers, by their numbers.
 fn policies_of_workers(daemon: &mut Daemon) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{}/task", daemon.process().pid())).expect("a running program has threads");
     let stats = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());

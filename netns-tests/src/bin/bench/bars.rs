@@ -289,12 +289,12 @@ impl Bar {
     }
 }
 
-/// Whom something is compared with.
+/// The rival that something is compared with.
 struct Rival<'a> {
     series: &'a Series,
     /// By which its numbers are multiplied.
     factor: f64,
-    /// What its numbers are at the least.
+    /// A lower bound of its numbers.
     least: f64,
     /// As the table of bars calls it.
     name: String,

@@ -16,9 +16,9 @@ const PANELS: [(&str, &str); 8] = [
     ("http-rate", "HTTP at 5000 requests/s, median, µs"),
     ("ping", "Ping, median, µs"),
 ];
-/// What is divided by a thousand to be read.
+/// Tests whose numbers are divided by a thousand.
 const IN_THOUSANDS: [&str; 2] = ["http-kept", "http-new"];
-/// Who is not drawn: no encryption is what there is to lose, not a rival; some stand for others.
+/// Contenders that are not drawn: plain is no rival, and some are variants of others.
 const NOT_DRAWN: [&str; 4] = ["plain", "underpass-chacha", "haproxy-tls-full", "underpass-against"];
 
 const PANEL_WIDTH: f64 = 440.0;

@@ -15,7 +15,7 @@ pub(crate) struct Contender {
     pub(crate) reach: Reach,
     /// Its programs at both ends; none where none are needed.
     pub(crate) daemons: Vec<Box<dyn AsRef<Process>>>,
-    /// What its program says of its version.
+    /// Its program's version, in the program's own words.
     pub(crate) version: String,
 }
 

@@ -1,4 +1,4 @@
-//! What others did on this machine while something was measured: a sample that others disturbed should say so.
+//! Foreign load: processor time of other programs while something is measured. A disturbed sample is marked.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -70,7 +70,7 @@ impl Entry {
     }
 }
 
-/// What the hypervisor gave to others while this machine had work to do.
+/// Time that the hypervisor gave to others while this machine had work to do.
 fn stolen_ticks() -> u64 {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     stat.split_whitespace().nth(8).and_then(|ticks| ticks.parse().ok()).unwrap_or_default()

@@ -17,7 +17,7 @@ use crate::meter::Meter;
 use crate::results::{Better, Table};
 use crate::{Arguments, Note, caught};
 
-/// What it is called on the command line.
+/// Its name on the command line.
 pub(crate) const TESTS: [&str; 1] = [JUMBO];
 const JUMBO: &str = "tcp-jumbo";
 

@@ -1,4 +1,4 @@
-//! What else the machine does meanwhile. A backend's cores are busy: that is what backends are for.
+//! Other work on the machine while something is measured. A backend's cores are busy: that is what backends are for.
 
 use clap::ValueEnum;
 use netns_tests::{Host, Process};
@@ -10,7 +10,7 @@ pub(crate) enum Load {
     Idle,
     /// Two busy loops in the session of the programs that are measured.
     Nice0,
-    /// The same at the lowest priority that an ordinary process can have: backups, builds, antivirus.
+    /// Two busy loops at the lowest priority that an ordinary process can have: backups, builds, antivirus.
     Nice19,
     /// Four busy loops that the scheduler weighs as one group against the session of the programs that are measured:
     /// another service, container or login.
@@ -18,7 +18,7 @@ pub(crate) enum Load {
 }
 
 impl Load {
-    /// What the command line and the tables call it.
+    /// Its name on the command line and in tables.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Load::Idle => "idle",

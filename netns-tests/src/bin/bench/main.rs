@@ -72,7 +72,7 @@ struct Arguments {
     /// Only these contenders.
     #[arg(long, value_delimiter = ',')]
     contenders: Vec<String>,
-    /// What else the machine does meanwhile, in the tests of contenders.
+    /// Other work on the machine, in the tests of contenders.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "idle,nice0,nice19,elsewhere")]
     loads: Vec<Load>,
     /// Another build of underpass, measured as the contender underpass-against.

@@ -55,7 +55,7 @@ pub(crate) enum Figure {
     OfPlain,
     /// The most memory that one of the daemons had resident, in MiB.
     PeakMebibytes,
-    /// How often the daemons' threads began to run, in thousands per second.
+    /// Turns of the daemons' threads on a processor, in thousands per second.
     Switches,
     /// Milliseconds in each second for which the daemons' threads waited for a processor.
     Waited,
@@ -128,7 +128,7 @@ impl Measurement {
             .with_daemons(usage)
     }
 
-    /// What the daemons held, and how they were scheduled.
+    /// Adds the daemons' memory, and how they were scheduled.
     pub(crate) fn with_daemons(self, usage: Usage) -> Measurement {
         self.with_some(Figure::PeakMebibytes, usage.peak_mebibytes)
             .with_some(Figure::Switches, usage.switches)

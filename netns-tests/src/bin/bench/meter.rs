@@ -25,18 +25,18 @@ pub(crate) struct Usage {
     pub(crate) machine: f64,
     /// The most memory that one of the daemons had resident, in MiB.
     pub(crate) peak_mebibytes: Option<f64>,
-    /// How often the daemons' threads were given a processor, per second, in thousands.
+    /// Turns of the daemons' threads on a processor, in thousands per second.
     pub(crate) switches: Option<f64>,
-    /// How long the daemons' threads waited for a processor, in milliseconds per second.
+    /// Time for which the daemons' threads waited for a processor, in milliseconds per second.
     pub(crate) waited: Option<f64>,
 }
 
-/// What the scheduler counts of some threads (`/proc/PID/task/TID/schedstat`).
+/// The scheduler's counts of some threads (`/proc/PID/task/TID/schedstat`).
 #[derive(Clone, Copy, Debug, Default)]
 struct Turns {
     /// Time in which they could have run, had there been a processor.
     waited: Duration,
-    /// How often they began to run.
+    /// Turns on a processor.
     number: u64,
 }
 

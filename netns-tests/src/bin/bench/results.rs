@@ -18,7 +18,7 @@ pub(crate) type Outcome = Result<Measurement, String>;
 pub(crate) struct Table {
     /// The test's name on the command line.
     pub(crate) name: &'static str,
-    /// What else the machine did meanwhile.
+    /// Other work on the machine meanwhile.
     pub(crate) load: Load,
     /// What it is, with its unit.
     pub(crate) title: &'static str,
@@ -56,7 +56,7 @@ impl Table {
         Table { name, load: Load::Idle, title, better, series: vec![] }
     }
 
-    /// The same for a machine that has other work.
+    /// The table of a machine that has other work.
     pub(crate) fn under(self, load: Load) -> Table {
         Table { load, ..self }
     }
@@ -154,7 +154,7 @@ impl Series {
         seen.into_iter().map(summary).collect()
     }
 
-    /// How many rounds others disturbed.
+    /// Rounds that others disturbed.
     pub(crate) fn disturbed(&self) -> usize {
         self.seen(Figure::Foreign).into_iter().flatten().filter(|percent| *percent > DISTURBING).count()
     }

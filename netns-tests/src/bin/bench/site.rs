@@ -122,7 +122,7 @@ impl Connections {
     }
 }
 
-/// What the app's answer to one request takes of a processor.
+/// Processor time of the app for one request.
 const APP_TIME: Duration = Duration::from_micros(100);
 /// The file that nginx compresses for each request: in that way it is an app that needs a processor.
 pub(crate) const APP: &str = "/app";

@@ -71,7 +71,7 @@ impl Programs {
         given.unwrap_or(Path::new("haproxy"))
     }
 
-    /// What a contender's program says of itself, in a line.
+    /// A contender's version, as its program says it in its first line.
     fn version(&self, field: &Field, contender: &str) -> String {
         let (program, option) = match contender {
             "plain" => return field.proxy.command("uname").args(["-sr"]).run().trim().to_owned(),
