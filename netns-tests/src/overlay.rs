@@ -54,10 +54,10 @@ impl Overlay<'_> {
     }
 }
 
-/// What its device is called.
+/// Name of its device.
 pub const DEVICE: &str = "overlay0";
 
-/// What an interface has carried since it was made.
+/// Counts of an interface since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Carried {
     /// Bytes and packets that came out of it, superpackets counted once.

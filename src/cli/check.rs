@@ -117,7 +117,7 @@ struct InterfacePlan {
     listen: Vec<String>,
     /// At first.
     mtu: u16,
-    /// It follows what the paths carry.
+    /// The MTU follows what the paths carry.
     mtu_auto: bool,
     fwmark: Option<u32>,
     dscp: String,

@@ -207,7 +207,7 @@ impl fmt::Display for Workers {
 /// Largest packet inside the tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Mtu {
-    /// What some peer's path has proven to carry, [`LEAST_MTU`] at first.
+    /// The longest packet that some peer's path has proven to carry, [`LEAST_MTU`] at first.
     #[default]
     Auto,
     /// So many bytes.
@@ -215,7 +215,7 @@ pub enum Mtu {
 }
 
 impl Mtu {
-    /// What the interface begins with.
+    /// The MTU that the interface begins with.
     pub fn first(self) -> u16 {
         match self {
             Self::Auto => LEAST_MTU,

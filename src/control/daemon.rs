@@ -354,7 +354,7 @@ async fn first_failure(mut failures: UnboundedReceiver<Failure>) -> Failure {
     }
 }
 
-/// What is known of this machine, beside the data plane.
+/// Facts about this machine, beside the data plane.
 type Machine = (watch::Receiver<GuardReport>, watch::Receiver<Found>, watch::Receiver<MtuState>);
 
 fn start_board(identity: watch::Receiver<Arc<Identity>>, machine: Machine, handle: Handle) -> Board {

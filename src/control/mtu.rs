@@ -5,7 +5,7 @@
 //!  interface ◀── privileged process ◀── the MTU that some path carries ◀──┘
 //! ```
 //!
-//! What is proven, and when the interface follows, is the core's. Nothing here sees a packet.
+//! The core decides which length is proven, and when the interface follows. Nothing here sees a packet.
 
 use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
@@ -33,7 +33,7 @@ use crate::proto::interface_mtu::MtuRange;
 #[derive(Debug)]
 pub struct InterfaceMtu {
     range: MtuRange,
-    /// What the interface is to take.
+    /// The MTU that the interface is to take.
     wanted: watch::Sender<u16>,
     /// Told when a peer may be elsewhere, or the interface is to take something else.
     is_news: Notify,
@@ -43,7 +43,7 @@ pub struct InterfaceMtu {
 /// The interface's MTU, as status tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MtuState {
-    /// What the interface takes.
+    /// The MTU that the interface takes.
     pub mtu: u16,
     /// Source of it.
     pub source: MtuSource,
@@ -64,7 +64,7 @@ impl InterfaceMtu {
         Self { range, wanted: watch::Sender::new(current), is_news: Notify::new(), state: watch::Sender::new(state) }
     }
 
-    /// What it may be.
+    /// The range that it may be in.
     pub fn range(&self) -> MtuRange {
         self.range
     }
@@ -134,9 +134,9 @@ struct Follower<'a> {
     handle: Handle,
     board: Board,
     privileged: PrivilegedProcess,
-    /// Those that `told` is about.
+    /// Peers that `told` is about.
     peers: Vec<WatchedPeer>,
-    /// What the data plane knows of each.
+    /// Address and longest datagram that the data plane was told of each peer.
     told: HashMap<PublicKey, (IpAddr, u16)>,
 }
 
@@ -224,7 +224,7 @@ fn longest_datagram(remote: IpAddr, mtu: u32) -> u16 {
 const SETTLE: Duration = Duration::from_millis(20);
 /// Notifications may be missing.
 const PERIOD: Duration = Duration::from_secs(10);
-/// Whoever changes routes all the time has the daemon look at them a tenth of the time at most.
+/// Pauses after a look, in times of what it took: however often routes change, looks take a tenth of the time at most.
 const PAUSES_PER_LOOK: u32 = 9;
 /// Of the kernel at a time.
 const MAX_QUESTIONS: usize = 64;

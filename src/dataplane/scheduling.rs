@@ -25,7 +25,7 @@ const LONG_WAIT: Duration = Duration::from_millis(2);
 /// vain.
 const FIRST_STAY: Duration = Duration::from_secs(1);
 const LONGEST_STAY: Duration = Duration::from_secs(64);
-/// What of all processors must have had nothing to do over the stay for the other policy to be tried.
+/// Share of the processors' time over the stay that must have been idle for the other policy to be tried.
 const IDLE_SHARE: f64 = 0.75;
 
 /// A scheduling policy of sched(7) for a thread that is not to come before others.

@@ -263,7 +263,7 @@ impl<'b> Train<'b> {
         }
     }
 
-    /// Those of `packet`, whose IP header starts at `ip_start`.
+    /// Merges the headers of `packet`, whose IP header starts at `ip_start`.
     fn merge_packet_headers(
         &self,
         packet: &IpPacket<'_>,
@@ -284,13 +284,13 @@ impl<'b> Train<'b> {
     }
 }
 
-/// What the checksum field of a superpacket holds whose message is `transport_len` bytes long, and which begins with `packet`.
+/// The checksum field of a superpacket whose message is `transport_len` bytes long, and which begins with `packet`.
 fn superpacket_sum(packet: &IpPacket<'_>, transport_len: usize) -> u16 {
     let length = u32::from(u16::from_be_bytes(length_field(transport_len)));
     checksum::fold(checksum::pseudo_header(packet.source(), packet.destination(), packet.protocol(), length))
 }
 
-/// What the kernel is told of the tunnel of a superpacket that begins with `packet`.
+/// The tunnel header for the kernel, of a superpacket that begins with `packet`.
 fn tunnel_header(offload: Offload, packet: &IpPacket<'_>, tunnelled: Tunnelled) -> TunnelHeader {
     let Offload::Tunnels { shift } = offload else { unreachable!("only such a TUN has trains in tunnels") };
     TunnelHeader {

@@ -134,9 +134,9 @@ pub const PATH_RAISE_INTERVAL: Duration = Duration::from_secs(30);
 /// An interface's MTU that is found from the paths is no larger: what a path of 9,216 bytes carries over IPv4, the largest that
 /// Ethernet switches commonly have. Beyond, fewer segments of a superpacket would be left to share a send.
 pub const MTU_MOST: u16 = 9156;
-/// It grows by no less than one part in so many: a path of 1,500 bytes carries 1,440 over IPv4, which is no reason to change 1,420.
+/// An interface's MTU grows by no less than one part in so many: a path of 1,500 bytes carries 1,440 over IPv4, which is no reason to change 1,420.
 pub const MTU_MIN_GAIN: u32 = 8;
-/// It shrinks when no peer's path has carried it for so long.
+/// An interface's MTU shrinks when no peer's path has carried it for so long.
 pub const MTU_LOWER_AFTER: Duration = Duration::from_secs(60);
 
 /// Lanes of one session and direction, at most: what an announced number may cost us in replay windows.

@@ -12,9 +12,9 @@ use super::constants::{MTU_LOWER_AFTER, MTU_MIN_GAIN};
 pub struct MtuRange {
     /// Taken to pass everywhere.
     pub least: u16,
-    /// What the interface may take where paths carry it.
+    /// The largest MTU that the interface may take, where paths carry it.
     pub most: u16,
-    /// What it takes.
+    /// The MTU that it has.
     pub current: u16,
 }
 
@@ -48,7 +48,7 @@ impl InterfaceMtu {
         self.range
     }
 
-    /// What peers are told that there is use for; 0 is nothing.
+    /// The longest packet that peers are told there is a use for; 0 says nothing.
     pub(super) fn announced(&self) -> u16 {
         self.range.map_or(0, |range| range.most)
     }

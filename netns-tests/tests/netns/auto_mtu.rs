@@ -14,7 +14,7 @@ use crate::ends::{BACKEND, Ends, PROXY};
 
 const V4: &str = "10.1.0.2:51900";
 const V6: &str = "[fd01::2]:51900";
-/// What docs/configuration.md promises of a path that is there when the link comes up.
+/// Time that docs/configuration.md promises for a path that is there when the link comes up.
 const GROWS_WITHIN: Duration = Duration::from_secs(5);
 /// Inside, of 9000 bytes outside over IPv4: 28 of headers and 32 of ours.
 const JUMBO: u64 = 8940;

@@ -18,7 +18,7 @@ pub struct PrivilegedPlan {
     pub(super) guard: Option<GuardSubject>,
     pub(super) mode: DeviceMode,
     pub(super) workers: u8,
-    /// What the interface may be made to take.
+    /// MTUs that the interface may be made to take.
     pub(super) mtu: MtuRange,
     fwmark: Option<u32>,
     listen: Vec<SocketAddr>,

@@ -113,7 +113,7 @@ struct Plans {
     loaded: Option<PrivilegedPlan>,
     /// What [`Request::Prepare`] has added of it.
     prepared: Option<InterfaceChanges>,
-    /// What the interface takes, if that is not what the file has.
+    /// The MTU of the interface, if it is not the one in the file.
     mtu: Option<u16>,
     /// How long superpackets may be.
     superpackets: SuperpacketLimit,

@@ -197,7 +197,7 @@ impl RouteWatch<'_> {
         }
     }
 
-    /// What is of a tunnel may be handed to the kernel in superpackets where the kernel ends that tunnel.
+    /// Looks for tunnels that the kernel ends: their packets may be handed to it in superpackets.
     async fn look_for_tunnels(&mut self) {
         if !self.handle.wants_tunnels() {
             return;

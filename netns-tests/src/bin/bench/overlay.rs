@@ -1,4 +1,4 @@
-//! What an overlay network inside a contender costs: one TCP flow through VXLAN, as between two machines' pods.
+//! Cost of an overlay network inside a contender: one TCP flow through VXLAN, as between two machines' pods.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
