@@ -43,20 +43,6 @@ fn settled(ranges: [MtuRange; 2], longest: u16, duration: Duration) -> Pair {
     pair
 }
 
-fn carry(pair: &mut Pair, duration: Duration) {
-    let end = pair.now + duration;
-    while pair.now < end {
-        for side in [Side::One, Side::Two] {
-            pair.send(side, b"data");
-        }
-        pair.advance(Duration::from_millis(50));
-    }
-}
-
-fn path_mtu(pair: &mut Pair, side: Side) -> u16 {
-    pair.status(side).path_mtu.unwrap()
-}
-
 /// What the interface of `side` was told to take, one after the other.
 fn told(pair: &Pair, side: Side) -> Vec<u16> {
     let changes = pair.events.iter().filter_map(|(told, event)| match event {
@@ -75,11 +61,11 @@ fn is_found(mtu: u16, longest: u16) -> bool {
 fn a_jumbo_path_is_used_after_a_few_round_trips_and_without_data() {
     let mut pair = settled([AUTO; 2], JUMBO, LATENCY * 10);
     for side in [Side::One, Side::Two] {
-        assert_eq!(path_mtu(&mut pair, side), JUMBO - OVERHEAD);
+        assert_eq!(pair.path_mtu(side), JUMBO - OVERHEAD);
         assert_eq!(told(&pair, side), [JUMBO - OVERHEAD]);
         assert_eq!(pair.status(side).state, LinkState::Up);
     }
-    carry(&mut pair, seconds(200));
+    pair.carry(seconds(200));
     assert_eq!([Side::One, Side::Two].map(|side| told(&pair, side).len()), [1; 2], "once");
 }
 
@@ -89,7 +75,7 @@ fn traffic_does_not_wait_for_a_search_beyond_what_most_paths_carry() {
     pair.connect(Side::One);
     set_ceilings(&mut pair, JUMBO);
     pair.advance(LATENCY * 4);
-    assert!(path_mtu(&mut pair, Side::One) >= LEAST);
+    assert!(pair.path_mtu(Side::One) >= LEAST);
 }
 
 #[test]
@@ -99,9 +85,9 @@ fn a_path_of_1500_bytes_changes_nothing_whatever_the_links_at_its_ends() {
         pair.connect(Side::One);
         set_ceilings(&mut pair, ceiling);
         pair.events.clear();
-        carry(&mut pair, seconds(100));
+        pair.carry(seconds(100));
         for side in [Side::One, Side::Two] {
-            assert!(path_mtu(&mut pair, side) >= LEAST, "{ceiling}");
+            assert!(pair.path_mtu(side) >= LEAST, "{ceiling}");
             assert_eq!(told(&pair, side), [0; 0]);
             let status = pair.status(side);
             assert_eq!((status.state, status.reason), (LinkState::Up, None), "{ceiling}");
@@ -116,7 +102,7 @@ fn what_lies_between_is_found_within_seconds_and_told_once() {
     for longest in [2000, 4000, 8000] {
         let mut pair = settled([AUTO; 2], longest, seconds(5));
         for side in [Side::One, Side::Two] {
-            let mtu = path_mtu(&mut pair, side);
+            let mtu = pair.path_mtu(side);
             assert!(is_found(mtu, longest), "{longest}: {mtu}");
             assert_eq!(told(&pair, side), [mtu]);
         }
@@ -127,13 +113,13 @@ fn what_lies_between_is_found_within_seconds_and_told_once() {
 fn nothing_longer_is_tried_than_this_machine_sends() {
     let mut pair = pair_with([AUTO; 2], JUMBO);
     pair.connect(Side::One);
-    carry(&mut pair, seconds(5));
+    pair.carry(seconds(5));
     assert_eq!(told(&pair, Side::One), [0; 0], "nobody has said what it sends");
     set_ceilings(&mut pair, USUAL);
-    carry(&mut pair, seconds(5));
+    pair.carry(seconds(5));
     assert!(pair.sent.iter().all(|(.., datagram)| datagram.len() <= usize::from(LEAST + OVERHEAD)));
     set_ceilings(&mut pair, 4028);
-    carry(&mut pair, seconds(5));
+    pair.carry(seconds(5));
     let longest = pair.sent.iter().map(|(.., datagram)| datagram.len()).max();
     assert_eq!((longest, told(&pair, Side::One)), (Some(4028), vec![4028 - OVERHEAD]));
 }
@@ -144,9 +130,9 @@ fn nothing_longer_is_tried_than_the_peer_has_announced() {
         [(MtuRange::fixed(1420), LEAST), (MtuRange::fixed(1280), LEAST), (MtuRange::fixed(8000), 8000)]
     {
         let mut pair = settled([AUTO, range], JUMBO, seconds(5));
-        assert_eq!(path_mtu(&mut pair, Side::One), expected);
+        assert_eq!(pair.path_mtu(Side::One), expected);
         assert_eq!(told(&pair, Side::One), if expected > LEAST { vec![expected] } else { Vec::new() });
-        assert_eq!(path_mtu(&mut pair, Side::Two), range.least, "a number stays what it is");
+        assert_eq!(pair.path_mtu(Side::Two), range.least, "a number stays what it is");
         assert_eq!(told(&pair, Side::Two), [0; 0]);
         assert_eq!(pair.status(Side::One).state, LinkState::Up);
     }
@@ -157,31 +143,31 @@ fn a_peer_that_has_announced_nothing_gets_what_it_always_got() {
     let mut pair = Pair::with_devices(|side, config| config.mtu = (side == Side::One).then_some(AUTO));
     pair.connect(Side::One);
     set_ceilings(&mut pair, JUMBO);
-    carry(&mut pair, seconds(5));
-    assert_eq!((path_mtu(&mut pair, Side::One), told(&pair, Side::One)), (LEAST, vec![]));
+    pair.carry(seconds(5));
+    assert_eq!((pair.path_mtu(Side::One), told(&pair, Side::One)), (LEAST, vec![]));
 }
 
 #[test]
 fn a_path_that_shrinks_is_used_as_it_is_at_once_and_the_interface_follows_later() {
     let mut pair = settled([AUTO; 2], JUMBO, seconds(1));
-    carry(&mut pair, seconds(2));
+    pair.carry(seconds(2));
     pair.longest = [USUAL.into(); 2];
     let start = pair.now;
-    while path_mtu(&mut pair, Side::One) > LEAST {
-        carry(&mut pair, Duration::from_millis(10));
+    while pair.path_mtu(Side::One) > LEAST {
+        pair.carry(Duration::from_millis(10));
     }
     assert!(pair.now - start < Duration::from_millis(750), "{:?}", pair.now - start);
-    carry(&mut pair, Duration::from_millis(200));
-    assert!(path_mtu(&mut pair, Side::One) >= LEAST, "and soon as most paths are");
-    carry(&mut pair, seconds(10));
-    assert!(is_found(path_mtu(&mut pair, Side::One), USUAL));
+    pair.carry(Duration::from_millis(200));
+    assert!(pair.path_mtu(Side::One) >= LEAST, "and soon as most paths are");
+    pair.carry(seconds(10));
+    assert!(is_found(pair.path_mtu(Side::One), USUAL));
     let (now, router) = (pair.now, pair.one.router());
     let path = router.route(now, Side::Two.inner().into()).unwrap().path();
     assert!(path.is_narrow() && path.is_final(), "new connections are told");
     assert_eq!(pair.status(Side::One).state, LinkState::Up, "it carries what every path is to carry");
     assert_eq!(told(&pair, Side::One).len(), 1);
-    carry(&mut pair, MTU_LOWER_AFTER);
-    let expected = path_mtu(&mut pair, Side::One);
+    pair.carry(MTU_LOWER_AFTER);
+    let expected = pair.path_mtu(Side::One);
     assert_eq!(told(&pair, Side::One), [JUMBO - OVERHEAD, expected]);
     let (now, router) = (pair.now, pair.one.router());
     assert!(!router.route(now, Side::Two.inner().into()).unwrap().path().is_narrow());
@@ -192,10 +178,10 @@ fn a_path_that_is_jumbo_again_in_time_leaves_the_interface_as_it_is() {
     let mut pair = settled([AUTO; 2], JUMBO, seconds(1));
     for _ in 0..5 {
         pair.longest = [USUAL.into(); 2];
-        carry(&mut pair, seconds(10));
+        pair.carry(seconds(10));
         pair.longest = [JUMBO.into(); 2];
-        carry(&mut pair, seconds(45));
-        assert_eq!(path_mtu(&mut pair, Side::One), JUMBO - OVERHEAD);
+        pair.carry(seconds(45));
+        assert_eq!(pair.path_mtu(Side::One), JUMBO - OVERHEAD);
     }
     assert_eq!(told(&pair, Side::One), [JUMBO - OVERHEAD]);
 }
@@ -218,11 +204,11 @@ fn the_widest_path_counts_and_others_are_narrow() {
 fn a_link_of_this_machine_that_changes_is_followed_both_ways() {
     let mut pair = settled([AUTO; 2], JUMBO, seconds(1));
     set_ceilings(&mut pair, USUAL);
-    assert!(path_mtu(&mut pair, Side::One) <= USUAL - OVERHEAD, "at once");
-    carry(&mut pair, MTU_LOWER_AFTER + seconds(1));
+    assert!(pair.path_mtu(Side::One) <= USUAL - OVERHEAD, "at once");
+    pair.carry(MTU_LOWER_AFTER + seconds(1));
     assert_eq!(told(&pair, Side::One), [JUMBO - OVERHEAD, LEAST]);
     set_ceilings(&mut pair, JUMBO);
-    carry(&mut pair, seconds(1));
+    pair.carry(seconds(1));
     assert_eq!(told(&pair, Side::One), [JUMBO - OVERHEAD, LEAST, JUMBO - OVERHEAD]);
 }
 
@@ -236,9 +222,9 @@ fn a_peer_that_is_removed_no_longer_holds_the_interface_up() {
     pair.one.upsert_peer(now, peer_config(Side::Two));
     // The new one is not told how long datagrams leave for it.
     pair.connect(Side::One);
-    carry(&mut pair, MTU_LOWER_AFTER - seconds(2));
+    pair.carry(MTU_LOWER_AFTER - seconds(2));
     assert_eq!(told(&pair, Side::One), [0; 0]);
-    carry(&mut pair, seconds(4));
+    pair.carry(seconds(4));
     assert_eq!(told(&pair, Side::One), [LEAST]);
 }
 
@@ -250,6 +236,6 @@ fn random_loss_does_not_change_the_interface() {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % 100 < 5
     });
-    carry(&mut pair, seconds(600));
+    pair.carry(seconds(600));
     assert_eq!(told(&pair, Side::One), [JUMBO - OVERHEAD]);
 }

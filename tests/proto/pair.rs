@@ -151,6 +151,22 @@ pub(crate) fn inner_packet(source: [u8; 4], destination: [u8; 4], payload: &[u8]
 }
 
 impl Pair {
+    /// Carries small packets both ways, which keep the link busy.
+    pub(crate) fn carry(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        while self.now < end {
+            for side in [Side::One, Side::Two] {
+                self.send(side, b"data");
+            }
+            self.advance(Duration::from_millis(50));
+        }
+    }
+
+    /// The longest packet in bytes that a side knows the path to carry.
+    pub(crate) fn path_mtu(&mut self, side: Side) -> u16 {
+        self.status(side).path_mtu.unwrap()
+    }
+
     /// Each side knows the other and where it is.
     pub(crate) fn new() -> Self {
         Self::with(|_| (), |_| ())

@@ -32,21 +32,6 @@ fn pair_with_mtu(mtu: u16, longest: [usize; 2]) -> Pair {
     pair
 }
 
-/// Carries small packets both ways, which keep the link busy.
-fn carry(pair: &mut Pair, duration: Duration) {
-    let end = pair.now + duration;
-    while pair.now < end {
-        for side in [Side::One, Side::Two] {
-            pair.send(side, b"data");
-        }
-        pair.advance(Duration::from_millis(50));
-    }
-}
-
-fn path_mtu(pair: &mut Pair, side: Side) -> u16 {
-    pair.status(side).path_mtu.unwrap()
-}
-
 /// What is to be found on a path that carries datagrams of `longest` bytes.
 fn is_found(path_mtu: u16, longest: usize) -> bool {
     let most = (longest - OVERHEAD) as u16;
@@ -56,9 +41,9 @@ fn is_found(path_mtu: u16, longest: usize) -> bool {
 /// How long it takes until the path of side one is known, while data passes.
 fn until_found(pair: &mut Pair, longest: usize) -> Duration {
     let start = pair.now;
-    while !is_found(path_mtu(pair, Side::One), longest) {
+    while !is_found(pair.path_mtu(Side::One), longest) {
         assert!(pair.now - start < seconds(120), "{:?}", pair.status(Side::One));
-        carry(pair, Duration::from_millis(50));
+        pair.carry(Duration::from_millis(50));
     }
     pair.now - start
 }
@@ -83,9 +68,9 @@ fn told(pair: &Pair, side: Side) -> Vec<(LinkState, Option<LinkReason>)> {
 fn a_path_that_carries_everything_is_known_after_a_round_trip() {
     let mut pair = pair_on([usize::MAX; 2]);
     for side in [Side::One, Side::Two] {
-        assert_eq!(path_mtu(&mut pair, side), MTU);
+        assert_eq!(pair.path_mtu(side), MTU);
     }
-    carry(&mut pair, seconds(30));
+    pair.carry(seconds(30));
     assert_eq!([Side::One, Side::Two].map(|side| told(&pair, side).len()), [0, 0], "the links are up all the time");
 }
 
@@ -94,7 +79,7 @@ fn a_path_that_nobody_tries_is_taken_to_carry_everything() {
     let mut pair = Pair::new();
     pair.connect(Side::One);
     assert_eq!(pair.status(Side::One).path_mtu, None);
-    carry(&mut pair, seconds(5));
+    pair.carry(seconds(5));
     assert!(pair.sent.iter().all(|(.., datagram)| datagram.len() <= PING_DATAGRAM_LEN + 64));
 }
 
@@ -104,13 +89,13 @@ fn a_narrow_path_is_found_and_told_once() {
     pair.events.clear();
     let took = until_found(&mut pair, OF_1280);
     assert!(took < seconds(3), "{took:?}");
-    carry(&mut pair, seconds(100));
+    pair.carry(seconds(100));
     for side in [Side::One, Side::Two] {
-        assert!(is_found(path_mtu(&mut pair, side), OF_1280));
+        assert!(is_found(pair.path_mtu(side), OF_1280));
         let status = pair.status(side);
         assert_eq!((status.state, status.reason), (LinkState::Degraded, Some(LinkReason::Mtu)));
         assert_eq!(told(&pair, side), [(LinkState::Degraded, Some(LinkReason::Mtu))]);
-        let (now, found) = (pair.now, usize::from(path_mtu(&mut pair, side)));
+        let (now, found) = (pair.now, usize::from(pair.path_mtu(side)));
         let router = pair.device(side).router();
         let path = router.route(now, side.other().inner().into()).unwrap().path();
         assert_eq!(usize::from(path.datagram), found + OVERHEAD, "the fast path knows it");
@@ -129,7 +114,7 @@ fn the_fast_path_knows_of_every_change_at_once_and_of_nothing_else() {
                 pair.send(Side::One, b"data");
             }
             pair.advance(Duration::from_millis(1));
-            let (now, known) = (pair.now, path_mtu(&mut pair, Side::One));
+            let (now, known) = (pair.now, pair.path_mtu(Side::One));
             if let Some(router) = pair.one.poll_router() {
                 changes.push(router.route(now, Side::Two.inner().into()).unwrap().path().packet());
             }
@@ -145,9 +130,9 @@ fn the_fast_path_knows_of_every_change_at_once_and_of_nothing_else() {
 #[test]
 fn each_direction_has_a_path_of_its_own() {
     let mut pair = pair_on([OF_1280, usize::MAX]);
-    carry(&mut pair, seconds(5));
-    assert!(is_found(path_mtu(&mut pair, Side::One), OF_1280));
-    assert_eq!(path_mtu(&mut pair, Side::Two), MTU);
+    pair.carry(seconds(5));
+    assert!(is_found(pair.path_mtu(Side::One), OF_1280));
+    assert_eq!(pair.path_mtu(Side::Two), MTU);
     assert_eq!(pair.status(Side::One).state, LinkState::Degraded);
     assert_eq!(pair.status(Side::Two).state, LinkState::Up);
 }
@@ -156,9 +141,9 @@ fn each_direction_has_a_path_of_its_own() {
 fn every_width_is_found_within_a_step() {
     for longest in (1201..1500).step_by(7) {
         let mut pair = pair_on([longest; 2]);
-        carry(&mut pair, seconds(4));
+        pair.carry(seconds(4));
         let most = ((longest - OVERHEAD) as u16).min(MTU);
-        let found = path_mtu(&mut pair, Side::One);
+        let found = pair.path_mtu(Side::One);
         assert!((most.saturating_sub(PATH_SEARCH_STEP)..=most).contains(&found), "{longest}: {found}");
     }
 }
@@ -168,11 +153,11 @@ fn a_path_that_shrinks_while_data_passes_is_noticed_within_a_second() {
     // Whenever in the interval between two confirmations it happens.
     for offset in (0..400).step_by(20) {
         let mut pair = pair_on([usize::MAX; 2]);
-        carry(&mut pair, Duration::from_millis(2_000 + offset));
+        pair.carry(Duration::from_millis(2_000 + offset));
         pair.longest = [OF_1300; 2];
         let start = pair.now;
-        while usize::from(path_mtu(&mut pair, Side::One)) + OVERHEAD > OF_1300 {
-            carry(&mut pair, Duration::from_millis(10));
+        while usize::from(pair.path_mtu(Side::One)) + OVERHEAD > OF_1300 {
+            pair.carry(Duration::from_millis(10));
         }
         assert!(pair.now - start < Duration::from_millis(750), "{:?}", pair.now - start);
         let took = until_found(&mut pair, OF_1300);
@@ -183,24 +168,24 @@ fn a_path_that_shrinks_while_data_passes_is_noticed_within_a_second() {
 #[test]
 fn a_path_that_grows_is_noticed_within_a_minute() {
     let mut pair = pair_on([OF_1300; 2]);
-    carry(&mut pair, seconds(10));
-    assert!(is_found(path_mtu(&mut pair, Side::One), OF_1300));
+    pair.carry(seconds(10));
+    assert!(is_found(pair.path_mtu(Side::One), OF_1300));
     pair.longest = [OF_1300 + 100; 2];
     let took = until_found(&mut pair, OF_1300 + 100);
     assert!(took < seconds(60), "a little: {took:?}");
     pair.longest = [usize::MAX; 2];
     let start = pair.now;
     while pair.status(Side::One).state != LinkState::Up {
-        carry(&mut pair, Duration::from_millis(50));
+        pair.carry(Duration::from_millis(50));
         assert!(pair.now - start < seconds(60), "fully");
     }
-    assert_eq!(path_mtu(&mut pair, Side::One), MTU);
+    assert_eq!(pair.path_mtu(Side::One), MTU);
 }
 
 #[test]
 fn jumbo_datagrams_are_used_where_the_path_carries_them() {
     let mut pair = pair_with_mtu(8900, [usize::MAX; 2]);
-    assert_eq!(path_mtu(&mut pair, Side::One), 8900);
+    assert_eq!(pair.path_mtu(Side::One), 8900);
     pair.longest = [4000; 2];
     let took = until_found(&mut pair, 4000);
     assert!(took < seconds(5), "{took:?}");
@@ -211,8 +196,8 @@ fn random_loss_is_no_narrow_path() {
     let mut pair = pair_on([usize::MAX; 2]);
     lose_share(&mut pair, 5);
     for _ in 0..600 {
-        carry(&mut pair, seconds(1));
-        assert_eq!(path_mtu(&mut pair, Side::One), MTU);
+        pair.carry(seconds(1));
+        assert_eq!(pair.path_mtu(Side::One), MTU);
     }
 }
 
@@ -229,8 +214,8 @@ fn a_narrow_path_is_found_in_spite_of_random_loss() {
 fn a_narrow_path_is_found_where_answers_take_longer_than_anybody_waits() {
     let mut pair = pair_with_mtu(MTU, [usize::MAX; 2]);
     pair.latency = Duration::from_millis(600);
-    carry(&mut pair, seconds(5));
-    assert_eq!(path_mtu(&mut pair, Side::One), MTU);
+    pair.carry(seconds(5));
+    assert_eq!(pair.path_mtu(Side::One), MTU);
     pair.longest = [OF_1300; 2];
     let took = until_found(&mut pair, OF_1300);
     assert!(took < seconds(30), "{took:?}");
@@ -252,20 +237,20 @@ fn an_answer_that_comes_late_ends_the_search_for_less() {
         pair.advance(Duration::from_millis(5));
     }
     assert!(delayed.len() > 4);
-    assert_eq!(path_mtu(&mut pair, Side::One), MTU);
+    assert_eq!(pair.path_mtu(Side::One), MTU);
 }
 
 #[test]
 fn silence_is_no_narrow_path() {
     let mut pair = pair_on([usize::MAX; 2]);
     for duration in [100, 200, 300, 400, 500, 1_000, 10_000] {
-        carry(&mut pair, seconds(3));
+        pair.carry(seconds(3));
         pair.lose = Box::new(|_, _| true);
-        carry(&mut pair, Duration::from_millis(duration));
+        pair.carry(Duration::from_millis(duration));
         pair.lose = Box::new(|_, _| false);
-        assert_eq!(path_mtu(&mut pair, Side::One), MTU, "{duration} ms");
-        carry(&mut pair, seconds(3));
-        assert_eq!(path_mtu(&mut pair, Side::One), MTU, "{duration} ms, later");
+        assert_eq!(pair.path_mtu(Side::One), MTU, "{duration} ms");
+        pair.carry(seconds(3));
+        assert_eq!(pair.path_mtu(Side::One), MTU, "{duration} ms, later");
     }
 }
 
@@ -273,20 +258,20 @@ fn silence_is_no_narrow_path() {
 fn one_direction_that_is_silent_is_no_narrow_path() {
     let mut pair = pair_on([usize::MAX; 2]);
     for silent in [Side::One, Side::Two] {
-        carry(&mut pair, seconds(3));
+        pair.carry(seconds(3));
         pair.lose = Box::new(move |side, _| side == silent);
-        carry(&mut pair, Duration::from_millis(1_000));
+        pair.carry(Duration::from_millis(1_000));
         pair.lose = Box::new(|_, _| false);
-        assert_eq!(path_mtu(&mut pair, Side::One), MTU);
-        assert_eq!(path_mtu(&mut pair, Side::Two), MTU);
+        assert_eq!(pair.path_mtu(Side::One), MTU);
+        assert_eq!(pair.path_mtu(Side::Two), MTU);
     }
 }
 
 #[test]
 fn a_path_that_does_not_carry_the_base_is_used_at_the_floor_until_it_does() {
     let mut pair = pair_on([900; 2]);
-    carry(&mut pair, seconds(8));
-    assert_eq!(usize::from(path_mtu(&mut pair, Side::One)) + OVERHEAD, usize::from(PATH_FLOOR_LEN));
+    pair.carry(seconds(8));
+    assert_eq!(usize::from(pair.path_mtu(Side::One)) + OVERHEAD, usize::from(PATH_FLOOR_LEN));
     assert_eq!(pair.status(Side::One).reason, Some(LinkReason::Mtu));
     pair.longest = [usize::from(PATH_BASE_LEN) + 100; 2];
     let took = until_found(&mut pair, usize::from(PATH_BASE_LEN) + 100);
@@ -301,7 +286,7 @@ fn handshakes_and_packets_that_are_too_long_may_be_fragmented() {
     pair.send_packet(Side::One, packet.clone()).unwrap();
     pair.settle();
     assert_eq!(pair.payloads(Side::Two), [vec![7; 1300]], "it was staged before anything was known");
-    carry(&mut pair, seconds(5));
+    pair.carry(seconds(5));
     pair.delivered.clear();
     pair.send_packet(Side::One, packet).unwrap();
     pair.settle();
@@ -313,7 +298,7 @@ fn a_packet_that_the_path_takes_is_never_fragmented() {
     let mut pair = pair_on([OF_1280; 2]);
     until_found(&mut pair, OF_1280);
     pair.settle();
-    let longest = usize::from(path_mtu(&mut pair, Side::One)) + OVERHEAD;
+    let longest = usize::from(pair.path_mtu(Side::One)) + OVERHEAD;
     pair.longest = [longest - 1; 2];
     for (length, arrives) in [(longest - 1, true), (longest, false), (longest + 1, true)] {
         pair.delivered.clear();
@@ -341,7 +326,7 @@ fn syn(from: Side) -> Vec<u8> {
 #[test]
 fn a_syn_asks_for_segments_that_fit_the_path_on_which_they_will_come() {
     let mut pair = pair_on([OF_1280, OF_1300]);
-    carry(&mut pair, seconds(5));
+    pair.carry(seconds(5));
     for (from, longest) in [(Side::One, OF_1300), (Side::Two, OF_1280)] {
         pair.delivered.clear();
         pair.send_packet(from, syn(from)).unwrap();
@@ -372,7 +357,7 @@ fn a_syn_asks_for_segments_that_fit_the_path_on_which_they_will_come() {
 #[test]
 fn a_link_without_data_is_left_in_peace() {
     let mut pair = pair_on([OF_1280; 2]);
-    carry(&mut pair, seconds(5));
+    pair.carry(seconds(5));
     pair.advance(PING_AFTER_DATA + seconds(2));
     pair.sent.clear();
     pair.advance(seconds(60));
@@ -404,8 +389,8 @@ fn a_watched_link_is_known_to_be_narrow_before_there_is_data() {
 #[test]
 fn a_peer_that_moves_is_on_a_path_of_which_nothing_is_known() {
     let mut pair = pair_on([OF_1300, usize::MAX]);
-    carry(&mut pair, seconds(5));
-    assert!(is_found(path_mtu(&mut pair, Side::One), OF_1300));
+    pair.carry(seconds(5));
+    assert!(is_found(pair.path_mtu(Side::One), OF_1300));
     pair.addresses[1] = SocketAddr::from(([198, 51, 100, 7], 51900));
     pair.longest = [usize::MAX; 2];
     pair.send(Side::Two, b"I have moved");
@@ -417,7 +402,7 @@ fn a_peer_that_moves_is_on_a_path_of_which_nothing_is_known() {
 #[test]
 fn probes_are_as_long_as_datagrams_with_data_and_no_longer() {
     let mut pair = pair_on([usize::MAX; 2]);
-    carry(&mut pair, seconds(30));
+    pair.carry(seconds(30));
     let transports =
         pair.sent.iter().filter(|(.., payload)| matches!(Message::parse(payload), Ok(Message::Transport(_))));
     let longest = transports.map(|(.., payload)| payload.len()).max();
@@ -427,7 +412,7 @@ fn probes_are_as_long_as_datagrams_with_data_and_no_longer() {
 /// How many probes side one sends for so long, while data passes.
 fn probes_in(pair: &mut Pair, duration: Duration) -> usize {
     pair.sent.clear();
-    carry(pair, duration);
+    pair.carry(duration);
     let is_probe = |payload: &[u8]| payload.len() > 1000;
     pair.sent.iter().filter(|(_, side, payload)| *side == Side::One && is_probe(payload)).count()
 }
@@ -435,7 +420,7 @@ fn probes_in(pair: &mut Pair, duration: Duration) -> usize {
 #[test]
 fn confirming_costs_a_few_datagrams_a_second() {
     let mut pair = pair_on([usize::MAX; 2]);
-    carry(&mut pair, seconds(10));
+    pair.carry(seconds(10));
     let probes = probes_in(&mut pair, seconds(100));
     assert!((300..=410).contains(&probes), "{probes}");
 }
@@ -444,7 +429,7 @@ fn confirming_costs_a_few_datagrams_a_second() {
 fn many_paths_are_confirmed_more_rarely() {
     let mut pair = pair_on([usize::MAX; 2]);
     pair.add_strangers(1_999);
-    carry(&mut pair, seconds(10));
+    pair.carry(seconds(10));
     let expected = 20 * PATH_PROBES_PER_SECOND as usize / 2_000;
     let probes = probes_in(&mut pair, seconds(20));
     assert!((expected - 1..=expected + 1).contains(&probes), "{probes}");
