@@ -94,6 +94,7 @@ impl Node {
             fwmark: None,
             workers: 1,
             pin_workers: false,
+            busy_poll: true,
             device: DeviceConfig {
                 private_key: key(number),
                 previous_private_key: None,

@@ -124,6 +124,7 @@ struct InterfacePlan {
     device: &'static str,
     workers: String,
     pin_workers: bool,
+    busy_poll: bool,
     suite: &'static str,
     /// Suites that peers may propose.
     suites: Vec<&'static str>,
@@ -227,6 +228,7 @@ impl InterfacePlan {
             device: interface.device.as_str(),
             workers: interface.workers.to_string(),
             pin_workers: interface.pin_workers,
+            busy_poll: interface.busy_poll,
             suite: interface.suite.as_str(),
             suites: interface.suites.iter().map(|suite| suite.as_str()).collect(),
             expose: texts(&interface.expose),
@@ -252,7 +254,9 @@ impl InterfacePlan {
         line(out, "DSCP", &self.dscp)?;
         line(out, "accepts", self.suites.join(", "))?;
         line(out, "device", self.device)?;
-        line(out, "workers", format!("{}{}", self.workers, if self.pin_workers { ", pinned" } else { "" }))?;
+        let (pinned, sleepy) =
+            (self.pin_workers.then_some(", pinned"), (!self.busy_poll).then_some(", no busy polling"));
+        line(out, "workers", [Some(&*self.workers), pinned, sleepy].into_iter().flatten().collect::<String>())?;
         let refuses = if self.refuse == Refuse::Reset.as_str() { "with an answer" } else { "silently" };
         line(out, "refuses", refuses)?;
         line(out, "control", self.control_socket.display())?;

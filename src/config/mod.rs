@@ -135,6 +135,8 @@ pub struct Interface {
     pub workers: Workers,
     /// Whether each of them stays on one CPU.
     pub pin_workers: bool,
+    /// Whether they stay awake for the next packet for a moment where processors have nothing else to do.
+    pub busy_poll: bool,
     /// What to propose to peers that name no suite of their own.
     pub suite: SuiteChoice,
     /// Suites that peers may propose. Never empty, each once.

@@ -38,6 +38,7 @@ pub(super) struct RawInterface {
     pub(super) device: Option<Field<String>>,
     pub(super) workers: Option<Field<NumberOrWord>>,
     pub(super) pin_workers: Option<Field<bool>>,
+    pub(super) busy_poll: Option<Field<bool>>,
     pub(super) suite: Option<Field<String>>,
     pub(super) suites: Option<Field<List>>,
     pub(super) expose: Option<Field<List>>,

@@ -170,6 +170,7 @@ mod tests {
             ("fw_mark", "fwmark"),
             ("worker", "workers"),
             ("pin", "pin_workers"),
+            ("busypoll", "busy_poll"),
             ("cipher_suite", "suite"),
         ] {
             assert_eq!(similar(written, keys_of::<RawInterface>()), Some(meant), "{written}");

@@ -34,6 +34,7 @@ pub fn dataplane_config(config: &Config) -> DataplaneConfig {
         fwmark: interface.fwmark,
         workers,
         pin_workers: interface.pin_workers,
+        busy_poll: interface.busy_poll,
         device: DeviceConfig {
             private_key: interface.private_key.clone(),
             previous_private_key: interface.previous_private_key.clone(),

@@ -45,6 +45,7 @@ use self::udp::{RECEIVE_BUFFER_LEN, UdpSocket};
 use self::worker::{Worker, WorkerParts};
 
 mod batch;
+mod busy_poll;
 pub mod clock;
 mod counters;
 mod failure;
@@ -104,6 +105,8 @@ pub struct DataplaneConfig {
     pub workers: u8,
     /// Each of them stays on one of the CPUs that the process may use.
     pub pin_workers: bool,
+    /// On an idle machine they stay awake for the next packet for a moment.
+    pub busy_poll: bool,
     /// Who we are. The number of lanes is set to that of the workers, and the longest packets to those of the interface.
     pub device: DeviceConfig,
     /// Whom we talk to at the start.
@@ -260,6 +263,7 @@ impl Dataplane {
             let worker = Worker::new(WorkerParts {
                 lane: u8::try_from(lane).expect("workers are counted by a u8"),
                 is_pinned: self.config.pin_workers,
+                may_busy_poll: self.config.busy_poll,
                 mtu: self.config.mtu.most,
                 tun: tun.clone(),
                 sockets: sockets.clone(),

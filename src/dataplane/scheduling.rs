@@ -138,9 +138,17 @@ fn time_waited(schedstat: &File) -> Option<Duration> {
 }
 
 /// Time in which processors had nothing to do, summed over all of them (`/proc/uptime`, proc(5)).
-fn time_idle(uptime: &File) -> Option<Duration> {
+pub(super) fn time_idle(uptime: &File) -> Option<Duration> {
     // Seconds since the start, seconds idle.
     second_number(uptime, |word| word.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()))
+}
+
+/// Whether a control group gives this process less processor time than the processors that it may use have.
+pub(super) fn is_processor_time_limited() -> bool {
+    let allowed = sched_getaffinity(Pid::from_raw(0))
+        .map(|set| (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu) == Ok(true)).count());
+    // Of what the standard library knows, only the quota makes it less than the affinity.
+    std::thread::available_parallelism().is_ok_and(|quota| allowed.is_ok_and(|allowed| quota.get() < allowed))
 }
 
 fn second_number(file: &File, parse: impl FnOnce(&str) -> Option<Duration>) -> Option<Duration> {

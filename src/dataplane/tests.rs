@@ -51,6 +51,7 @@ impl Node {
             fwmark: None,
             workers: 1,
             pin_workers: false,
+            busy_poll: true,
             device: DeviceConfig {
                 private_key: key(setup.number),
                 previous_private_key: None,

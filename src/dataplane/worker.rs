@@ -15,8 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 
 use crate::packet::frame::FLAG_CHECKSUM_PARTIAL;
 use crate::packet::ip::IpPacket;
@@ -29,6 +28,7 @@ use crate::proto::share::Budget;
 use crate::proto::staged::StagedPacket;
 
 use super::batch::Outbound;
+use super::busy_poll::BusyPoll;
 use super::clock;
 use super::counters::Counters;
 use super::failure::Failure;
@@ -64,6 +64,8 @@ pub(super) struct WorkerParts {
     pub(super) lane: u8,
     /// It stays on one CPU.
     pub(super) is_pinned: bool,
+    /// It may stay awake for the next packet.
+    pub(super) may_busy_poll: bool,
     /// Packets longer than this are not sent: the most that the interface may take.
     pub(super) mtu: u16,
     pub(super) tun: Arc<TunQueue>,
@@ -119,7 +121,8 @@ impl Worker {
             scheduling::pin(self.parts.lane);
         }
         let mut scheduling = Scheduling::of_this_thread(clock::now());
-        while let Some(sockets) = self.carry(&mut scheduling)? {
+        let mut pauses = BusyPoll::new(clock::now(), self.parts.may_busy_poll);
+        while let Some(sockets) = self.carry(&mut scheduling, &mut pauses)? {
             self.use_sockets(sockets);
         }
         Ok(())
@@ -133,7 +136,7 @@ impl Worker {
     }
 
     /// Carries packets until it is told to stop, or to use other sockets, which it returns.
-    fn carry(&mut self, scheduling: &mut Scheduling) -> Result<Option<Sockets>, Failure> {
+    fn carry(&mut self, scheduling: &mut Scheduling, pauses: &mut BusyPoll) -> Result<Option<Sockets>, Failure> {
         let (tun, parts) = (self.parts.tun.clone(), self.parts.clone());
         let orders = &parts.orders[usize::from(parts.lane)];
         let sockets: Vec<&UdpSocket> = parts.receiving().collect();
@@ -141,10 +144,7 @@ impl Worker {
             vec![PollFd::new(orders.as_fd(), PollFlags::POLLIN), PollFd::new(tun.as_fd(), PollFlags::POLLIN)];
         descriptors.extend(sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
         loop {
-            match poll(&mut descriptors, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(Failure::Poll(errno.into())),
-            }
+            let now = pauses.wait(&mut descriptors).map_err(|errno| Failure::Poll(errno.into()))?;
             // An error is readiness too: the read or receive clears it, or tells what it means.
             let is_ready = |descriptor: &PollFd<'_>| descriptor.any().unwrap_or(true);
             let [order, tun_descriptor, socket_descriptors @ ..] = &descriptors[..] else { unreachable!("made above") };
@@ -156,7 +156,6 @@ impl Worker {
                     return Ok(Some(sockets));
                 }
             }
-            let now = clock::now();
             scheduling.on_turn(now);
             for (index, (socket, descriptor)) in sockets.iter().zip(socket_descriptors).enumerate() {
                 if is_ready(descriptor) {

@@ -1,8 +1,9 @@
 //! A machine that has other work to do.
 
-use std::fs;
+use std::fs::{self, DirEntry};
 use std::thread::available_parallelism;
 
+use netns_tests::Process;
 use netns_tests::probe::Ping;
 use netns_tests::underpass::Daemon;
 use netns_tests::wait;
@@ -12,29 +13,52 @@ use crate::ends::{BACKEND, Ends};
 /// `SCHED_OTHER` of sched(7): a thread that has slept comes before one that has not.
 const DEFAULT_POLICY: &str = "0";
 
-/// Scheduling policies of a daemon's workers, by their numbers.
-fn policies_of_workers(daemon: &mut Daemon) -> Vec<String> {
+/// What `/proc/PID/task/TID/` says in `file` of each worker of a daemon.
+fn of_workers(daemon: &mut Daemon, file: &str) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{}/task", daemon.process().pid())).expect("a running program has threads");
-    let stats = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
-    let policy = |stat: String| {
-        let (name, fields) = stat.rsplit_once(") ")?;
-        // The 41st field of proc(5), of which two stand before.
-        name.contains("(worker-").then(|| fields.split(' ').nth(38).unwrap_or_default().to_owned())
-    };
-    stats.filter_map(policy).collect()
+    let read = |task: &DirEntry, file| fs::read_to_string(task.path().join(file)).ok();
+    let is_worker = |task: &DirEntry| read(task, "comm").is_some_and(|name| name.starts_with("worker-"));
+    let files: Vec<_> = tasks.flatten().filter(is_worker).filter_map(|task| read(&task, file)).collect();
+    assert!(!files.is_empty(), "no worker found");
+    files
+}
+
+/// The scheduling policy's number: the 41st field of proc(5), of which two stand up to the parenthesis.
+fn policy(stat: &str) -> Option<&str> {
+    stat.rsplit_once(") ")?.1.split(' ').nth(38)
+}
+
+fn sleeps(status: &str) -> usize {
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.and_then(|number| number.trim().parse().ok()).expect("the kernel counts how often a thread slept")
+}
+
+/// Programs that never sleep, as many as there are processors.
+fn programs_that_never_sleep(ends: &Ends) -> Vec<Process> {
+    let loops = available_parallelism().map_or(1, usize::from);
+    (0..loops).map(|_| ends.proxy.command("sh").args(["-c", "while :; do :; done"]).start("busy")).collect()
 }
 
 #[test]
 fn beside_programs_that_never_sleep_a_worker_does_not_wait_behind_them() {
     let ends = Ends::wired("busy");
     let (mut daemon, _backend) = ends.start_calling("10.1.0.2:51900");
-    let loops = available_parallelism().map_or(1, usize::from);
-    let looping = || ends.proxy.command("sh").args(["-c", "while :; do :; done"]).start("busy");
-    let _busy: Vec<_> = (0..loops).map(|_| looping()).collect();
+    let _busy = programs_that_never_sleep(&ends);
     wait::until("the workers have the default scheduling policy", || {
         Ping::to(BACKEND[0]).count(20).send(&ends.proxy);
-        let policies = policies_of_workers(&mut daemon);
-        assert!(!policies.is_empty(), "no worker found");
-        policies.iter().all(|policy| policy == DEFAULT_POLICY)
+        of_workers(&mut daemon, "stat").iter().all(|stat| policy(stat) == Some(DEFAULT_POLICY))
+    });
+}
+
+#[test]
+fn beside_programs_that_never_sleep_a_worker_sleeps_between_packets() {
+    let ends = Ends::wired("asleep");
+    let (mut daemon, _backend) = ends.start_calling("10.1.0.2:51900");
+    let mut all_sleeps = || of_workers(&mut daemon, "status").iter().map(|status| sleeps(status)).sum::<usize>();
+    let _busy = programs_that_never_sleep(&ends);
+    wait::until("the workers sleep at least once for each ping, which comes there and back", || {
+        let before = all_sleeps();
+        let pings = Ping::to(BACKEND[0]).count(200).send(&ends.proxy);
+        all_sleeps() - before >= pings.answered.max(1)
     });
 }

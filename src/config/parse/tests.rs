@@ -60,6 +60,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
     assert_eq!((interface.mtu, interface.fwmark, interface.device), (Mtu::Auto, None, DeviceMode::Auto));
     assert_eq!((interface.workers, interface.suite), (Workers::Auto, SuiteChoice::Auto));
     assert!(!interface.pin_workers);
+    assert!(interface.busy_poll);
     assert_eq!(interface.dscp, Dscp::Value(0));
     assert_eq!(interface.control_socket, Path::new("/run/underpass/underpass0.sock"));
     assert!(interface.drain_timeout.is_zero());
@@ -77,7 +78,7 @@ fn every_key_reaches_its_value() {
     let text = format!(
         "role = \"backend\"\n[interface]\nname = \"up1\"\naddresses = [\"10.77.0.11/24\", \"fd77::11/64\"]\n\
          listen = [\"192.0.2.1:7000\"]\nprivate_key_file = \"1.key\"\nprevious_private_key_file = \"/old/3.key\"\nmtu = 9000\n\
-         fwmark = 0xca6c\ndscp = 63\ndevice = \"plain\"\nworkers = 4\npin_workers = true\nsuite = \"chacha20-poly1305\"\nexpose = [\"tcp/8080\", \"udp/53\"]\nrefuse = \"reset\"\ncontrol_socket = \"s.sock\"\ndrain_timeout = 30\n\
+         fwmark = 0xca6c\ndscp = 63\ndevice = \"plain\"\nworkers = 4\npin_workers = true\nbusy_poll = false\nsuite = \"chacha20-poly1305\"\nexpose = [\"tcp/8080\", \"udp/53\"]\nrefuse = \"reset\"\ncontrol_socket = \"s.sock\"\ndrain_timeout = 30\n\
          [[proxy]]\nname = \"lb\"\npublic_key = \"{}\"\nnext_public_key = \"{}\"\nendpoint = \"lb.example.com:7001\"\n\
          addresses = [\"10.77.0.1\"]\nallowed_ips = [\"192.168.0.0/16\", \"10.77.0.1/32\"]\npreshared_key_file = \"9.key\"\n\
          persistent_keepalive = 25\nsuite = \"aes-256-gcm\"\nexpose = [\"tcp/8000-8099\", \"any/10.30.0.0/24\"]\n",
@@ -92,6 +93,7 @@ fn every_key_reaches_its_value() {
     assert_eq!((interface.fwmark, interface.workers), (Some(0xca6c), Workers::Number(NonZero::new(4).unwrap())));
     assert_eq!(interface.dscp, Dscp::Value(63));
     assert!(interface.pin_workers);
+    assert!(!interface.busy_poll);
     assert_eq!((interface.device, interface.suite), (DeviceMode::Plain, SuiteChoice::ChaCha20Poly1305));
     assert_eq!(interface.expose, [Service::Tcp(8080.into()), Service::Udp(53.into())].map(Exposure::from));
     assert_eq!(interface.refuse, Refuse::Reset);

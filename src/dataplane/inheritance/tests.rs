@@ -25,6 +25,7 @@ fn config(listen: &[&str]) -> DataplaneConfig {
         fwmark: None,
         workers: 1,
         pin_workers: false,
+        busy_poll: true,
         device: DeviceConfig {
             private_key: PrivateKey::from_bytes([1; 32]).unwrap(),
             previous_private_key: None,
