@@ -44,6 +44,7 @@ use self::tunnel_ports::TunnelPorts;
 use self::udp::{RECEIVE_BUFFER_LEN, UdpSocket};
 use self::worker::{Worker, WorkerParts};
 
+mod acknowledgements;
 mod batch;
 mod busy_poll;
 pub mod clock;

@@ -27,7 +27,8 @@ use crate::proto::router::{Notice, Route, Router};
 use crate::proto::share::Budget;
 use crate::proto::staged::StagedPacket;
 
-use super::batch::Outbound;
+use super::acknowledgements::Acknowledgements;
+use super::batch::{Drain, Outbound};
 use super::busy_poll::BusyPoll;
 use super::clock;
 use super::counters::Counters;
@@ -47,6 +48,7 @@ use super::train::write_whole;
 use super::tun::{TUN_BUFFER_LEN, TunQueue, TunRead};
 use super::udp::{RECEIVE_BUFFER_LEN, Received, UdpSocket};
 use super::unreachable::{MAX_ANSWER_LEN, Problem, answer};
+use super::virtio::{UnknownSegmentation, VirtioHeader};
 
 /// Receives per socket before the TUN gets its turn (measured, `docs/performance.md`).
 const MAX_RECEIVES: usize = 64;
@@ -87,6 +89,7 @@ pub(super) struct WorkerParts {
 pub(super) struct Worker {
     parts: WorkerParts,
     outbound: Outbound,
+    acknowledgements: Acknowledgements,
     notices: Vec<Notice>,
     /// Answers to packets that are nobody's.
     answers: Budget,
@@ -104,6 +107,7 @@ impl Worker {
         let sender = Sender::new(parts.sockets.clone());
         Self {
             outbound: Outbound::new(parts.lane, parts.mtu, sender, parts.counters.clone()),
+            acknowledgements: Acknowledgements::new(),
             notices: Vec::new(),
             answers: Budget::new(clock::now(), ANSWERS_PER_SECOND, ANSWERS_AT_ONCE),
             tun_queue: StandingQueue::new(clock::now()),
@@ -254,9 +258,16 @@ impl Worker {
     fn transmit(&mut self, now: Instant) -> Result<(), Failure> {
         let parts = &self.parts;
         let router = parts.router.load();
-        let mut drain = self.outbound.drain(now, &mut self.notices);
+        let mut departure = Departure {
+            now,
+            parts,
+            router: &router,
+            answers: &mut self.answers,
+            tun_queue: &mut self.tun_queue,
+            drain: self.outbound.drain(now, &mut self.notices),
+            last_route: None,
+        };
         let mut turn_bytes = 0;
-        let mut last_route = None;
         for _ in 0..MAX_READS {
             if turn_bytes >= MAX_TURN_BYTES {
                 break;
@@ -264,43 +275,19 @@ impl Worker {
             let TunRead { header, bytes } = match parts.tun.read(&mut self.read_buffer) {
                 Ok(Some(read)) => read,
                 Ok(None) => {
-                    self.tun_queue.on_empty(now);
+                    departure.tun_queue.on_empty(now);
                     break;
                 }
                 Err(error) => return Err(Failure::TunGone(error)),
             };
             turn_bytes += bytes.len();
-            let Some(mut segments) = header.ok().and_then(|header| Segments::new(&header, bytes).ok()) else {
-                parts.counters.count(DropReason::MalformedPacket);
-                continue;
-            };
-            let route = parts.route(now, &router, segments.packet(), &mut last_route);
-            match route.and_then(|route| segments.fit(route.path()).map(|()| route)) {
-                Ok(route) => {
-                    router.on_sent(now, route.peer(), segments.packet());
-                    if segments.count() > 1 && self.tun_queue.take_signal(now) {
-                        parts.signal_congestion(&mut segments);
-                    }
-                    drain.push(route, &segments);
-                }
-                Err(Miss::NoSession(peer)) => parts.stage(peer, &segments),
-                Err(Miss::SlowPath) => {
-                    let (_, route) = last_route.expect("a packet is fitted to a route");
-                    parts.stage(route.peer(), &segments);
-                }
-                Err(Miss::Drop(reason)) => {
-                    parts.counters.add(reason, segments.count() as u64);
-                    let path = last_route.map(|(_, route)| route.path());
-                    if let Some(problem) = Problem::of(reason, path, segments.packet()) {
-                        let peer = router.peer_of(segments.packet().destination());
-                        if peer.map_or_else(|| self.answers.take(now), |peer| router.may_answer(now, peer)) {
-                            parts.answer(segments.packet(), problem);
-                        }
-                    }
-                }
+            match header {
+                Ok(header) => self.acknowledgements.take(&header, bytes, |header, bytes| departure.push(header, bytes)),
+                Err(UnknownSegmentation) => parts.counters.count(DropReason::MalformedPacket),
             }
         }
-        drain.finish();
+        self.acknowledgements.finish(|header, bytes| departure.push(header, bytes));
+        departure.drain.finish();
         Ok(())
     }
 
@@ -310,6 +297,57 @@ impl Worker {
         self.notices.dedup();
         for notice in self.notices.drain(..) {
             self.parts.hand_over(Input::Notice(notice));
+        }
+    }
+}
+
+/// What one drain of the TUN sends, and what else becomes of its packets.
+struct Departure<'w, 'r> {
+    now: Instant,
+    parts: &'w WorkerParts,
+    router: &'r Router,
+    answers: &'w mut Budget,
+    tun_queue: &'w mut StandingQueue,
+    drain: Drain<'w, 'r>,
+    /// The destination and the route of the packet before, which are mostly those of the next.
+    last_route: Option<(IpAddr, Route<'r>)>,
+}
+
+impl Departure<'_, '_> {
+    /// Sends what one read gave, hands it to the slow path, or answers it.
+    fn push(&mut self, header: &VirtioHeader, bytes: &mut [u8]) {
+        let (now, parts, router) = (self.now, self.parts, self.router);
+        let Ok(mut segments) = Segments::new(header, bytes) else {
+            return parts.counters.count(DropReason::MalformedPacket);
+        };
+        let route = parts.route(now, router, segments.packet(), &mut self.last_route);
+        match route.and_then(|route| segments.fit(route.path()).map(|()| route)) {
+            Ok(route) => {
+                router.on_sent(now, route.peer(), segments.packet());
+                if segments.count() > 1 && self.tun_queue.take_signal(now) {
+                    parts.signal_congestion(&mut segments);
+                }
+                self.drain.push(route, &segments);
+            }
+            Err(Miss::NoSession(peer)) => parts.stage(peer, &segments),
+            Err(Miss::SlowPath) => {
+                let (_, route) = self.last_route.expect("a packet is fitted to a route");
+                parts.stage(route.peer(), &segments);
+            }
+            Err(Miss::Drop(reason)) => self.refuse(&segments, reason),
+        }
+    }
+
+    /// Drops packets, and tells their sender where that is of use.
+    fn refuse(&mut self, segments: &Segments<'_>, reason: DropReason) {
+        let (now, parts, router) = (self.now, self.parts, self.router);
+        parts.counters.add(reason, segments.count() as u64);
+        let path = self.last_route.map(|(_, route)| route.path());
+        if let Some(problem) = Problem::of(reason, path, segments.packet()) {
+            let peer = router.peer_of(segments.packet().destination());
+            if peer.map_or_else(|| self.answers.take(now), |peer| router.may_answer(now, peer)) {
+                parts.answer(segments.packet(), problem);
+            }
         }
     }
 }
