@@ -34,6 +34,7 @@ use crate::proto::stats::{DeviceStatus, RouteFault};
 
 use self::counters::Counters;
 use self::inheritance::{Inheritance, Role};
+use self::lane::{Lane, LaneParts};
 use self::machine::Machine;
 use self::orders::Orders;
 use self::sender::Sender;
@@ -42,7 +43,6 @@ use self::sockets::Sockets;
 use self::tun::{Offload, Tun};
 use self::tunnel_ports::TunnelPorts;
 use self::udp::{RECEIVE_BUFFER_LEN, UdpSocket};
-use self::worker::{Worker, WorkerParts};
 
 mod acknowledgements;
 mod batch;
@@ -53,6 +53,7 @@ mod failure;
 mod fair_queue;
 mod inbound;
 pub mod inheritance;
+mod lane;
 mod machine;
 mod network_errors;
 mod orders;
@@ -77,7 +78,6 @@ mod udp;
 mod unreachable;
 mod virtio;
 mod wake;
-mod worker;
 
 pub use self::failure::Failure;
 pub use self::network_errors::{NetworkError, NetworkErrorKind, NetworkErrors};
@@ -261,7 +261,7 @@ impl Dataplane {
         self.slow_path = Some(spawn("slow-path", &failed, || slow_path.run())?);
         let ports = self.sockets[0].ports();
         for (lane, ((tun, sockets), counters)) in self.tun.queues.iter().zip(&self.sockets).zip(counters).enumerate() {
-            let worker = Worker::new(WorkerParts {
+            let worker = Lane::new(LaneParts {
                 lane: u8::try_from(lane).expect("workers are counted by a u8"),
                 is_pinned: self.config.pin_workers,
                 may_busy_poll: self.config.busy_poll,

@@ -37,6 +37,7 @@ use super::clock;
 use super::counters::Counters;
 use super::failure::Failure;
 use super::fair_queue::{Class, FairQueue, Pushed};
+use super::lane::has_errors;
 use super::machine::Machine;
 use super::network_errors::NetworkErrors;
 use super::pulse::Beat;
@@ -46,7 +47,6 @@ use super::train::Train;
 use super::tun::{TunQueue, is_device_gone};
 use super::udp::{Received, UdpSocket};
 use super::wake::Wake;
-use super::worker::has_errors;
 
 /// Without a timer due, the thread sleeps until something comes, and looks at the clocks so often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);

@@ -61,7 +61,7 @@ const MAX_TURN_BYTES: usize = 128 << 10;
 
 /// What a worker is given.
 #[derive(Debug, Clone)]
-pub(super) struct WorkerParts {
+pub(super) struct LaneParts {
     /// Its lane, and its number among the workers.
     pub(super) lane: u8,
     /// It stays on one CPU.
@@ -86,8 +86,8 @@ pub(super) struct WorkerParts {
 
 /// A fast-path thread's state.
 #[derive(Debug)]
-pub(super) struct Worker {
-    parts: WorkerParts,
+pub(super) struct Lane {
+    parts: LaneParts,
     outbound: Outbound,
     acknowledgements: Acknowledgements,
     notices: Vec<Notice>,
@@ -101,9 +101,9 @@ pub(super) struct Worker {
     read_buffer: Box<[u8]>,
 }
 
-impl Worker {
+impl Lane {
     /// Allocates all that it will ever need.
-    pub(super) fn new(parts: WorkerParts) -> Self {
+    pub(super) fn new(parts: LaneParts) -> Self {
         let sender = Sender::new(parts.sockets.clone());
         Self {
             outbound: Outbound::new(parts.lane, parts.mtu, sender, parts.counters.clone()),
@@ -304,7 +304,7 @@ impl Worker {
 /// What one drain of the TUN sends, and what else becomes of its packets.
 struct Departure<'w, 'r> {
     now: Instant,
-    parts: &'w WorkerParts,
+    parts: &'w LaneParts,
     router: &'r Router,
     answers: &'w mut Budget,
     tun_queue: &'w mut StandingQueue,
@@ -352,7 +352,7 @@ impl Departure<'_, '_> {
     }
 }
 
-impl WorkerParts {
+impl LaneParts {
     /// Those that it receives on. A lane that has just left the common port for its own is read there first: what it sent
     /// before is to be delivered before.
     fn receiving(&self) -> impl Iterator<Item = &UdpSocket> {
