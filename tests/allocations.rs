@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use underpass::dataplane::testing::{self, Sample};
-use underpass::dataplane::{Dataplane, DataplaneConfig, DeviceMode, clock};
+use underpass::dataplane::{Dataplane, DataplaneConfig, DeviceMode, WorkerCount, clock};
 use underpass::keys::PrivateKey;
 use underpass::proto::device::DeviceConfig;
 use underpass::proto::endpoint::Endpoint;
@@ -79,7 +79,7 @@ struct Node {
 
 impl Node {
     /// Node `number`, which knows the one other node, and where that is if it is to call it.
-    fn start(number: u8, suite: Suite, workers: usize, other: Option<SocketAddr>) -> Self {
+    fn start(number: u8, suite: Suite, lanes: usize, workers: u8, other: Option<SocketAddr>) -> Self {
         let own = ["10.77.0.2", "fd00::2"].map(|address| address.parse().unwrap());
         let (queue, kernel) = UnixDatagram::pair().unwrap();
         kernel.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -92,7 +92,8 @@ impl Node {
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             ipv6_optional: true,
             fwmark: None,
-            workers: 1,
+            lanes: 1,
+            workers: WorkerCount::Number(workers),
             pin_workers: false,
             busy_poll: true,
             device: DeviceConfig {
@@ -112,8 +113,8 @@ impl Node {
                 ..PeerConfig::new(key(3 - number).public_key())
             }],
         };
-        // Each worker reads the one socket: whoever comes first takes the packet.
-        let queues = (0..workers).map(|_| queue.try_clone().unwrap()).collect();
+        // Each lane reads the one socket: whichever comes first takes the packet.
+        let queues = (0..lanes).map(|_| queue.try_clone().unwrap()).collect();
         let mut dataplane = testing::open(config, queues).unwrap();
         dataplane.start(|failure| panic!("{failure}"), |_| {}).unwrap();
         Self { dataplane, kernel }
@@ -128,7 +129,7 @@ impl Node {
         let deadline = clock::now() + PATIENCE;
         while clock::now() < deadline {
             let sender = sender.clone();
-            self.dataplane.handle().status(move |status| sender.send(status.peers[0].path_mtu).unwrap());
+            self.dataplane.handle().status(move |status| sender.send(status.device.peers[0].path_mtu).unwrap());
             if receiver.recv_timeout(PATIENCE).unwrap() == Some(MTU) {
                 return;
             }
@@ -186,10 +187,12 @@ fn receive(node: &Node, packets: usize) -> usize {
 
 #[test]
 fn no_packet_costs_a_worker_an_allocation() {
-    for (suite, workers) in [(Suite::Aes256Gcm, 1), (Suite::ChaCha20Poly1305, 1), (Suite::Aes256Gcm, 2)] {
+    for (suite, lanes, workers) in
+        [(Suite::Aes256Gcm, 1, 1), (Suite::ChaCha20Poly1305, 1, 1), (Suite::Aes256Gcm, 2, 2), (Suite::Aes256Gcm, 2, 1)]
+    {
         let at_start = BY_WORKERS.load(Ordering::Relaxed);
-        let two = Node::start(2, suite, workers, None);
-        let one = Node::start(1, suite, workers, Some(two.address()));
+        let two = Node::start(2, suite, lanes, workers, None);
+        let one = Node::start(1, suite, lanes, workers, Some(two.address()));
         let directions = [(&one, &two), (&two, &one)];
         directions.iter().for_each(|(from, to)| carry(from, to, WARM_UP));
         // Until it is known what the path carries, the slow path sends what might be too long.
@@ -198,6 +201,11 @@ fn no_packet_costs_a_worker_an_allocation() {
         assert!(before > at_start, "threads and handshakes cost some, so the counter is deaf");
         directions.iter().for_each(|(from, to)| carry(from, to, COUNTED));
         let made = BY_WORKERS.load(Ordering::Relaxed) - before;
-        assert_eq!(made, 0, "allocations for {} packets with {suite:?} and {workers} workers", 2 * COUNTED);
+        assert_eq!(
+            made,
+            0,
+            "allocations for {} packets with {suite:?}, {lanes} lanes and {workers} workers",
+            2 * COUNTED
+        );
     }
 }

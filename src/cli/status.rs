@@ -14,7 +14,8 @@ use super::columns::{GAP, fitting};
 use super::quantity::{ago, bytes, percent, round_trip, span};
 use super::{Exit, Failure};
 use crate::control::api::{
-    EndpointSource, ErrorCode, GuardReport, GuardState, InterfaceReport, LinkState, MtuSource, PeerReport, StatusReport,
+    EndpointSource, ErrorCode, GuardReport, GuardState, InterfaceReport, LinkState, MtuSource, PeerReport,
+    StatusReport, WorkersReport,
 };
 use crate::control::client::{self, ClientError};
 
@@ -123,8 +124,15 @@ fn header(interface: &InterfaceReport, guard: &GuardReport) -> String {
         interface.public_key,
         list(&interface.addresses),
         list(&interface.listen),
-        unadapted(interface) + &unguarded(guard),
+        workers(interface) + &unadapted(interface) + &unguarded(guard),
     )
+}
+
+fn workers(interface: &InterfaceReport) -> String {
+    let Some(WorkersReport { number, lanes, chosen, reason }) = &interface.workers else { return String::new() };
+    let plural = if *lanes == 1 { "" } else { "s" };
+    let how = if *chosen { "chosen: " } else { "" };
+    format!("  workers     {number} for {lanes} lane{plural}, {how}{reason}\n")
 }
 
 /// The same for an MTU that is to follow the paths, and does not.
@@ -269,6 +277,7 @@ underpass0: proxy side, MTU 1420 (auto), with offload, tunnels too, up 60 min
   public key  BBBB
   addresses   10.77.0.1/24
   listening   0.0.0.0:51900
+  workers     2 for 4 lanes, chosen: one was busy for 3 s, 1.4 CPUs idle
 
 NAME  STATE  REASON         RTT   LOSS  ENDPOINT          LAST HANDSHAKE  RECEIVED     SENT  SUITE
 app1  up     -           412 µs  2.0 %  192.0.2.10:51900  12 s ago         2.0 KiB  3.0 MiB  aes-256-gcm
@@ -278,6 +287,16 @@ refused: 3 malformed
 ";
         assert_eq!(plain(None), expected);
         assert_eq!(plain(Some(104)), expected);
+    }
+
+    #[test]
+    fn workers_are_told_with_the_reason_of_their_number() {
+        let mut status = status();
+        let report = WorkersReport { number: 1, lanes: 1, chosen: false, reason: "configured".into() };
+        status.interface.workers = Some(report);
+        assert!(render(&status, None).contains("\n  workers     1 for 1 lane, configured\n"));
+        status.interface.workers = None;
+        assert!(!render(&status, None).contains("workers"), "an older daemon does not tell");
     }
 
     #[test]
@@ -315,7 +334,7 @@ refused: 3 malformed
     fn a_narrow_terminal_leaves_columns_out() {
         let titles = |width| {
             let text = plain(Some(width));
-            assert!(text.lines().skip(5).all(|line| line.chars().count() <= width), "{text}");
+            assert!(text.lines().skip(6).all(|line| line.chars().count() <= width), "{text}");
             text.lines().find(|line| line.starts_with("NAME")).map(|line| line.replace("LAST HANDSHAKE", "LAST"))
         };
         let titles = |width| titles(width).unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");

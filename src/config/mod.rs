@@ -190,7 +190,7 @@ impl Health {
 /// How many fast-path threads there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Workers {
-    /// As the machine's CPUs suggest.
+    /// As many as help, on as many lanes as the machine's CPUs suggest.
     #[default]
     Auto,
     /// So many.

@@ -356,6 +356,9 @@ pub struct InterfaceReport {
     /// Also of superpackets in UDP tunnels.
     #[serde(default)]
     pub tunnel_offload: bool,
+    /// Threads that carry traffic. Null of a daemon that does not tell.
+    #[serde(default)]
+    pub workers: Option<WorkersReport>,
     /// Since the daemon's start.
     pub uptime_seconds: u64,
     /// The daemon's process.
@@ -371,6 +374,19 @@ pub struct InterfaceReport {
     /// The configuration file that it reads. Null of a daemon that does not tell.
     #[serde(default)]
     pub config: Option<PathBuf>,
+}
+
+/// Threads that carry traffic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkersReport {
+    /// Workers.
+    pub number: usize,
+    /// Lanes that they serve: as many as workers there can be without a restart.
+    pub lanes: usize,
+    /// Set while the daemon chooses the number.
+    pub chosen: bool,
+    /// Reason of the number, in a few words.
+    pub reason: String,
 }
 
 /// Source of the interface's MTU.
@@ -588,6 +604,12 @@ pub(crate) mod tests {
                 mtu_problem: None,
                 offload: true,
                 tunnel_offload: true,
+                workers: Some(WorkersReport {
+                    number: 2,
+                    lanes: 4,
+                    chosen: true,
+                    reason: "one was busy for 3 s, 1.4 CPUs idle".into(),
+                }),
                 uptime_seconds: 3600,
                 pid: 7,
                 version: "0.1.0".into(),

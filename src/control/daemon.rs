@@ -43,9 +43,8 @@ use super::systemd::{self, Readiness};
 use super::user::{DaemonUser, UserError};
 use super::{forwarding, open, translate, watchdog};
 use crate::config::{Config, Peer, written};
-use crate::dataplane::{Dataplane, DataplaneConfig, Failure, Handle, Privileges, StartError, clock};
+use crate::dataplane::{Dataplane, DataplaneConfig, DataplaneStatus, Failure, Handle, Privileges, StartError, clock};
 use crate::keys::PublicKey;
-use crate::proto::stats::DeviceStatus;
 
 /// Why a daemon did not start, or ended without being asked to.
 #[derive(Debug, thiserror::Error)]
@@ -392,7 +391,7 @@ async fn answer_status(board: Board) -> Response {
     }
 }
 
-async fn status(handle: &Handle) -> Option<DeviceStatus> {
+async fn status(handle: &Handle) -> Option<DataplaneStatus> {
     let (reply, status) = oneshot::channel();
     handle.status(move |status| {
         // Nobody waits any more: a client that left.

@@ -104,6 +104,11 @@ impl Scrape {
         info(encoder, "underpass_interface", "The TUN device and the side of the links.", &labels)?;
         let help = "Longest packet that the interface takes.";
         optional_gauge(encoder, "underpass_interface_mtu_bytes", help, Some(u64::from(interface.mtu)))?;
+        let help = "Threads that carry traffic.";
+        let workers = interface.workers.as_ref();
+        optional_gauge(encoder, "underpass_workers", help, workers.map(|workers| workers.number as u64))?;
+        let help = "Lanes that workers serve: as many as workers there can be without a restart.";
+        optional_gauge(encoder, "underpass_lanes", help, workers.map(|workers| workers.lanes as u64))?;
         let help = "When the file of the private key in use was written.";
         optional_gauge(
             encoder,
@@ -334,6 +339,8 @@ mod tests {
         has(r#"underpass_build_info{version="0.1.0"} 1"#);
         has("underpass_private_key_written_timestamp_seconds 1700000000");
         has("underpass_clock_synchronized 0");
+        has("underpass_workers 2");
+        has("underpass_lanes 4");
     }
 
     #[test]

@@ -10,16 +10,16 @@ use ipnet::IpNet;
 
 use super::api::{
     EndpointSource, GuardReport, InterfaceReport, LinkState, NetworkErrorReport, PeerReport, PrivilegedReport,
-    RefusedReport, RoutesReport, SCHEMA_VERSION, SandboxReport, StatusReport,
+    RefusedReport, RoutesReport, SCHEMA_VERSION, SandboxReport, StatusReport, WorkersReport,
 };
 use super::mtu::MtuState;
 use super::privileged::Started;
 use super::routes::Found;
 use super::sandbox::Sandbox;
 use crate::config::{Config, Role};
-use crate::dataplane::{NetworkError, NetworkErrors, clock};
+use crate::dataplane::{DataplaneStatus, NetworkError, NetworkErrors, WorkersStatus, clock};
 use crate::keys::PublicKey;
-use crate::proto::stats::{self, DeviceStatus, PeerStatus, RefusedInitiation};
+use crate::proto::stats::{self, PeerStatus, RefusedInitiation};
 
 /// What the core knows nothing of. It changes by a reload only.
 #[derive(Debug, Clone)]
@@ -92,7 +92,7 @@ impl Identity {
         &self,
         now: Instant,
         unix_time: Duration,
-        status: &DeviceStatus,
+        DataplaneStatus { device: status, workers }: &DataplaneStatus,
         (guard, found, mtu): (&GuardReport, &Found, &MtuState),
     ) -> StatusReport {
         let by_key: HashMap<&PublicKey, &PeerStatus> =
@@ -101,7 +101,10 @@ impl Identity {
         StatusReport {
             schema_version: SCHEMA_VERSION,
             unix_time: unix_time.as_secs(),
-            interface: self.interface_report(now, &status.public_key, mtu),
+            interface: InterfaceReport {
+                workers: Some(workers_report(workers)),
+                ..self.interface_report(now, &status.public_key, mtu)
+            },
             sandbox: SandboxReport { privileged: self.privileged_report(), ..self.sandbox.report() },
             guard: guard.clone(),
             routes: routes_report(found),
@@ -145,6 +148,7 @@ impl Identity {
             mtu_problem: mtu.problem.clone(),
             offload: self.offload,
             tunnel_offload: self.tunnel_offload,
+            workers: None,
             uptime_seconds: now.saturating_duration_since(self.started_at).as_secs(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -153,6 +157,11 @@ impl Identity {
             config: Some(self.file.clone()),
         }
     }
+}
+
+fn workers_report(status: &WorkersStatus) -> WorkersReport {
+    let WorkersStatus { number, lanes, is_chosen, ref reason } = *status;
+    WorkersReport { number, lanes, chosen: is_chosen, reason: reason.clone() }
 }
 
 fn routes_report(found: &Found) -> RoutesReport {
@@ -227,7 +236,7 @@ pub(super) mod tests {
     use crate::proto::endpoint::Endpoint;
     use crate::proto::error::DropReason;
     use crate::proto::noise::Suite;
-    use crate::proto::stats::DropCounters;
+    use crate::proto::stats::{DeviceStatus, DropCounters};
 
     fn key(byte: u8) -> PublicKey {
         PrivateKey::from_bytes([byte; 32]).unwrap().public_key()
@@ -286,7 +295,9 @@ pub(super) mod tests {
         let started_at = identity.started_at;
         let mut drops = DropCounters::default();
         drops.add(DropReason::Malformed, 3);
-        let status = DeviceStatus { public_key: key(9), peers: statuses, drops, refused: Vec::new() };
+        let device = DeviceStatus { public_key: key(9), peers: statuses, drops, refused: Vec::new() };
+        let workers = WorkersStatus { number: 2, lanes: 4, is_chosen: false, reason: "configured".to_owned() };
+        let status = DataplaneStatus { device, workers };
         let (now, unix_time) = (started_at + Duration::from_secs(61), Duration::from_secs(1_800_000_001));
         let mtu = MtuState { mtu: 1420, source: MtuSource::Auto, problem: None };
         let found = Found { faults: HashMap::from([(key(1), "10.77.0.11 dev eth0".to_owned())]), ..Found::default() };
@@ -310,6 +321,8 @@ pub(super) mod tests {
         assert_eq!((peer.latest_handshake, peer.rtt_microseconds), (Some(1_800_000_000), Some(412)));
         assert_eq!((report.unix_time, report.interface.uptime_seconds), (1_800_000_001, 61));
         assert_eq!(report.interface.private_key_written, Some(1_700_000_000));
+        let workers = report.interface.workers.map(|workers| (workers.number, workers.lanes, workers.chosen));
+        assert_eq!(workers, Some((2, 4, false)));
         assert_eq!(report.drops["malformed"], 3);
         assert_eq!(report.drops.len(), DropReason::COUNT);
     }

@@ -7,7 +7,7 @@ use std::thread;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::config::{Config, DeviceMode, Endpoint, Mtu, Peer, Refuse, Role, SuiteChoice, Workers};
-use crate::dataplane::{self, DataplaneConfig};
+use crate::dataplane::{self, DataplaneConfig, WorkerCount};
 use crate::proto;
 use crate::proto::constants::MTU_MOST;
 use crate::proto::device::DeviceConfig;
@@ -24,7 +24,7 @@ use super::routes::{Plan, WatchedPeer};
 /// What the data plane starts with. Endpoints that are names are not known yet.
 pub fn dataplane_config(config: &Config) -> DataplaneConfig {
     let interface = &config.interface;
-    let workers = workers(interface.workers, thread::available_parallelism().map_or(1, NonZero::get));
+    let lanes = lanes(interface.workers, thread::available_parallelism().map_or(1, NonZero::get));
     DataplaneConfig {
         interface_name: interface.name.clone(),
         mtu: mtu_range(interface.mtu),
@@ -32,14 +32,15 @@ pub fn dataplane_config(config: &Config) -> DataplaneConfig {
         listen: interface.listen.clone(),
         ipv6_optional: interface.listen_is_default,
         fwmark: interface.fwmark,
-        workers,
+        lanes,
+        workers: worker_count(interface.workers),
         pin_workers: interface.pin_workers,
         busy_poll: interface.busy_poll,
         device: DeviceConfig {
             private_key: interface.private_key.clone(),
             previous_private_key: interface.previous_private_key.clone(),
             suite: proposed_suite(interface.suite, &interface.suites),
-            send_lanes: workers,
+            send_lanes: lanes,
             lane_paths: true,
             mtu: None,
         },
@@ -187,13 +188,21 @@ pub fn addresses(peer: &Peer) -> impl Iterator<Item = SocketAddr> {
     })
 }
 
-/// Of `cpus` that the process may use. Below four a second worker takes from the applications what it adds (measured,
-/// `docs/performance.md`); more than two are for who has measured.
-fn workers(workers: Workers, cpus: usize) -> u8 {
+/// Lanes where the process may use so many `cpus`. Below four a second worker takes from the applications what it adds
+/// (measured, `docs/performance.md`), and a lane more costs a port and a path. With more, half of the CPUs are left to the
+/// applications, and whoever needs more than four workers has measured.
+fn lanes(workers: Workers, cpus: usize) -> u8 {
     match workers {
         Workers::Number(number) => number.get(),
-        Workers::Auto if cpus < 4 => 1,
-        Workers::Auto => 2,
+        Workers::Auto => u8::try_from((cpus / 2).clamp(1, 4)).expect("four at most"),
+    }
+}
+
+/// How many workers there are to be.
+pub fn worker_count(workers: Workers) -> WorkerCount {
+    match workers {
+        Workers::Number(number) => WorkerCount::Number(number.get()),
+        Workers::Auto => WorkerCount::Auto,
     }
 }
 
@@ -227,4 +236,16 @@ fn cpu_has_aes() -> bool {
 #[cfg(not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))]
 fn cpu_has_aes() -> bool {
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_of_the_cpus_and_at_most_four_may_get_a_worker_of_their_own() {
+        let of_cpus = [1, 2, 3, 4, 5, 6, 7, 8, 64].map(|cpus| lanes(Workers::Auto, cpus));
+        assert_eq!(of_cpus, [1, 1, 1, 2, 2, 3, 3, 4, 4]);
+        assert_eq!(lanes(Workers::Number(NonZero::new(7).unwrap()), 1), 7);
+    }
 }

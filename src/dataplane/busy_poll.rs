@@ -5,7 +5,7 @@
 //! do, a worker looks for the next packet again and again for a while, and gives way to any other thread between two looks.
 //! Beside other work it never does: each look would cost that work, or a time slice if that gets its way.
 
-use std::fs::File;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollTimeout, poll};
 
 use super::clock;
-use super::scheduling::{self, time_idle};
+use super::scheduling::{self, Load, Uptime};
 
 /// Time that a worker looks for the next packet before it sleeps: an application's answer to a small request takes less.
 const PATIENCE: Duration = Duration::from_micros(200);
@@ -28,16 +28,17 @@ const PAUSES_PER_SHORT_ONE: u32 = 3;
 #[derive(Debug)]
 pub(super) struct BusyPoll {
     choice: Choice,
-    /// `/proc/uptime`; nothing where a worker always sleeps.
-    uptime: Option<File>,
+    /// Nothing where a worker always sleeps.
+    uptime: Option<Uptime>,
+    load: Arc<Load>,
 }
 
 impl BusyPoll {
     /// That of a worker which may stay awake if `is_allowed`. It never does where a control group limits the processor
-    /// time, since that is for the packets then.
-    pub(super) fn new(now: Instant, is_allowed: bool) -> Self {
+    /// time, since that is for the packets then. What its looks take is told as part of its `load`.
+    pub(super) fn new(now: Instant, is_allowed: bool, load: Arc<Load>) -> Self {
         let may_poll = is_allowed && !scheduling::is_processor_time_limited();
-        Self { choice: Choice::new(now), uptime: may_poll.then(|| File::open("/proc/uptime").ok()).flatten() }
+        Self { choice: Choice::new(now), uptime: may_poll.then(Uptime::open).flatten(), load }
     }
 
     /// Waits until one of them is ready, or a signal came, and returns the time then.
@@ -47,7 +48,10 @@ impl BusyPoll {
             poll(descriptors, PollTimeout::NONE).or_else(as_nothing_ready)?;
         }
         let end = clock::now();
-        self.choice.on_pause(end, end - start, || self.uptime.as_ref().and_then(time_idle));
+        if self.choice.is_on {
+            self.load.count_awake((end - start).min(PATIENCE));
+        }
+        self.choice.on_pause(end, end - start, || self.uptime.as_ref().and_then(Uptime::idle));
         Ok(end)
     }
 }
@@ -174,7 +178,8 @@ mod tests {
         write(&writer, b"x").unwrap();
         for is_on in [false, true] {
             let mut descriptors = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
-            let mut pauses = BusyPoll { choice: Choice { is_on, ..Choice::new(clock::now()) }, uptime: None };
+            let mut pauses =
+                BusyPoll { choice: Choice { is_on, ..Choice::new(clock::now()) }, uptime: None, load: Arc::default() };
             pauses.wait(&mut descriptors).unwrap();
             assert_eq!(descriptors[0].any(), Some(true), "{is_on}");
         }
@@ -189,7 +194,11 @@ mod tests {
             write(&writer, b"x").unwrap();
         });
         let mut descriptors = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
-        let mut pauses = BusyPoll { choice: Choice { is_on: true, ..Choice::new(clock::now()) }, uptime: None };
+        let mut pauses = BusyPoll {
+            choice: Choice { is_on: true, ..Choice::new(clock::now()) },
+            uptime: None,
+            load: Arc::default(),
+        };
         pauses.wait(&mut descriptors).unwrap();
         assert_eq!(descriptors[0].any(), Some(true));
         let awake = pauses.choice.awake;

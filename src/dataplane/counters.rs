@@ -1,18 +1,22 @@
-//! What a worker refused, counted where it happens and read by the slow path for a status.
+//! Counts of one lane: what was refused, and how much was carried. Counted where it happens, read by the slow path.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::proto::error::DropReason;
 use crate::proto::stats::DropCounters;
 
-/// One thread's counters: written by it, read by the slow path. On cache lines of their own.
+/// One lane's counters: written by its worker, read by the slow path. On cache lines of their own.
 #[derive(Debug)]
 #[repr(align(128))]
-pub(super) struct Counters([AtomicU64; DropReason::COUNT]);
+pub(super) struct Counters {
+    drops: [AtomicU64; DropReason::COUNT],
+    /// Bytes read from the TUN and received, carried or not.
+    carried: AtomicU64,
+}
 
 impl Default for Counters {
     fn default() -> Self {
-        Self(std::array::from_fn(|_| AtomicU64::new(0)))
+        Self { drops: std::array::from_fn(|_| AtomicU64::new(0)), carried: AtomicU64::new(0) }
     }
 }
 
@@ -25,13 +29,24 @@ impl Counters {
     /// Counts `number` drops.
     pub(super) fn add(&self, reason: DropReason, number: u64) {
         tracing::trace!(reason = reason.as_str(), number, "dropped");
-        self.0[reason as usize].fetch_add(number, Ordering::Relaxed);
+        self.drops[reason as usize].fetch_add(number, Ordering::Relaxed);
     }
 
-    /// Adds all to `total`.
+    /// Counts the bytes of one turn.
+    pub(super) fn count_carried(&self, bytes: usize) {
+        // One writer: no other addition is lost.
+        self.carried.store(self.carried().wrapping_add(bytes as u64), Ordering::Relaxed);
+    }
+
+    /// Bytes carried so far.
+    pub(super) fn carried(&self) -> u64 {
+        self.carried.load(Ordering::Relaxed)
+    }
+
+    /// Adds all drops to `total`.
     pub(super) fn add_to(&self, total: &mut DropCounters) {
         for reason in DropReason::ALL {
-            total.add(reason, self.0[reason as usize].load(Ordering::Relaxed));
+            total.add(reason, self.drops[reason as usize].load(Ordering::Relaxed));
         }
     }
 }

@@ -58,8 +58,8 @@ pub enum Unfit {
     /// A TUN of another name.
     #[error("it is of the interface {0}, which is not the configured one")]
     OtherInterface(String),
-    /// Another device mode or number of workers than the device was made for.
-    #[error("its interface was made for another device mode or number of workers")]
+    /// Another device mode, or more workers, than the device was made for.
+    #[error("its interface was made for another device mode, or for fewer workers")]
     OtherDevice,
     /// Another file.
     #[error("it is no UDP socket")]
@@ -67,12 +67,12 @@ pub enum Unfit {
     /// An option that can't be changed any more, or that the kernel refuses.
     #[error("a socket with its options is of no use")]
     OtherOptions,
-    /// An address that is not listened on, or not by so many workers.
+    /// An address that is not listened on, or not by so many lanes.
     #[error(
         "it is bound to {0}, where the configuration needs no such socket, or one of several that it needs is missing"
     )]
     OtherAddress(SocketAddr),
-    /// Workers have sockets only for the queues of a TUN.
+    /// Sockets belong to the queues of a TUN.
     #[error("the interface that it belongs to is made anew")]
     WithoutTun,
 }
@@ -82,7 +82,7 @@ pub enum Unfit {
 pub(super) enum Role {
     /// A queue of the TUN.
     Tun(u8),
-    /// A worker's share of a port that is listened on.
+    /// A lane's share of a port that is listened on.
     Listen(u8),
     /// The share of such a port for all that is no transport data.
     Handshakes,
@@ -171,7 +171,7 @@ impl Choice {
         }
         let queues = queues.into_iter().map(|(_, descriptor)| descriptor).collect();
         let tun = if numbers.iter().copied().eq((0..=u8::MAX).take(numbers.len())) {
-            Tun::adopt(&config.interface_name, config.mode, config.workers.max(1), queues)
+            Tun::adopt(&config.interface_name, config.mode, config.lanes.max(1), queues)
         } else {
             Err(Unfit::OtherDevice)
         };
@@ -182,10 +182,10 @@ impl Choice {
     }
 
     fn choose_sockets(&mut self, config: &DataplaneConfig, sockets: Vec<(Role, OwnedFd)>) {
-        let workers = self.inheritance.tun.as_ref().map(|tun| tun.queues.len() as u8);
+        let lanes = self.inheritance.tun.as_ref().map(|tun| tun.queues.len() as u8);
         let mut adopted = Vec::new();
         for (role, descriptor) in sockets {
-            let socket = workers.ok_or(Unfit::WithoutTun).and_then(|_| {
+            let socket = lanes.ok_or(Unfit::WithoutTun).and_then(|_| {
                 let (shared, handshakes) = (!matches!(role, Role::Lane(_)), role == Role::Handshakes);
                 let privileges = config.privileges.as_deref();
                 UdpSocket::adopt(descriptor, BindOptions { shared, handshakes, fwmark: config.fwmark, privileges })
@@ -196,7 +196,7 @@ impl Choice {
             }
         }
         for address in &config.listen {
-            let complete = workers.and_then(|workers| claim(*address, workers, &mut adopted));
+            let complete = lanes.and_then(|lanes| claim(*address, lanes, &mut adopted));
             self.inheritance.sockets.extend(complete);
         }
         for (role, socket) in adopted.into_iter().flatten() {
@@ -206,7 +206,7 @@ impl Choice {
 }
 
 /// Takes all sockets of an address, if none is missing.
-fn claim(address: SocketAddr, workers: u8, adopted: &mut [Option<(Role, UdpSocket)>]) -> Option<AddressSockets> {
+fn claim(address: SocketAddr, lanes: u8, adopted: &mut [Option<(Role, UdpSocket)>]) -> Option<AddressSockets> {
     let position = |role, fits: &dyn Fn(SocketAddr) -> bool| {
         adopted
             .iter()
@@ -214,15 +214,15 @@ fn claim(address: SocketAddr, workers: u8, adopted: &mut [Option<(Role, UdpSocke
     };
     let serves = |local: SocketAddr| local.ip() == address.ip() && (address.port() == 0 || local == address);
     let local = adopted[position(Role::Listen(0), &serves)?].as_ref()?.1.local();
-    let share = |worker| position(Role::Listen(worker), &|other| other == local);
+    let share = |lane| position(Role::Listen(lane), &|other| other == local);
     let handshakes = position(Role::Handshakes, &|other| other == local)?;
-    if position(Role::Listen(workers), &|other| other == local).is_some() {
+    if position(Role::Listen(lanes), &|other| other == local).is_some() {
         // The kernel chooses among more than are read.
         return None;
     }
     let of_lane = |lane| position(Role::Lane(lane), &|other| other.ip() == local.ip());
-    let shares = (0..workers).map(share).collect::<Option<Vec<usize>>>()?;
-    let of_lane = (1..workers).map(of_lane).collect::<Option<Vec<usize>>>()?;
+    let shares = (0..lanes).map(share).collect::<Option<Vec<usize>>>()?;
+    let of_lane = (1..lanes).map(of_lane).collect::<Option<Vec<usize>>>()?;
     let mut take = |positions: Vec<usize>| {
         positions.into_iter().filter_map(|position| Some(adopted[position].take()?.1)).collect::<Vec<UdpSocket>>()
     };

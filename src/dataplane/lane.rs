@@ -1,16 +1,18 @@
-//! One thread of the fast path, for both directions: one TUN queue, one lane, for each listen address a share of its
-//! port and a socket of the lane's own.
+//! One lane's way through this machine, for both directions: one TUN queue, for each listen address a share of its port
+//! and a socket of the lane's own, and the state and buffers that go with them.
 //!
 //! ```text
 //! poll ─▶ UDP: up to 64 receives ─▶ open, admit ─▶ trains ─▶ TUN
 //!      └▶ TUN: up to 64 reads ─▶ route ─▶ pack, seal ─▶ UDP
 //! ```
 //!
-//! Run to completion: nothing is handed to another thread but what only the slow path can do, through a bounded queue.
-//! No packet costs an allocation or a lock. The worker knows no timers, handshakes or peers' configuration.
+//! A lane is a value: the worker that owns it is the only one that can read its queue and sockets, and may give it to another
+//! between two turns. Run to completion: nothing is handed to another thread but what only the slow path can do, through a
+//! bounded queue. No packet costs an allocation or a lock. The lane knows no threads, timers, handshakes or peers'
+//! configuration.
 
 use std::net::IpAddr;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -29,16 +31,13 @@ use crate::proto::staged::StagedPacket;
 
 use super::acknowledgements::Acknowledgements;
 use super::batch::{Drain, Outbound};
-use super::busy_poll::BusyPoll;
 use super::clock;
 use super::counters::Counters;
 use super::failure::Failure;
 use super::inbound::Inbound;
 use super::network_errors::NetworkErrors;
-use super::orders::{Order, Orders};
 use super::refusal::refusal;
 use super::routing_loop::own_datagram_destination;
-use super::scheduling::{self, Scheduling};
 use super::segment::Segments;
 use super::sender::Sender;
 use super::slow_path::{Input, SlowPathQueue};
@@ -59,20 +58,16 @@ const MAX_READS: usize = 64;
 /// Bytes of either before the other gets its turn: what waits there should not wait for a whole queue of superpackets.
 const MAX_TURN_BYTES: usize = 128 << 10;
 
-/// What a worker is given.
+/// Parts of a lane that are made elsewhere.
 #[derive(Debug, Clone)]
 pub(super) struct LaneParts {
-    /// Its lane, and its number among the workers.
+    /// The lane's number.
     pub(super) lane: u8,
-    /// It stays on one CPU.
-    pub(super) is_pinned: bool,
-    /// It may stay awake for the next packet.
-    pub(super) may_busy_poll: bool,
     /// Packets longer than this are not sent: the most that the interface may take.
     pub(super) mtu: u16,
     pub(super) tun: Arc<TunQueue>,
     pub(super) sockets: Sockets,
-    /// Every port that any worker sends from.
+    /// Every port that any lane sends from.
     pub(super) ports: Arc<[u16]>,
     /// The newest snapshot; replaced by the slow path.
     pub(super) router: Arc<ArcSwap<Router>>,
@@ -80,11 +75,9 @@ pub(super) struct LaneParts {
     pub(super) counters: Arc<Counters>,
     /// Errors that the network reports about endpoints.
     pub(super) network_errors: Arc<NetworkErrors>,
-    /// Those of all workers.
-    pub(super) orders: Arc<[Orders]>,
 }
 
-/// A fast-path thread's state.
+/// One lane, whole: whoever owns it carries its packets.
 #[derive(Debug)]
 pub(super) struct Lane {
     parts: LaneParts,
@@ -119,86 +112,68 @@ impl Lane {
         }
     }
 
-    /// Carries packets until it is told to stop, or the TUN is gone.
-    pub(super) fn run(mut self) -> Result<(), Failure> {
-        if self.parts.is_pinned {
-            scheduling::pin(self.parts.lane);
-        }
-        let mut scheduling = Scheduling::of_this_thread(clock::now());
-        let mut pauses = BusyPoll::new(clock::now(), self.parts.may_busy_poll);
-        while let Some(sockets) = self.carry(&mut scheduling, &mut pauses)? {
-            self.use_sockets(sockets);
-        }
-        Ok(())
+    /// The lane's number.
+    pub(super) fn number(&self) -> u8 {
+        self.parts.lane
     }
 
-    fn use_sockets(&mut self, sockets: Sockets) {
+    /// The parts by which the lane's descriptors are polled while it takes its turns.
+    pub(super) fn parts(&self) -> LaneParts {
+        self.parts.clone()
+    }
+
+    /// Sends from `sockets` and receives on them from here on.
+    pub(super) fn use_sockets(&mut self, sockets: Sockets) {
         self.parts.ports = sockets.ports();
         self.outbound.send_by(Sender::new(sockets.clone()));
         self.parts.sockets = sockets;
         self.socket_queues = self.parts.receiving().map(|_| StandingQueue::new(clock::now())).collect();
     }
 
-    /// Carries packets until it is told to stop, or to use other sockets, which it returns.
-    fn carry(&mut self, scheduling: &mut Scheduling, pauses: &mut BusyPoll) -> Result<Option<Sockets>, Failure> {
-        let (tun, parts) = (self.parts.tun.clone(), self.parts.clone());
-        let orders = &parts.orders[usize::from(parts.lane)];
-        let sockets: Vec<&UdpSocket> = parts.receiving().collect();
-        let mut descriptors =
-            vec![PollFd::new(orders.as_fd(), PollFlags::POLLIN), PollFd::new(tun.as_fd(), PollFlags::POLLIN)];
-        descriptors.extend(sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
-        loop {
-            let now = pauses.wait(&mut descriptors).map_err(|errno| Failure::Poll(errno.into()))?;
-            // An error is readiness too: the read or receive clears it, or tells what it means.
-            let is_ready = |descriptor: &PollFd<'_>| descriptor.any().unwrap_or(true);
-            let [order, tun_descriptor, socket_descriptors @ ..] = &descriptors[..] else { unreachable!("made above") };
-            if is_ready(order) {
-                if orders.heed() == Order::Stop {
-                    return Ok(None);
+    /// Carries what is ready, both ways, of neither more than the other can wait for. `descriptors` are the lane's own, as they
+    /// were polled.
+    pub(super) fn take_turn(&mut self, now: Instant, descriptors: &[PollFd<'_>]) -> Result<(), Failure> {
+        let [tun, sockets @ ..] = descriptors else { unreachable!("a lane has a TUN queue") };
+        for (index, socket) in sockets.iter().enumerate() {
+            if is_ready(socket) {
+                if has_errors(socket) {
+                    self.parts.take_network_errors(index);
                 }
-                if let Some(sockets) = orders.take_sockets() {
-                    return Ok(Some(sockets));
-                }
-            }
-            scheduling.on_turn(now);
-            for (index, (socket, descriptor)) in sockets.iter().zip(socket_descriptors).enumerate() {
-                if is_ready(descriptor) {
-                    if has_errors(descriptor) {
-                        parts.network_errors.take(clock::unix_time(), socket, &parts.router.load());
-                    }
-                    self.socket_queues[index].on_ready(now);
-                    self.receive(now, index, socket)?;
-                } else {
-                    self.socket_queues[index].on_empty(now);
-                }
-            }
-            if is_ready(tun_descriptor) {
-                self.tun_queue.on_ready(now);
-                self.transmit(now)?;
+                self.socket_queues[index].on_ready(now);
+                self.receive(now, index)?;
             } else {
-                self.tun_queue.on_empty(now);
+                self.socket_queues[index].on_empty(now);
             }
-            self.send_notices();
         }
+        if is_ready(tun) {
+            self.tun_queue.on_ready(now);
+            self.transmit(now)?;
+        } else {
+            self.tun_queue.on_empty(now);
+        }
+        self.send_notices();
+        Ok(())
     }
 
     /// From one socket to the TUN.
-    fn receive(&mut self, now: Instant, index: usize, socket: &UdpSocket) -> Result<(), Failure> {
+    fn receive(&mut self, now: Instant, index: usize) -> Result<(), Failure> {
         let (mut receives, mut bytes, mut is_empty) = (0, 0, false);
         while !is_empty && receives < MAX_RECEIVES && bytes < MAX_TURN_BYTES {
-            (bytes, is_empty) = self.gather(bytes, socket);
+            (bytes, is_empty) = self.gather(bytes, index);
             receives += self.received.len();
             self.open(now, index)?;
         }
         if is_empty {
             self.socket_queues[index].on_empty(now);
         }
+        self.parts.counters.count_carried(bytes);
         Ok(())
     }
 
     /// Receives until there is enough to open together, for packets of one superpacket that arrive datagram by datagram.
     /// Returns `bytes` with what was added, and whether nothing is left.
-    fn gather(&mut self, mut bytes: usize, socket: &UdpSocket) -> (usize, bool) {
+    fn gather(&mut self, mut bytes: usize, index: usize) -> (usize, bool) {
+        let socket = self.parts.socket(index);
         self.received.clear();
         let mut end = 0;
         while end < GATHER_LEN && self.received.len() < MAX_RECEIVES {
@@ -288,6 +263,7 @@ impl Lane {
         }
         self.acknowledgements.finish(|header, bytes| departure.push(header, bytes));
         departure.drain.finish();
+        parts.counters.count_carried(turn_bytes);
         Ok(())
     }
 
@@ -353,10 +329,23 @@ impl Departure<'_, '_> {
 }
 
 impl LaneParts {
-    /// Those that it receives on. A lane that has just left the common port for its own is read there first: what it sent
-    /// before is to be delivered before.
+    /// Descriptors to poll for the lane, the TUN queue's first.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        std::iter::once(self.tun.as_fd()).chain(self.receiving().map(|socket| socket.as_fd()))
+    }
+
+    /// Sockets that the lane receives on. A lane that has just left the common port for its own is read there first: what it
+    /// sent before is to be delivered before.
     fn receiving(&self) -> impl Iterator<Item = &UdpSocket> {
         self.sockets.listen.iter().chain(self.sockets.of_lane(self.lane))
+    }
+
+    fn socket(&self, index: usize) -> &UdpSocket {
+        self.receiving().nth(index).expect("a lane's sockets change between two turns only")
+    }
+
+    fn take_network_errors(&self, index: usize) {
+        self.network_errors.take(clock::unix_time(), self.socket(index), &self.router.load());
     }
 
     /// `last` is the destination and the route of the packet before, which is mostly that of this one.
@@ -419,6 +408,11 @@ impl LaneParts {
         // Lost answers are like late ones: the application waits.
         let _ = write_whole(self.tun.offload(), &buffer[..length], |parts| self.tun.write(parts));
     }
+}
+
+/// Whether there is something to do. An error is readiness too: the read or receive clears it, or tells what it means.
+pub(super) fn is_ready(descriptor: &PollFd<'_>) -> bool {
+    descriptor.any().unwrap_or(true)
 }
 
 /// Whether the kernel has errors of the network for a socket.

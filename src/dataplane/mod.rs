@@ -2,7 +2,7 @@
 //! and the threads.
 //!
 //! ```text
-//!            commands ──▶ slow path ── Arc<Router> ──▶ worker 0..n       tun queue i ⇄ udp sockets i
+//!            commands ──▶ slow path ── Arc<Router> ──▶ worker 0..n       lanes: tun queue i ⇄ udp sockets i
 //!   control     ▲           ▲ ▲ ▲                          │
 //!               └── status ─┘ │ └── misses, notices ───────┘ (bounded queue)
 //!                             └── udp sockets for handshakes
@@ -30,19 +30,23 @@ use crate::proto::interface_mtu::MtuRange;
 use crate::proto::noise::Suite;
 use crate::proto::peer::PeerConfig;
 use crate::proto::randomness::Entropy;
-use crate::proto::stats::{DeviceStatus, RouteFault};
+use crate::proto::router::Router;
+use crate::proto::stats::RouteFault;
 
 use self::counters::Counters;
 use self::inheritance::{Inheritance, Role};
 use self::lane::{Lane, LaneParts};
 use self::machine::Machine;
 use self::orders::Orders;
+use self::scheduling::Uptime;
 use self::sender::Sender;
 use self::slow_path::{Command, CommandQueue, Inbox, SlowPath, SlowPathQueue, queues};
 use self::sockets::Sockets;
 use self::tun::{Offload, Tun};
 use self::tunnel_ports::TunnelPorts;
 use self::udp::{RECEIVE_BUFFER_LEN, UdpSocket};
+use self::worker::Worker;
+use self::worker_policy::WorkerPolicy;
 
 mod acknowledgements;
 mod batch;
@@ -78,14 +82,17 @@ mod udp;
 mod unreachable;
 mod virtio;
 mod wake;
+mod worker;
+mod worker_policy;
 
 pub use self::failure::Failure;
 pub use self::network_errors::{NetworkError, NetworkErrorKind, NetworkErrors};
 pub use self::privileges::{Privileges, SocketGrant, create_device, or_granted};
 pub use self::pulse::Pulse;
-pub use self::slow_path::PeerChange;
+pub use self::slow_path::{DataplaneStatus, PeerChange};
 pub use self::tun::{DeviceMode, TunError};
 pub use self::udp::{BindError, MAX_SOCKET_BUFFER_LEN};
+pub use self::worker_policy::{WorkerCount, WorkersStatus};
 
 /// What a data plane is made of.
 #[derive(Debug, Clone)]
@@ -102,13 +109,15 @@ pub struct DataplaneConfig {
     pub ipv6_optional: bool,
     /// SO_MARK of every datagram sent.
     pub fwmark: Option<u32>,
-    /// Fast-path threads, at least one. A plain TUN has only one.
-    pub workers: u8,
-    /// Each of them stays on one of the CPUs that the process may use.
+    /// Lanes, at least one, each with a TUN queue and UDP sockets of its own. A plain TUN has only one.
+    pub lanes: u8,
+    /// Fast-path threads that serve the lanes.
+    pub workers: WorkerCount,
+    /// Set if each of them stays on one of the CPUs that the process may use.
     pub pin_workers: bool,
-    /// On an idle machine they stay awake for the next packet for a moment.
+    /// Set if they stay awake for the next packet for a moment on an idle machine.
     pub busy_poll: bool,
-    /// Who we are. The number of lanes is set to that of the workers, and the longest packets to those of the interface.
+    /// Who we are. The number of send lanes is set to that of the lanes, and the longest packets to those of the interface.
     pub device: DeviceConfig,
     /// Whom we talk to at the start.
     pub peers: Vec<PeerConfig>,
@@ -137,7 +146,7 @@ pub enum StartError {
 pub struct Dataplane {
     config: DataplaneConfig,
     tun: Tun,
-    /// One set per worker.
+    /// One set per lane.
     sockets: Vec<Sockets>,
     /// Set if some of them were another process's.
     is_inherited: bool,
@@ -147,8 +156,7 @@ pub struct Dataplane {
     inbox: Option<Inbox>,
     /// Taken by `start`, and opened before: a sandbox may come in between.
     machine: Option<Machine>,
-    /// One per worker.
-    orders: Arc<[Orders]>,
+    orders: Arc<Orders>,
     network_errors: Arc<NetworkErrors>,
     workers: Vec<JoinHandle<()>>,
     slow_path: Option<JoinHandle<()>>,
@@ -162,13 +170,14 @@ impl Dataplane {
             Some(tun) => tun,
             None => Self::create_tun(&config)?,
         };
-        let workers = u8::try_from(tun.queues.len()).expect("no more queues than were asked for");
-        config.workers = workers;
-        config.device.send_lanes = workers;
+        let lanes = u8::try_from(tun.queues.len()).expect("no more queues than lanes are counted");
+        config.lanes = lanes;
+        config.device.send_lanes = lanes;
         let is_inherited = !inheritance.sockets.is_empty();
         let sockets = sockets::bind(&config, inheritance.sockets)?;
         let (slow_path_queue, commands, inbox) = queues().map_err(StartError::Thread)?;
-        let orders = tun.queues.iter().map(|_| Orders::new()).collect::<Result<_, _>>().map_err(StartError::Thread)?;
+        let policy = WorkerPolicy::new(lanes.into(), config.workers);
+        let orders = Orders::new(lanes.into(), policy.workers()).map_err(StartError::Thread)?;
         Ok(Self {
             config,
             tun,
@@ -178,7 +187,7 @@ impl Dataplane {
             slow_path_queue,
             inbox: Some(inbox),
             machine: Some(Machine::observe()),
-            orders,
+            orders: Arc::new(orders),
             network_errors: Arc::default(),
             workers: Vec::new(),
             slow_path: None,
@@ -186,15 +195,15 @@ impl Dataplane {
     }
 
     fn create_tun(config: &DataplaneConfig) -> Result<Tun, TunError> {
-        let (name, workers) = (&config.interface_name, config.workers.max(1));
-        match (Tun::create(name, config.mode, workers), &config.privileges) {
+        let (name, lanes) = (&config.interface_name, config.lanes.max(1));
+        match (Tun::create(name, config.mode, lanes), &config.privileges) {
             (Err(TunError::NoPermission), Some(privileges)) => {
                 let failed = |source: io::Error| match source.kind() {
                     io::ErrorKind::PermissionDenied => TunError::NoPermission,
                     _ => TunError::Io { name: name.clone(), source },
                 };
                 let queues = privileges.create_device().map_err(failed)?;
-                Tun::adopt(name, config.mode, workers, queues).map_err(|unfit| failed(io::Error::other(unfit)))
+                Tun::adopt(name, config.mode, lanes, queues).map_err(|unfit| failed(io::Error::other(unfit)))
             }
             (created, _) => created,
         }
@@ -208,6 +217,11 @@ impl Dataplane {
     /// Whether the TUN was made for this daemon beforehand: it may have been set up too, and stays when the daemon ends.
     pub fn is_prepared(&self) -> bool {
         self.tun.is_prepared
+    }
+
+    /// Lanes that there are, which is as many workers as there can be.
+    pub fn lanes(&self) -> u8 {
+        self.config.lanes
     }
 
     /// Whether the TUN has offload.
@@ -256,15 +270,27 @@ impl Dataplane {
             tun: self.tun.queues[0].clone(),
             counters: counters.clone(),
             network_errors: self.network_errors.clone(),
+            policy: WorkerPolicy::new(self.orders.lanes(), self.config.workers),
+            orders: self.orders.clone(),
+            uptime: Uptime::open(),
             changed: Box::new(changed),
         };
         self.slow_path = Some(spawn("slow-path", &failed, || slow_path.run())?);
+        self.make_lanes(&router, counters);
+        for number in 0..self.orders.lanes() {
+            let (is_pinned, may_busy_poll) = (self.config.pin_workers, self.config.busy_poll);
+            let worker = Worker { number, is_pinned, may_busy_poll, orders: self.orders.clone() };
+            self.workers.push(spawn(&format!("worker-{number}"), &failed, || worker.run())?);
+        }
+        Ok(())
+    }
+
+    /// Gives each lane to the worker that begins with it.
+    fn make_lanes(&self, router: &Arc<ArcSwap<Router>>, counters: Vec<Arc<Counters>>) {
         let ports = self.sockets[0].ports();
-        for (lane, ((tun, sockets), counters)) in self.tun.queues.iter().zip(&self.sockets).zip(counters).enumerate() {
-            let worker = Lane::new(LaneParts {
-                lane: u8::try_from(lane).expect("workers are counted by a u8"),
-                is_pinned: self.config.pin_workers,
-                may_busy_poll: self.config.busy_poll,
+        for (lane, ((tun, sockets), counters)) in (0..).zip(self.tun.queues.iter().zip(&self.sockets).zip(counters)) {
+            self.orders.give(Lane::new(LaneParts {
+                lane,
                 mtu: self.config.mtu.most,
                 tun: tun.clone(),
                 sockets: sockets.clone(),
@@ -273,11 +299,8 @@ impl Dataplane {
                 slow_path: self.slow_path_queue.clone(),
                 counters,
                 network_errors: self.network_errors.clone(),
-                orders: self.orders.clone(),
-            });
-            self.workers.push(spawn(&format!("worker-{lane}"), &failed, || worker.run())?);
+            }));
         }
-        Ok(())
     }
 
     /// Opens what it takes to listen on `listen` and nowhere else, and changes nothing yet. Sockets of addresses that are
@@ -296,9 +319,7 @@ impl Dataplane {
 
     /// Goes over to them. No session ends; peers learn from the next packet where we are.
     pub fn use_sockets(&mut self, OtherSockets(sockets): OtherSockets) {
-        for (orders, sockets) in self.orders.iter().zip(&sockets) {
-            orders.use_sockets(sockets.clone());
-        }
+        self.orders.use_sockets(&sockets);
         self.commands.send(Command::UseSockets(sockets[0].clone()));
         self.sockets = sockets;
     }
@@ -323,15 +344,15 @@ impl Dataplane {
     /// The TUN's queues and the sockets, each with the name that a successor's [`Inheritance`] knows it by.
     pub fn descriptors(&self) -> Vec<(String, BorrowedFd<'_>)> {
         let queues = (0..).zip(&self.tun.queues).map(|(number, queue)| (Role::Tun(number), queue.as_fd()));
-        let sockets = (0..).zip(&self.sockets).flat_map(|(worker, sockets)| sockets.descriptors(worker));
+        let sockets = (0..).zip(&self.sockets).flat_map(|(lane, sockets)| sockets.descriptors(lane));
         queues.chain(sockets).map(|(role, descriptor)| (role.to_string(), descriptor)).collect()
     }
 
     /// Has every worker finish what it has in hand and wait: from then on the kernel alone queues packets, for whoever
     /// reads them next. Returns whether all of them have done so, soon.
     pub fn pause(&self) -> bool {
-        self.orders.iter().for_each(Orders::pause);
-        let are_paused = self.orders.iter().all(Orders::wait_until_paused);
+        self.orders.pause();
+        let are_paused = self.orders.wait_until_paused();
         self.tun.leave();
         are_paused
     }
@@ -339,7 +360,7 @@ impl Dataplane {
     /// Has the workers go on.
     pub fn resume(&self) {
         self.tun.take_back();
-        self.orders.iter().for_each(Orders::resume);
+        self.orders.resume();
     }
 
     /// Tells whether the threads live.
@@ -366,11 +387,12 @@ impl Dataplane {
 
     /// Workers first, so that nothing follows a goodbye.
     fn end(&mut self) {
-        self.orders.iter().for_each(Orders::stop);
+        self.orders.stop();
         for worker in self.workers.drain(..) {
             // A panic was reported when it happened.
             let _ = worker.join();
         }
+        self.orders.discard();
         self.commands.send(Command::Stop);
         if let Some(slow_path) = self.slow_path.take() {
             let _ = slow_path.join();
@@ -441,6 +463,11 @@ impl Handle {
         self.commands.send(Command::SetPathCeiling(key, remote, length));
     }
 
+    /// Has so many workers serve the lanes, as far as there are lanes for them. No packet is lost or overtakes another.
+    pub fn set_workers(&self, count: WorkerCount) {
+        self.commands.send(Command::SetWorkers(count));
+    }
+
     /// Whether it is of any use to tell of tunnels.
     pub fn wants_tunnels(&self) -> bool {
         !self.tunnels.is_empty()
@@ -451,9 +478,9 @@ impl Handle {
         self.tunnels.iter().for_each(|ports| ports.set(tunnels.iter().copied()));
     }
 
-    /// Asks for the state of the device and its peers, and everything that was dropped. `reply` is called on a thread of
-    /// the data plane, which waits for it meanwhile; it is dropped uncalled if the data plane has stopped.
-    pub fn status(&self, reply: impl FnOnce(DeviceStatus) + Send + 'static) {
+    /// Asks for the state of the device and its peers, of the workers, and everything that was dropped. `reply` is called on a
+    /// thread of the data plane, which waits for it meanwhile; it is dropped uncalled if the data plane has stopped.
+    pub fn status(&self, reply: impl FnOnce(DataplaneStatus) + Send + 'static) {
         self.commands.send(Command::Status(Box::new(reply)));
     }
 }

@@ -9,26 +9,26 @@ use super::slow_path::{Command, CommandQueue};
 /// Tells whether the threads of a data plane live.
 #[derive(Debug, Clone)]
 pub struct Pulse {
-    workers: Arc<[Orders]>,
+    workers: Arc<Orders>,
     slow_path: Arc<Beat>,
     commands: CommandQueue,
 }
 
 impl Pulse {
-    pub(super) fn new(workers: Arc<[Orders]>, commands: CommandQueue) -> Self {
+    pub(super) fn new(workers: Arc<Orders>, commands: CommandQueue) -> Self {
         Self { workers, slow_path: Arc::default(), commands }
     }
 
     /// Asks every thread to show that it lives.
     pub fn ask(&self) {
-        self.workers.iter().for_each(Orders::ask_for_life);
+        self.workers.ask_for_life();
         self.slow_path.ask();
         self.commands.send(Command::ShowLife(self.slow_path.clone()));
     }
 
     /// Whether all of them have, since they were asked last.
     pub fn is_felt(&self) -> bool {
-        self.slow_path.is_answered() && self.workers.iter().all(Orders::has_shown_life)
+        self.slow_path.is_answered() && self.workers.have_shown_life()
     }
 }
 

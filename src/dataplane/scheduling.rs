@@ -3,11 +3,14 @@
 //! Two policies of sched(7) suit a worker, each on another machine (measured, `docs/performance.md`). A thread under
 //! `SCHED_BATCH` does not interrupt others when it is woken: where processors have little else to do, a round trip takes
 //! a third of the time. Where they do have, such a thread waits for the end of somebody's time slice at each wake-up,
-//! even a background job's. So the policy follows from how long the thread had to wait for a processor.
+//! even a background job's. So the policy follows from how long the thread had to wait for a processor. How long it ran and waited
+//! is told to whoever chooses how many workers there are, too.
 #![expect(unsafe_code, reason = "no crate here sets a thread's scheduling policy")]
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -44,24 +47,89 @@ pub(super) struct Scheduling {
     /// `/proc/thread-self/schedstat`; nothing on a kernel that does not count (without `CONFIG_SCHED_INFO`).
     statistics: Option<File>,
     /// `/proc/uptime`.
-    uptime: Option<File>,
+    uptime: Option<Uptime>,
+    load: Arc<Load>,
     waited: Duration,
     looked_at: Instant,
     turns: u32,
 }
 
+/// What a worker's thread has had of the processors, as of its last look: written by it, read by any.
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    /// Set once the thread has told: a kernel need not count.
+    is_known: AtomicBool,
+    ran: AtomicU64,
+    waited: AtomicU64,
+    awake: AtomicU64,
+}
+
+/// What a thread has had of the processors since it began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Times {
+    /// Time on a processor.
+    pub(super) ran: Duration,
+    /// Time in which the thread could have run, had there been a processor.
+    pub(super) waited: Duration,
+    /// Time of the first in which the thread only looked whether there is something to do ([`BusyPoll`](super::busy_poll)).
+    pub(super) awake: Duration,
+}
+
+impl Load {
+    fn set(&self, ran: Duration, waited: Duration) {
+        self.ran.store(nanoseconds(ran), Ordering::Relaxed);
+        self.waited.store(nanoseconds(waited), Ordering::Relaxed);
+        self.is_known.store(true, Ordering::Relaxed);
+    }
+
+    /// Counts time in which the thread only looked whether there is something to do.
+    pub(super) fn count_awake(&self, time: Duration) {
+        // One writer: no other addition is lost.
+        self.awake.store(self.awake.load(Ordering::Relaxed).wrapping_add(nanoseconds(time)), Ordering::Relaxed);
+    }
+
+    /// `None` where the kernel does not count.
+    pub(super) fn times(&self) -> Option<Times> {
+        let time = |of: &AtomicU64| Duration::from_nanos(of.load(Ordering::Relaxed));
+        let times = || Times { ran: time(&self.ran), waited: time(&self.waited), awake: time(&self.awake) };
+        self.is_known.load(Ordering::Relaxed).then(times)
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// `/proc/uptime`.
+#[derive(Debug)]
+pub(super) struct Uptime(File);
+
+impl Uptime {
+    pub(super) fn open() -> Option<Self> {
+        File::open("/proc/uptime").map(Self).ok()
+    }
+
+    /// Time in which processors had nothing to do, summed over all of them (proc(5)).
+    pub(super) fn idle(&self) -> Option<Duration> {
+        // Seconds since the start, seconds idle.
+        let [_, idle] = first_numbers(&self.0, |word| Duration::try_from_secs_f64(word.parse().ok()?).ok())?;
+        Some(idle)
+    }
+}
+
 impl Scheduling {
     /// The policy of a quiet machine, or the default one where nobody tells whether it is quiet.
-    pub(super) fn of_this_thread(now: Instant) -> Self {
+    pub(super) fn of_this_thread(now: Instant, load: Arc<Load>) -> Self {
         let statistics = File::open("/proc/thread-self/schedstat");
         let statistics = statistics.inspect_err(|error| tracing::debug!(%error, "time in wait is not known")).ok();
-        let waited = statistics.as_ref().and_then(time_waited);
-        if waited.is_some() {
+        let times = statistics.as_ref().and_then(times);
+        if let Some([ran, waited]) = times {
+            load.set(ran, waited);
             adopt(Policy::Batch);
         }
-        let uptime = File::open("/proc/uptime").ok();
-        let waited = waited.unwrap_or_default();
-        Self { choice: Choice::new(now, processors()), statistics, uptime, waited, looked_at: now, turns: 0 }
+        let (choice, uptime) = (Choice::new(now, processors()), Uptime::open());
+        let [_, waited] = times.unwrap_or_default();
+        Self { choice, statistics, uptime, load, waited, looked_at: now, turns: 0 }
     }
 
     /// Counts one turn of the worker, and changes the policy now and then.
@@ -71,9 +139,10 @@ impl Scheduling {
             return;
         }
         (self.turns, self.looked_at) = (0, now);
-        let Some(waited) = self.statistics.as_ref().and_then(time_waited) else { return };
+        let Some([ran, waited]) = self.statistics.as_ref().and_then(times) else { return };
+        self.load.set(ran, waited);
         let since_last_look = waited.saturating_sub(std::mem::replace(&mut self.waited, waited));
-        let idle = || self.uptime.as_ref().and_then(time_idle);
+        let idle = || self.uptime.as_ref().and_then(Uptime::idle);
         if let Some(policy) = self.choice.look(now, since_last_look, idle) {
             tracing::debug!(?policy, ?since_last_look, "scheduling policy changed");
             adopt(policy);
@@ -131,16 +200,10 @@ fn processors() -> usize {
     sysconf(SysconfVar::_NPROCESSORS_ONLN).ok().flatten().and_then(|number| number.try_into().ok()).unwrap_or(1)
 }
 
-/// Time in which a thread could have run, had there been a processor (Documentation/scheduler/sched-stats.rst).
-fn time_waited(schedstat: &File) -> Option<Duration> {
+/// Time that a thread ran, and that it waited (Documentation/scheduler/sched-stats.rst).
+fn times(schedstat: &File) -> Option<[Duration; 2]> {
     // Nanoseconds on a processor, nanoseconds in wait for one, turns on one.
-    second_number(schedstat, |word| word.parse().map(Duration::from_nanos).ok())
-}
-
-/// Time in which processors had nothing to do, summed over all of them (`/proc/uptime`, proc(5)).
-pub(super) fn time_idle(uptime: &File) -> Option<Duration> {
-    // Seconds since the start, seconds idle.
-    second_number(uptime, |word| word.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()))
+    first_numbers(schedstat, |word| word.parse().map(Duration::from_nanos).ok())
 }
 
 /// Whether a control group gives this process less processor time than the processors that it may use have.
@@ -151,11 +214,12 @@ pub(super) fn is_processor_time_limited() -> bool {
     std::thread::available_parallelism().is_ok_and(|quota| allowed.is_ok_and(|allowed| quota.get() < allowed))
 }
 
-fn second_number(file: &File, parse: impl FnOnce(&str) -> Option<Duration>) -> Option<Duration> {
+fn first_numbers(file: &File, parse: impl Fn(&str) -> Option<Duration>) -> Option<[Duration; 2]> {
     // At most three numbers of 20 digits.
     let mut buffer = [0; 64];
     let length = file.read_at(&mut buffer, 0).ok()?;
-    parse(std::str::from_utf8(&buffer[..length]).ok()?.split_ascii_whitespace().nth(1)?)
+    let mut words = std::str::from_utf8(&buffer[..length]).ok()?.split_ascii_whitespace();
+    Some([parse(words.next()?)?, parse(words.next()?)?])
 }
 
 /// Has the kernel schedule the calling thread so. Needs no privilege; where it is refused, only speed is lost.
@@ -174,18 +238,18 @@ fn adopt(policy: Policy) {
 
 /// Keeps the calling thread on one of the CPUs that it may use: on the first as worker 0, on the next as worker 1, and
 /// from the first again where there are more workers.
-pub(super) fn pin(worker: u8) {
+pub(super) fn pin(worker: usize) {
     if let Err(errno) = try_pin(worker) {
         tracing::warn!(%errno, worker, "the kernel does not let a worker stay on one CPU");
     }
 }
 
-fn try_pin(worker: u8) -> Result<(), Errno> {
+fn try_pin(worker: usize) -> Result<(), Errno> {
     let this_thread = Pid::from_raw(0);
     let allowed = sched_getaffinity(this_thread)?;
     let cpus: Vec<usize> = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu) == Ok(true)).collect();
     let mut one = CpuSet::new();
-    one.set(*cpus.get(usize::from(worker) % cpus.len().max(1)).ok_or(Errno::ENODEV)?)?;
+    one.set(*cpus.get(worker % cpus.len().max(1)).ok_or(Errno::ENODEV)?)?;
     sched_setaffinity(this_thread, &one)
 }
 
@@ -255,16 +319,18 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     #[test]
-    fn the_kernel_tells_a_thread_how_long_it_waited_and_takes_both_policies() {
+    fn the_kernel_tells_a_thread_how_long_it_ran_and_waited_and_takes_both_policies() {
         let thread = std::thread::spawn(|| {
-            let scheduling = Scheduling::of_this_thread(clock::now());
+            let load = Arc::new(Load::default());
+            assert_eq!(load.times(), None);
+            let _scheduling = Scheduling::of_this_thread(clock::now(), load.clone());
             let under_batch = policy_of_this_thread();
             adopt(Policy::Default);
-            (scheduling.statistics.as_ref().and_then(time_waited), under_batch, policy_of_this_thread())
+            (load.times(), under_batch, policy_of_this_thread())
         });
-        let (waited, first, second) = thread.join().unwrap();
-        assert!(waited.is_some());
-        assert!(time_idle(&File::open("/proc/uptime").unwrap()).is_some());
+        let (times, first, second) = thread.join().unwrap();
+        assert!(times.is_some());
+        assert!(Uptime::open().unwrap().idle().is_some());
         assert_eq!((first, second), (libc::SCHED_BATCH, libc::SCHED_OTHER));
     }
 
@@ -280,7 +346,7 @@ mod tests {
                 pin(worker);
                 cpus()
             });
-            assert_eq!(pinned.join().unwrap(), [all[usize::from(worker) % all.len()]]);
+            assert_eq!(pinned.join().unwrap(), [all[worker % all.len()]]);
         }
     }
 }

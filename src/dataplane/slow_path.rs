@@ -1,5 +1,5 @@
 //! The thread that owns the device: handshakes, timers, packets without a session, commands. It publishes a new
-//! [`Router`] whenever one of them changes what the workers need.
+//! [`Router`] whenever one of them changes what the workers need, and says how many workers there are.
 //!
 //! Workers reach it through bounded queues, one for each peer, and never wait for it. Commands have a queue of their own.
 //! Handshakes it receives itself, one between two of anything else, not counting those that are refused at a glance: a flood of
@@ -40,13 +40,16 @@ use super::fair_queue::{Class, FairQueue, Pushed};
 use super::lane::has_errors;
 use super::machine::Machine;
 use super::network_errors::NetworkErrors;
+use super::orders::Orders;
 use super::pulse::Beat;
+use super::scheduling::{Load, Uptime};
 use super::sender::{SendRun as _, Sender, Unsent};
 use super::sockets::Sockets;
 use super::train::Train;
 use super::tun::{TunQueue, is_device_gone};
 use super::udp::{Received, UdpSocket};
 use super::wake::Wake;
+use super::worker_policy::{Usage, WorkerCount, WorkerPolicy, WorkersStatus};
 
 /// Without a timer due, the thread sleeps until something comes, and looks at the clocks so often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
@@ -92,9 +95,19 @@ pub(super) enum Command {
     SetRouteFault(PublicKey, Option<RouteFault>),
     SetPathCeiling(PublicKey, IpAddr, u16),
     UseSockets(Sockets),
-    Status(Box<dyn FnOnce(DeviceStatus) + Send>),
+    SetWorkers(WorkerCount),
+    Status(Box<dyn FnOnce(DataplaneStatus) + Send>),
     ShowLife(Arc<Beat>),
     Stop,
+}
+
+/// State of a data plane.
+#[derive(Debug, Clone)]
+pub struct DataplaneStatus {
+    /// The device and its peers, with what all threads have dropped.
+    pub device: DeviceStatus,
+    /// The fast-path threads.
+    pub workers: WorkersStatus,
 }
 
 /// One change of the peers.
@@ -184,10 +197,14 @@ pub(super) struct SlowPath {
     /// Room for one receive.
     pub(super) receive_buffer: Box<[u8]>,
     pub(super) tun: Arc<TunQueue>,
-    /// One per worker.
+    /// One per lane.
     pub(super) counters: Vec<Arc<Counters>>,
     /// Errors that the network reports about endpoints.
     pub(super) network_errors: Arc<NetworkErrors>,
+    pub(super) policy: WorkerPolicy,
+    pub(super) orders: Arc<Orders>,
+    /// `None` where the system does not tell of idle processors.
+    pub(super) uptime: Option<Uptime>,
     /// Hears of every event but packets.
     pub(super) changed: Box<dyn Fn(Event) + Send>,
 }
@@ -207,6 +224,7 @@ impl SlowPath {
                 return Ok(());
             }
             self.look_at_machine()?;
+            self.look_at_workers();
             let has_worked = self.handle_next_input()? | self.receive_handshakes()?;
             let now = clock::now();
             if let Some((_, timer)) = self.device.poll_timeout().filter(|(deadline, _)| *deadline <= now) {
@@ -231,6 +249,30 @@ impl SlowPath {
             }
             None => Ok(()),
         }
+    }
+
+    /// Has more or fewer workers serve the lanes where that helps. Looked at once a second, in which this thread wakes anyway.
+    fn look_at_workers(&mut self) {
+        let now = clock::now();
+        if !self.policy.wants_look(now) {
+            return;
+        }
+        let usage = self.usage();
+        if let Some(workers) = self.policy.look(now, usage) {
+            self.orders.spread(workers);
+            tracing::info!(workers, reason = self.policy.status().reason, "the number of workers has changed");
+        }
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        let workers = self.orders.loads().map(Load::times).collect::<Option<_>>()?;
+        let lanes = self.counters.iter().map(|counters| counters.carried()).collect();
+        Some(Usage { workers, lanes, idle: self.uptime.as_ref()?.idle()? })
+    }
+
+    fn set_workers(&mut self, count: WorkerCount) {
+        self.policy.set(count);
+        self.orders.spread(self.policy.workers());
     }
 
     /// Until something comes, or the next timer is due.
@@ -338,6 +380,7 @@ impl SlowPath {
                     self.device.set_path_ceiling(now, &key, remote, length);
                 }
                 Ok(Command::UseSockets(sockets)) => self.sender = Sender::new(sockets),
+                Ok(Command::SetWorkers(count)) => self.set_workers(count),
                 Ok(Command::Status(reply)) => reply(self.status()),
                 Ok(Command::ShowLife(beat)) => beat.answer(),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
@@ -366,12 +409,12 @@ impl SlowPath {
         }
     }
 
-    fn status(&self) -> DeviceStatus {
-        let mut status = self.device.status(clock::now());
+    fn status(&self) -> DataplaneStatus {
+        let mut device = self.device.status(clock::now());
         for counters in &self.counters {
-            counters.add_to(&mut status.drops);
+            counters.add_to(&mut device.drops);
         }
-        status
+        DataplaneStatus { device, workers: self.policy.status() }
     }
 
     /// Takes every output of the device.

@@ -1,9 +1,9 @@
-//! Which UDP sockets there are, and which worker has which.
+//! Which UDP sockets there are, and which lane has which.
 //!
 //! ```text
 //!                 the port that we listen on                  a port of its own
-//!   worker 0      a share                                     none: the share is lane 0's
-//!   worker i      a share                                     lane i's
+//!   lane 0        a share                                     none: the share is lane 0's
+//!   lane i        a share                                     lane i's
 //!   slow path     the share for all that is no transport data
 //! ```
 //!
@@ -22,7 +22,7 @@ use super::inheritance::Role;
 use super::privileges::Privileges;
 use super::udp::{BindError, BindOptions, UdpSocket};
 
-/// What one thread sends from, and a worker receives on.
+/// What a lane, or the slow path, sends from and receives on.
 #[derive(Debug, Clone)]
 pub(super) struct Sockets {
     /// A share of each port that we listen on, in the order of the addresses; at least one.
@@ -67,14 +67,14 @@ impl Sockets {
         self.all().for_each(UdpSocket::discard_queued);
     }
 
-    /// Those of worker `worker` and, with the first worker's, those that all have, each with what it is for.
-    pub(super) fn descriptors(&self, worker: u8) -> impl Iterator<Item = (Role, BorrowedFd<'_>)> {
-        let shares = self.listen.iter().map(move |socket| (Role::Listen(worker), socket.as_fd()));
+    /// Those of lane `number` and, with the first lane's, those that all have, each with what it is for.
+    pub(super) fn descriptors(&self, number: u8) -> impl Iterator<Item = (Role, BorrowedFd<'_>)> {
+        let shares = self.listen.iter().map(move |socket| (Role::Listen(number), socket.as_fd()));
         let handshakes = self.handshakes.iter().map(|socket| (Role::Handshakes, socket.as_fd()));
         let lanes = (0..).zip(self.of_lane.iter());
         let of_lanes =
             lanes.flat_map(|(lane, sockets)| sockets.iter().map(move |socket| (Role::Lane(lane), socket.as_fd())));
-        shares.chain(handshakes.chain(of_lanes).filter(move |_| worker == 0))
+        shares.chain(handshakes.chain(of_lanes).filter(move |_| number == 0))
     }
 
     /// Every port that any thread sends from.
@@ -87,11 +87,11 @@ impl Sockets {
 /// All sockets of one address that we listen on.
 #[derive(Debug)]
 pub(super) struct AddressSockets {
-    /// One per worker: a share of the port.
+    /// One per lane: a share of the port.
     pub(super) shares: Vec<UdpSocket>,
     /// One more share, for all that is no transport data.
     pub(super) handshakes: UdpSocket,
-    /// One per worker but the first.
+    /// One per lane but the first.
     pub(super) of_lane: Vec<UdpSocket>,
 }
 
@@ -99,7 +99,7 @@ pub(super) struct AddressSockets {
 pub(super) fn duplicated(sockets: &[Sockets]) -> io::Result<Vec<AddressSockets>> {
     let duplicate = |socket: &UdpSocket| socket.duplicate();
     let of_address = |number: usize| {
-        let shares = sockets.iter().map(|of_worker| duplicate(&of_worker.listen[number])).collect::<io::Result<_>>()?;
+        let shares = sockets.iter().map(|of_lane| duplicate(&of_lane.listen[number])).collect::<io::Result<_>>()?;
         let lanes = sockets[0].of_lane.iter().skip(1);
         let of_lane = lanes.map(|lane| duplicate(&lane[number])).collect::<io::Result<_>>()?;
         Ok(AddressSockets { shares, handshakes: duplicate(&sockets[0].handshakes[number])?, of_lane })
@@ -107,7 +107,7 @@ pub(super) fn duplicated(sockets: &[Sockets]) -> io::Result<Vec<AddressSockets>>
     (0..sockets[0].listen.len()).map(of_address).collect()
 }
 
-/// One set per worker. Of an address that `kept` has sockets of, nothing is bound.
+/// One set per lane. Of an address that `kept` has sockets of, nothing is bound.
 pub(super) fn bind(config: &DataplaneConfig, mut kept: Vec<AddressSockets>) -> Result<Vec<Sockets>, BindError> {
     let mut sockets = Vec::new();
     let mut passed_over = None;
@@ -129,12 +129,12 @@ pub(super) fn bind(config: &DataplaneConfig, mut kept: Vec<AddressSockets>) -> R
         return Err(error);
     }
     for address in &sockets {
-        // Without it the kernel picks a socket by the sender's address: every lane of a peer then ends at one worker.
-        if let Err(error) = address.shares[0].steer_by_lane(config.workers) {
-            tracing::warn!(%error, "the kernel does not give each lane's datagrams to its worker");
+        // Without it the kernel picks a socket by the sender's address: every lane of a peer then ends at one of ours.
+        if let Err(error) = address.shares[0].steer_by_lane(config.lanes) {
+            tracing::warn!(%error, "the kernel does not give each lane's datagrams to its socket");
         }
     }
-    Ok(by_worker(config.workers, sockets))
+    Ok(by_lane(config.lanes, sockets))
 }
 
 impl AddressSockets {
@@ -143,14 +143,14 @@ impl AddressSockets {
         let options = BindOptions { shared: false, handshakes: false, fwmark: config.fwmark, privileges };
         let first = UdpSocket::bind(address, options)?;
         // A shared port would also be shared with another program of ours: the first was bound alone to notice one. Its
-        // port, which is known from there on, is bound again, once per worker and once more.
+        // port, which is known from there on, is bound again, once per lane and once more.
         let address = first.local();
         drop(first);
         let share = BindOptions { shared: true, ..options };
-        let shares = (0..config.workers).map(|_| UdpSocket::bind(address, share)).collect::<Result<_, _>>()?;
+        let shares = (0..config.lanes).map(|_| UdpSocket::bind(address, share)).collect::<Result<_, _>>()?;
         let handshakes = UdpSocket::bind(address, BindOptions { handshakes: true, ..share })?;
         let any_port = SocketAddr::new(address.ip(), 0);
-        let of_lane = (1..config.workers).map(|_| UdpSocket::bind(any_port, options)).collect::<Result<_, _>>()?;
+        let of_lane = (1..config.lanes).map(|_| UdpSocket::bind(any_port, options)).collect::<Result<_, _>>()?;
         Ok(Self { shares, handshakes, of_lane })
     }
 
@@ -161,9 +161,9 @@ impl AddressSockets {
     }
 }
 
-fn by_worker(workers: u8, addresses: Vec<AddressSockets>) -> Vec<Sockets> {
-    let mut listen: Vec<Vec<UdpSocket>> = (0..workers).map(|_| Vec::new()).collect();
-    let mut of_lane: Vec<Vec<UdpSocket>> = (0..workers).map(|_| Vec::new()).collect();
+fn by_lane(lanes: u8, addresses: Vec<AddressSockets>) -> Vec<Sockets> {
+    let mut listen: Vec<Vec<UdpSocket>> = (0..lanes).map(|_| Vec::new()).collect();
+    let mut of_lane: Vec<Vec<UdpSocket>> = (0..lanes).map(|_| Vec::new()).collect();
     let mut handshakes = Vec::new();
     for AddressSockets { shares, handshakes: of_address, of_lane: lanes } in addresses {
         handshakes.push(of_address);
@@ -172,7 +172,7 @@ fn by_worker(workers: u8, addresses: Vec<AddressSockets>) -> Vec<Sockets> {
     }
     let of_lane: Arc<[_]> = of_lane.into_iter().map(Vec::into_boxed_slice).collect();
     let handshakes: Arc<[_]> = handshakes.into();
-    let of_worker =
+    let set =
         |listen: Vec<_>| Sockets { listen: listen.into(), handshakes: handshakes.clone(), of_lane: of_lane.clone() };
-    listen.into_iter().map(of_worker).collect()
+    listen.into_iter().map(set).collect()
 }

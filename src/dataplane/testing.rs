@@ -26,7 +26,7 @@ use super::tun::{Offload, TUN_BUFFER_LEN, Tun, TunQueue, TunRead};
 use super::udp::{BindOptions, UdpSocket};
 use super::{Dataplane, DataplaneConfig, StartError};
 
-/// A data plane with a socket in the kernel's place behind each TUN queue, one worker for each: a datagram is what one
+/// A data plane with a socket in the kernel's place behind each TUN queue, one lane for each: a datagram is what one
 /// read or write of a TUN with offload carries.
 pub fn open(config: DataplaneConfig, queues: Vec<UnixDatagram>) -> Result<Dataplane, StartError> {
     let queue = |socket| Arc::new(TunQueue::of_socket(socket, Offload::TcpAndUdp));

@@ -1,6 +1,8 @@
 //! Whole data planes over loopback, with a socket in the kernel's place behind each TUN: no privileges needed.
 
+use std::ops::Range;
 use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use crate::packet::ip::{IpPacket, PROTOCOL_ICMP};
 use crate::proto::error::DropReason;
 use crate::proto::noise::Suite;
 use crate::proto::policy::{Exposure, Policy};
-use crate::proto::stats::LinkState;
+use crate::proto::stats::{DeviceStatus, LinkState};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -28,13 +30,13 @@ struct Node {
 struct Setup<'a> {
     number: u8,
     offload: Offload,
-    workers: usize,
+    lanes: usize,
     peers: &'a [(u8, Option<SocketAddr>, &'a [&'a str])],
 }
 
 impl Node {
     fn start(setup: &Setup<'_>) -> Self {
-        let pairs: Vec<_> = (0..setup.workers).map(|_| UnixDatagram::pair().unwrap()).collect();
+        let pairs: Vec<_> = (0..setup.lanes).map(|_| UnixDatagram::pair().unwrap()).collect();
         let (queues, kernel) = pairs
             .into_iter()
             .map(|(queue, kernel)| {
@@ -49,7 +51,8 @@ impl Node {
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             ipv6_optional: true,
             fwmark: None,
-            workers: 1,
+            lanes: 1,
+            workers: WorkerCount::Number(setup.lanes.try_into().unwrap()),
             pin_workers: false,
             busy_poll: true,
             device: DeviceConfig {
@@ -95,9 +98,38 @@ impl Node {
     }
 
     fn status(&self) -> DeviceStatus {
+        self.whole_status().device
+    }
+
+    fn whole_status(&self) -> DataplaneStatus {
         let (sender, receiver) = mpsc::channel();
         self.dataplane.handle().status(move |status| sender.send(status).unwrap());
         receiver.recv_timeout(PATIENCE).unwrap()
+    }
+
+    /// Hands over packets with these numbers to one TUN queue, from the sender of samples to their destination, or back.
+    fn send_numbered(&self, queue: usize, numbers: Range<u64>, is_back: bool) {
+        for number in numbers {
+            let payload = number.to_le_bytes().to_vec();
+            let mut read = Sample { payload, segment_size: 0, ..Sample::udp_v6(0, 0) }.read();
+            if is_back {
+                // Behind the virtio header and 8 bytes of the IPv6 header; the checksum does not tell one order from the other.
+                let (source, destination) = read[VIRTIO_HEADER_LEN + 8..VIRTIO_HEADER_LEN + 40].split_at_mut(16);
+                source.swap_with_slice(destination);
+            }
+            self.kernel[queue].send(&read).unwrap();
+        }
+    }
+
+    /// The numbers of the next `count` packets that come out of a TUN queue.
+    fn receive_numbered(&self, queue: usize, count: usize) -> Vec<u64> {
+        let (mut numbers, mut packet, mut read) = (Vec::new(), vec![0; 70_000], vec![0; 70_000]);
+        while numbers.len() < count {
+            let length = self.kernel[queue].recv(&mut read).expect("no packet is lost");
+            let each = |_, packet: &[u8]| numbers.push(u64::from_le_bytes(*packet.last_chunk().unwrap()));
+            testing::cut(&mut read[..length], &mut packet, each).unwrap();
+        }
+        numbers
     }
 
     fn wait_for(&self, what: &str, reached: impl Fn(&DeviceStatus) -> bool) {
@@ -127,10 +159,10 @@ const SOURCES: &[&str] = &["10.77.0.1/32", "fd00::1/128"];
 const DESTINATIONS: &[&str] = &["10.77.0.2/32", "fd00::2/128"];
 
 /// Two nodes; the first knows the second's address and sends samples to it.
-fn pair(offloads: [Offload; 2], workers: usize) -> [Node; 2] {
-    let two = Node::start(&Setup { number: 2, offload: offloads[1], workers, peers: &[(1, None, SOURCES)] });
+fn pair(offloads: [Offload; 2], lanes: usize) -> [Node; 2] {
+    let two = Node::start(&Setup { number: 2, offload: offloads[1], lanes, peers: &[(1, None, SOURCES)] });
     let peers = [(2, Some(two.address()), DESTINATIONS)];
-    [Node::start(&Setup { number: 1, offload: offloads[0], workers, peers: &peers }), two]
+    [Node::start(&Setup { number: 1, offload: offloads[0], lanes, peers: &peers }), two]
 }
 
 #[test]
@@ -202,9 +234,110 @@ fn two_workers_carry_what_either_queue_gets() {
     assert_eq!(one.address().port(), one.dataplane.sockets[1].listen[0].local().port());
 }
 
+/// Two nodes of so many lanes with a session, each lane of which has proven its path.
+fn connected(lanes: usize) -> [Node; 2] {
+    let nodes = pair([Offload::TcpAndUdp; 2], lanes);
+    nodes[0].send_numbered(0, 0..1, false);
+    nodes[1].receive_numbered(0, 1);
+    nodes[0].wait_for("the path is known", |status| status.peers[0].path_mtu == Some(1420));
+    nodes[1].wait_for("the session is confirmed", |status| status.peers[0].state == LinkState::Up);
+    nodes
+}
+
+/// Has the number of both nodes' workers changed as fast as that goes while `carry` runs.
+fn while_workers_change(nodes: &[Node; 2], carry: impl FnOnce()) {
+    let is_over = AtomicBool::new(false);
+    let handles = nodes.each_ref().map(|node| node.dataplane.handle());
+    thread::scope(|scope| {
+        let changer = scope.spawn(|| {
+            let counts = [1, 3, 2].map(WorkerCount::Number).into_iter().chain([WorkerCount::Auto]).cycle();
+            for (turn, count) in counts.enumerate().take_while(|_| !is_over.load(Ordering::Relaxed)) {
+                handles[turn % 2].set_workers(count);
+                // Neither is the queue of commands to grow, nor are changes to wait for packets.
+                let (sender, done) = mpsc::channel();
+                handles[turn % 2].status(move |_| sender.send(()).unwrap());
+                done.recv().unwrap();
+            }
+        });
+        carry();
+        is_over.store(true, Ordering::Relaxed);
+        changer.join().unwrap();
+    });
+}
+
+#[test]
+fn while_lanes_move_between_workers_no_packet_is_lost_doubled_or_overtaken() {
+    // A Unix socket in a TUN's place takes ten packets at most.
+    const BURST: u64 = 5;
+    let nodes = connected(3);
+    let [one, two] = &nodes;
+    while_workers_change(&nodes, || {
+        for burst in 1..=400 {
+            let numbers = burst * BURST..(burst + 1) * BURST;
+            for queue in 0..3 {
+                one.send_numbered(queue, numbers.clone(), false);
+                two.send_numbered(queue, numbers.clone(), true);
+            }
+            for (queue, node) in (0..3).flat_map(|queue| [(queue, one), (queue, two)]) {
+                let expected: Vec<u64> = numbers.clone().collect();
+                assert_eq!(node.receive_numbered(queue, BURST as usize), expected, "queue {queue}");
+            }
+        }
+    });
+}
+
+#[test]
+fn the_number_of_workers_follows_the_operator_at_once_as_far_as_there_are_lanes() {
+    let node = Node::start(&Setup { number: 1, offload: Offload::Tcp, lanes: 2, peers: &[] });
+    let after = |count| {
+        node.dataplane.handle().set_workers(count);
+        let WorkersStatus { number, lanes, is_chosen, reason } = node.whole_status().workers;
+        assert_eq!(lanes, 2);
+        (number, is_chosen, reason)
+    };
+    let configured = |number| (number, false, "configured".to_owned());
+    assert_eq!(node.whole_status().workers.number, 2);
+    assert_eq!(after(WorkerCount::Number(1)), configured(1));
+    assert_eq!(after(WorkerCount::Auto), (1, true, "none is busy".to_owned()));
+    assert_eq!(after(WorkerCount::Number(2)), configured(2));
+    assert_eq!(after(WorkerCount::Number(3)), (2, false, "3 are configured, and each needs a lane".to_owned()));
+}
+
+#[test]
+fn all_lanes_wait_during_a_pause_and_go_on_after_it_with_other_sockets_whoever_has_them() {
+    let mut nodes = connected(3);
+    for round in 1..=20_u64 {
+        let [one, two] = &mut nodes;
+        one.dataplane.handle().set_workers(WorkerCount::Number(1 + (round % 3) as u8));
+        assert!(one.dataplane.pause());
+        one.dataplane.handle().set_workers(WorkerCount::Number(1 + (round % 2) as u8));
+        (0..3).for_each(|queue| one.send_numbered(queue, round..round + 1, false));
+        let other = one.dataplane.bind(vec!["127.0.0.1:0".parse().unwrap()], true, None).unwrap();
+        one.dataplane.use_sockets(other);
+        assert!((0..3).all(|queue| is_empty(&two.kernel[queue])), "a lane goes on during a pause");
+        one.dataplane.resume();
+        (0..3).for_each(|queue| assert_eq!(two.receive_numbered(queue, 1), [round]));
+        let pulse = one.dataplane.pulse();
+        pulse.ask();
+        let deadline = clock::now() + PATIENCE;
+        while !pulse.is_felt() {
+            assert!(clock::now() < deadline, "a worker with lanes or without does not answer");
+            thread::yield_now();
+        }
+    }
+}
+
+/// Whether nothing waits on the kernel's end of a queue.
+fn is_empty(queue: &UnixDatagram) -> bool {
+    queue.set_nonblocking(true).unwrap();
+    let nothing = queue.recv(&mut []).is_err();
+    queue.set_nonblocking(false).unwrap();
+    nothing
+}
+
 #[test]
 fn a_destination_without_a_peer_is_answered_at_once() {
-    let node = Node::start(&Setup { number: 1, offload: Offload::Tcp, workers: 1, peers: &[] });
+    let node = Node::start(&Setup { number: 1, offload: Offload::Tcp, lanes: 1, peers: &[] });
     node.send(&Sample::tcp_v4(3000, 1000));
     let answer = node.receive();
     let packet = IpPacket::parse(&answer[VIRTIO_HEADER_LEN..]).unwrap();
@@ -217,11 +350,11 @@ fn what_a_peer_may_not_send_is_dropped_and_counted() {
     let two = Node::start(&Setup {
         number: 2,
         offload: Offload::Tcp,
-        workers: 1,
+        lanes: 1,
         peers: &[(1, None, &["10.77.0.0/24"]), (3, None, &["10.77.0.1/32"])],
     });
     let peers = [(2, Some(two.address()), DESTINATIONS)];
-    let one = Node::start(&Setup { number: 1, offload: Offload::Tcp, workers: 1, peers: &peers });
+    let one = Node::start(&Setup { number: 1, offload: Offload::Tcp, lanes: 1, peers: &peers });
     one.send(&Sample { segment_size: 0, ..Sample::tcp_v4(100, 0) });
     two.wait_for("the narrower prefix is another peer's", |status| status.drops.of(DropReason::SourceNotAllowed) == 1);
 }
@@ -230,7 +363,7 @@ fn what_a_peer_may_not_send_is_dropped_and_counted() {
 fn our_own_datagrams_do_not_enter_the_tunnel() {
     let two: SocketAddr = "10.77.0.2:50000".parse().unwrap();
     let node =
-        Node::start(&Setup { number: 1, offload: Offload::Tcp, workers: 1, peers: &[(2, Some(two), DESTINATIONS)] });
+        Node::start(&Setup { number: 1, offload: Offload::Tcp, lanes: 1, peers: &[(2, Some(two), DESTINATIONS)] });
     let mut looping = Sample { v6: false, segment_size: 0, ..Sample::udp_v6(100, 0) }.packet();
     looping[20..22].copy_from_slice(&node.address().port().to_be_bytes());
     node.send_raw(&[&VirtioHeader::PLAIN.encode()[..], &looping].concat());
@@ -243,7 +376,7 @@ fn our_own_datagrams_do_not_enter_the_tunnel() {
 
 #[test]
 fn garbage_from_the_kernel_and_from_the_network_is_counted() {
-    let node = Node::start(&Setup { number: 1, offload: Offload::Tcp, workers: 1, peers: &[] });
+    let node = Node::start(&Setup { number: 1, offload: Offload::Tcp, lanes: 1, peers: &[] });
     node.send_raw(&[0xff; 100]);
     node.wait_for("counted", |status| status.drops.of(DropReason::MalformedPacket) == 1);
     let stranger = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -311,7 +444,7 @@ fn a_port_taken_is_noticed_though_workers_share_theirs() {
     let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let queues = (0..2).map(|_| Arc::new(TunQueue::of_socket(UnixDatagram::pair().unwrap().0, Offload::Tcp))).collect();
     let mut config =
-        Node::start(&Setup { number: 1, offload: Offload::Tcp, workers: 1, peers: &[] }).dataplane.config.clone();
+        Node::start(&Setup { number: 1, offload: Offload::Tcp, lanes: 1, peers: &[] }).dataplane.config.clone();
     config.listen = vec![taken.local_addr().unwrap()];
     let inheritance = Inheritance { tun: Some(Tun { queues, index: 0, is_prepared: false }), sockets: Vec::new() };
     let error = Dataplane::open(config, inheritance).unwrap_err();

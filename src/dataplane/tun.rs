@@ -104,7 +104,7 @@ pub enum TunError {
 /// An open TUN device.
 #[derive(Debug)]
 pub(super) struct Tun {
-    /// One per worker that it can serve.
+    /// One per lane.
     pub(super) queues: Vec<Arc<TunQueue>>,
     /// The interface's index.
     pub(super) index: u32,

@@ -17,7 +17,7 @@ pub struct PrivilegedPlan {
     pub(super) settings: InterfaceSettings,
     pub(super) guard: Option<GuardSubject>,
     pub(super) mode: DeviceMode,
-    pub(super) workers: u8,
+    pub(super) lanes: u8,
     /// MTUs that the interface may be made to take.
     pub(super) mtu: MtuRange,
     fwmark: Option<u32>,
@@ -41,7 +41,7 @@ impl PrivilegedPlan {
             settings: translate::interface_settings(config, 0, false),
             guard: translate::guard_subject(config),
             mode: dataplane.mode,
-            workers: dataplane.workers,
+            lanes: dataplane.lanes,
             mtu: dataplane.mtu,
             fwmark: dataplane.fwmark,
             listen: dataplane.listen,
@@ -57,14 +57,14 @@ impl PrivilegedPlan {
             settings: InterfaceSettings { name, mtu, ..self.settings },
             guard,
             mode: running.mode,
-            workers: running.workers,
+            lanes: running.lanes,
             mtu: running.mtu,
             health: running.health.clone(),
             ..self
         }
     }
 
-    /// By which two of them are compared, in hexadecimal digits. Without what a reload does not change: the number of workers
+    /// By which two of them are compared, in hexadecimal digits. Without what a reload does not change: the number of lanes
     /// may follow from how many processors there are, which may change.
     pub fn digest(&self) -> String {
         let Self { settings, guard, fwmark, listen, .. } = self;

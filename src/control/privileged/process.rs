@@ -362,7 +362,7 @@ impl Server {
     fn create_device(&self) -> Answer {
         let plans = self.plans.borrow();
         let plan = plans.loaded.as_ref().or(plans.current.as_ref()).ok_or_else(nothing_loaded)?;
-        let queues = dataplane::create_device(&plan.settings.name, plan.mode, plan.workers);
+        let queues = dataplane::create_device(&plan.settings.name, plan.mode, plan.lanes);
         let refused = |error| match error {
             TunError::NoPermission => refuse(RefusalKind::Permission, error),
             error => refuse(RefusalKind::Device, error),

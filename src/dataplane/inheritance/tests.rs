@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::super::sockets::{self, Sockets};
 use super::super::tun::{DeviceMode, Offload, TunQueue};
 use super::super::udp::RECEIVE_BUFFER_LEN;
+use super::super::worker_policy::WorkerCount;
 use super::*;
 use crate::keys::PrivateKey;
 use crate::packet::traffic_class::TrafficClass;
@@ -23,7 +24,8 @@ fn config(listen: &[&str]) -> DataplaneConfig {
         listen: listen.iter().map(|address| address.parse().unwrap()).collect(),
         ipv6_optional: true,
         fwmark: None,
-        workers: 1,
+        lanes: 1,
+        workers: WorkerCount::Auto,
         pin_workers: false,
         busy_poll: true,
         device: DeviceConfig {
@@ -49,7 +51,7 @@ fn choice(queues: usize) -> Choice {
 /// What a data plane of this configuration binds, as it hands it on.
 fn handed_on(config: &DataplaneConfig) -> Vec<(Role, OwnedFd)> {
     let bound = sockets::bind(config, Vec::new()).unwrap();
-    let descriptors = (0..).zip(&bound).flat_map(|(worker, sockets)| sockets.descriptors(worker));
+    let descriptors = (0..).zip(&bound).flat_map(|(lane, sockets)| sockets.descriptors(lane));
     descriptors.map(|(role, descriptor)| (role, descriptor.try_clone_to_owned().unwrap())).collect()
 }
 
@@ -70,7 +72,7 @@ fn a_name_says_what_a_descriptor_is_for() {
 #[test]
 fn sockets_are_kept_with_what_is_queued_in_them() {
     let mut config = config(&["127.0.0.1:0"]);
-    config.workers = 2;
+    config.lanes = 2;
     let before = handed_on(&config);
     let roles: Vec<Role> = before.iter().map(|(role, _)| *role).collect();
     assert_eq!(roles, [Role::Listen(0), Role::Handshakes, Role::Lane(1), Role::Listen(1)]);
@@ -99,7 +101,7 @@ fn sockets_are_kept_with_what_is_queued_in_them() {
 #[test]
 fn what_an_address_lacks_or_does_not_want_is_refused() {
     let mut config = config(&["127.0.0.1:0"]);
-    config.workers = 2;
+    config.lanes = 2;
     let mut incomplete = handed_on(&config);
     incomplete.pop();
     let mut lacking = choice(2);
@@ -122,9 +124,9 @@ fn what_an_address_lacks_or_does_not_want_is_refused() {
 }
 
 #[test]
-fn sockets_for_another_number_of_workers_are_refused() {
+fn sockets_for_another_number_of_lanes_are_refused() {
     let config = config(&["127.0.0.1:0"]);
-    let shared = handed_on(&DataplaneConfig { workers: 2, ..config.clone() });
+    let shared = handed_on(&DataplaneConfig { lanes: 2, ..config.clone() });
     let mut choice = choice(1);
     choice.choose_sockets(&config, shared);
     assert!(choice.inheritance.sockets.is_empty());
