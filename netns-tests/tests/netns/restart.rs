@@ -208,11 +208,20 @@ fn what_no_longer_fits_the_configuration_is_made_anew() {
     );
     probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
 
-    // Another number of workers needs another device.
+    // Fewer workers serve the lanes that there are.
     proxy.config = base(peer()).set("workers", "1");
     proxy.kill_and_restart();
+    assert_eq!(proxy.interface_number(), number);
+    let workers = proxy.daemon.status().interface().part("workers");
+    assert_eq!((workers.number("number"), workers.number("lanes")), (1, 2));
+    probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
+
+    // More need another device.
+    proxy.config = base(peer()).set("workers", "3");
+    proxy.kill_and_restart();
     assert_ne!(proxy.interface_number(), number);
-    assert_eq!(proxy.manager.kept(), ["handshakes", "handshakes", "listen-0", "listen-0", "tun-0"]);
+    let queues = proxy.manager.kept().into_iter().filter(|name| name.starts_with("tun-"));
+    assert_eq!(queues.collect::<Vec<_>>(), ["tun-0", "tun-1", "tun-2"]);
     probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
     assert_eq!(proxy.daemon.drops("unknown_peer"), 0);
 }

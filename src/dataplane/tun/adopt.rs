@@ -10,16 +10,19 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 
+use crate::proto::constants::MAX_LANES;
+
 use super::super::inheritance::Unfit;
 use super::prepared::IFF_PERSIST;
 use super::{DEVICE_NODE, DeviceMode, Offload, Tun, TunQueue, offload, steer};
 
 impl Tun {
-    /// Goes on with these queues, in their order, if they are all of a device that would be made like this.
+    /// Goes on with these queues, in their order, if they are all of a device that would be made like this. More of them than
+    /// `wanted` are no reason to make it anew: fewer workers serve them as well.
     pub(in crate::dataplane) fn adopt(
         name: &str,
         mode: DeviceMode,
-        workers: u8,
+        wanted: u8,
         queues: Vec<OwnedFd>,
     ) -> Result<Self, Unfit> {
         let (mut has_header, mut is_prepared) = (false, false);
@@ -36,10 +39,10 @@ impl Tun {
             DeviceMode::Plain => !has_header,
             DeviceMode::Auto => true,
         };
-        let wanted = if has_header { usize::from(workers) } else { 1 };
+        let wanted = if has_header { usize::from(wanted) } else { 1 };
         // One that was made beforehand has as many as it can.
-        let is_enough = queues.len() == wanted || is_prepared && queues.len() == 1;
-        if !fits || !is_enough {
+        let is_enough = queues.len() >= wanted || is_prepared && queues.len() == 1;
+        if !fits || !is_enough || queues.len() > usize::from(MAX_LANES) {
             return Err(Unfit::OtherDevice);
         }
         let index = if_nametoindex(name).map_err(|_| Unfit::TunGone)?;
