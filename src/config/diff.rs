@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use ipnet::IpNet;
 
-use super::{Config, Interface, Peer};
+use super::{Config, Interface, Peer, Workers};
 
 /// What is different in a new configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -39,6 +39,8 @@ pub struct PeerDiff {
 enum Effect {
     Live,
     Restart,
+    /// At once as far as the lanes reach that there are, else by a restart.
+    WithinLanes,
 }
 
 type KeyOf<T> = (&'static str, fn(&T, &T) -> bool);
@@ -56,7 +58,7 @@ const KEYS: &[(Effect, KeyOf<Config>)] = &[
     (Effect::Live, ("interface.fwmark", |old, new| old.interface.fwmark == new.interface.fwmark)),
     (Effect::Live, ("interface.dscp", |old, new| old.interface.dscp == new.interface.dscp)),
     (Effect::Restart, ("interface.device", |old, new| old.interface.device == new.interface.device)),
-    (Effect::Restart, ("interface.workers", |old, new| old.interface.workers == new.interface.workers)),
+    (Effect::WithinLanes, ("interface.workers", |old, new| old.interface.workers == new.interface.workers)),
     (Effect::Restart, ("interface.pin_workers", |old, new| old.interface.pin_workers == new.interface.pin_workers)),
     (Effect::Restart, ("interface.busy_poll", |old, new| old.interface.busy_poll == new.interface.busy_poll)),
     (Effect::Live, ("interface.suite", |old, new| old.interface.suite == new.interface.suite)),
@@ -95,13 +97,13 @@ const PEER_KEYS: &[KeyOf<Peer>] = &[
 ];
 
 impl Diff {
-    /// From `old` to `new`.
-    pub fn between(old: &Config, new: &Config) -> Self {
-        let keys = |wanted: Effect| -> Vec<&'static str> {
-            let of_effect = KEYS.iter().filter(|(effect, _)| *effect == wanted).map(|(_, key)| key);
+    /// From `old`, of a daemon with so many lanes, to `new`.
+    pub fn between(old: &Config, new: &Config, lanes: u8) -> Self {
+        let keys = |is_live: bool| -> Vec<&'static str> {
+            let of_effect = KEYS.iter().filter(|(effect, _)| effect.is_live(new, lanes) == is_live).map(|(_, key)| key);
             of_effect.filter(|(_, is_same)| !is_same(old, new)).map(|(name, _)| *name).collect()
         };
-        let mut diff = Self { live: keys(Effect::Live), needs_restart: keys(Effect::Restart), ..Self::default() };
+        let mut diff = Self { live: keys(true), needs_restart: keys(false), ..Self::default() };
         diff.compare_peers(&old.peers, &new.peers);
         diff
     }
@@ -137,16 +139,37 @@ impl Diff {
     }
 }
 
+impl Effect {
+    fn is_live(self, new: &Config, lanes: u8) -> bool {
+        match self {
+            Self::Live => true,
+            Self::Restart => false,
+            Self::WithinLanes => new.interface.workers.fit(lanes),
+        }
+    }
+}
+
+impl Workers {
+    /// Whether there can be so many where there are so many lanes.
+    fn fit(self, lanes: u8) -> bool {
+        match self {
+            Self::Auto => true,
+            Self::Number(number) => number.get() <= lanes,
+        }
+    }
+}
+
 impl Config {
-    /// What holds in a daemon that was started with `running` and has been given this configuration: what needs a restart
-    /// is as before.
-    pub fn applied_to(self, running: &Self) -> Self {
+    /// What holds in a daemon with so many lanes that was started with `running` and has been given this configuration: what
+    /// needs a restart is as before.
+    pub fn applied_to(self, running: &Self, lanes: u8) -> Self {
         let started = running.interface.clone();
+        let workers = self.interface.workers;
         let interface = Interface {
             name: started.name,
             mtu: started.mtu,
             device: started.device,
-            workers: started.workers,
+            workers: if workers.fit(lanes) { workers } else { started.workers },
             pin_workers: started.pin_workers,
             busy_poll: started.busy_poll,
             control_socket: started.control_socket,
@@ -198,7 +221,7 @@ mod tests {
     }
 
     fn peers_diff(old: &[String], new: &[String]) -> Diff {
-        Diff::between(&config("", old), &config("", new))
+        Diff::between(&config("", old), &config("", new), 1)
     }
 
     fn changed(name: &str, old_name: &str, keys: &[&'static str]) -> PeerDiff {
@@ -208,7 +231,7 @@ mod tests {
     #[test]
     fn a_configuration_does_not_differ_from_itself_nor_from_its_tables_in_another_order() {
         let minimal = || parse(&minimal()).unwrap();
-        assert!(Diff::between(&minimal(), &minimal()).is_empty());
+        assert!(Diff::between(&minimal(), &minimal(), 1).is_empty());
         let [a, b] = [peer("a", 11, ""), peer("b", 12, "allowed_ips = [\"10.1.0.0/16\", \"10.2.0.0/16\"]")];
         let swapped = b.replace("\"10.1.0.0/16\", \"10.2.0.0/16\"", "\"10.2.0.0/16\", \"10.1.0.0/16\"");
         assert!(peers_diff(&[a.clone(), b], &[swapped, a]).is_empty());
@@ -287,6 +310,7 @@ mod tests {
             ("fwmark = 7", &["interface.fwmark"], &[]),
             ("dscp = \"ef\"", &["interface.dscp"], &[]),
             ("device = \"plain\"", &[], &["interface.device"]),
+            ("workers = 1", &["interface.workers"], &[]),
             ("workers = 2", &[], &["interface.workers"]),
             ("pin_workers = true", &[], &["interface.pin_workers"]),
             ("busy_poll = false", &[], &["interface.busy_poll"]),
@@ -304,12 +328,33 @@ mod tests {
         ] {
             let new = config(line, &peers);
             let expected = Diff { live: live.to_vec(), needs_restart: needs_restart.to_vec(), ..Diff::default() };
-            assert_eq!(Diff::between(&old, &new), expected, "{line}");
+            assert_eq!(Diff::between(&old, &new, 1), expected, "{line}");
             // What needs a restart is asked for again by the next reload, and nothing else.
-            let applied = new.clone().applied_to(&old);
+            let applied = new.clone().applied_to(&old, 1);
             let again = Diff { live: vec![], ..expected };
-            assert_eq!(Diff::between(&applied, &new), again, "{line}");
-            assert_eq!(Diff::between(&old, &applied).needs_restart, [""; 0], "{line}");
+            assert_eq!(Diff::between(&applied, &new, 1), again, "{line}");
+            assert_eq!(Diff::between(&old, &applied, 1).needs_restart, [""; 0], "{line}");
+        }
+    }
+
+    #[test]
+    fn workers_change_at_once_as_far_as_there_are_lanes() {
+        let workers = |value: &str| config(&format!("workers = {value}"), &[peer("a", 11, "")]);
+        for (old, new, lanes, is_live) in [
+            ("2", "1", 2, true),
+            ("1", "2", 2, true),
+            ("1", "\"auto\"", 1, true),
+            ("\"auto\"", "2", 2, true),
+            ("\"auto\"", "2", 1, false),
+            ("2", "3", 2, false),
+        ] {
+            let (old, new) = (workers(old), workers(new));
+            let diff = Diff::between(&old, &new, lanes);
+            let (named, other) =
+                if is_live { (diff.live, diff.needs_restart) } else { (diff.needs_restart, diff.live) };
+            assert_eq!((named, other), (vec!["interface.workers"], vec![]), "{old:?} → {new:?}");
+            let expected = if is_live { new.interface.workers } else { old.interface.workers };
+            assert_eq!(new.applied_to(&old, lanes).interface.workers, expected);
         }
     }
 
@@ -317,13 +362,13 @@ mod tests {
     fn keys_addresses_and_role_are_named_when_they_change() {
         let text = minimal();
         let old = parse(&text).unwrap();
-        let diff = |from: &str, to: &str| Diff::between(&old, &parse(&text.replace(from, to)).unwrap());
+        let diff = |from: &str, to: &str| Diff::between(&old, &parse(&text.replace(from, to)).unwrap(), 1);
         assert_eq!(diff("1.key", "5.key").live, ["interface.private_key_file"]);
         assert_eq!(diff("10.77.0.1/24", "10.77.0.2/24").live, ["interface.addresses"]);
         let other_role = text.replace("\"proxy\"", "\"backend\"").replace("[[backend]]", "expose = []\n[[proxy]]");
         let other_role = parse(&other_role).unwrap();
-        let needs_restart = Diff::between(&old, &other_role).needs_restart;
+        let needs_restart = Diff::between(&old, &other_role, 1).needs_restart;
         assert_eq!(needs_restart, ["role", "health.agent_check", "health.http"]);
-        assert_eq!(other_role.applied_to(&old).role, old.role);
+        assert_eq!(other_role.applied_to(&old, 1).role, old.role);
     }
 }

@@ -112,8 +112,9 @@ impl Running<'_> {
     async fn reload(&mut self) -> Result<Reload, ReloadError> {
         let readable = self.identity.borrow().sandbox.readable();
         let file = load(&self.file, readable).await?;
-        let diff = Diff::between(&self.config, &file);
-        let new = file.applied_to(&self.config);
+        let lanes = self.dataplane.borrow().lanes();
+        let diff = Diff::between(&self.config, &file, lanes);
+        let new = file.applied_to(&self.config, lanes);
         let netlink = Netlink::open()?;
         let routes = self.routes;
         let held = routes.hold().await;
@@ -132,6 +133,9 @@ impl Running<'_> {
         self.set_keys(&new.interface);
         if new.interface.suites != self.config.interface.suites {
             self.handle.set_accepted_suites(new.interface.suites.clone());
+        }
+        if new.interface.workers != self.config.interface.workers {
+            self.handle.set_workers(translate::worker_count(new.interface.workers));
         }
         self.set_peers(&new, &diff);
         self.identity.send_modify(|identity| {
@@ -192,7 +196,8 @@ impl Running<'_> {
     pub(super) async fn compare(&self) -> Result<CompareReport, ApiError> {
         let readable = self.identity.borrow().sandbox.readable();
         let file = load(&self.file, readable).await?;
-        let compare = self.report(Diff::between(&self.config, &file), Vec::new());
+        let lanes = self.dataplane.borrow().lanes();
+        let compare = self.report(Diff::between(&self.config, &file, lanes), Vec::new());
         Ok(CompareReport { schema_version: SCHEMA_VERSION, compare })
     }
 

@@ -223,13 +223,43 @@ fn what_has_changed_of_the_interface_takes_effect() {
 fn what_needs_a_restart_is_named_each_time_and_left_as_it_is() {
     let ends = Ends::wired("reload-restart");
     let (proxy, _backend) = ends.start_calling(ENDPOINT);
-    let config = ends.proxy_calling(ENDPOINT).set("workers", "2").set("mtu", "1400");
+    let config = ends.proxy_calling(ENDPOINT).set("pin_workers", "true").set("mtu", "1400");
     for _ in 0..2 {
         let said = proxy.reload(&config);
-        let named: Vec<_> = said.lines().filter_map(|line| line.trim().strip_prefix("needs restart  ")).collect();
-        assert_eq!(named, ["interface.mtu", "interface.workers"], "{said}");
+        assert_eq!(needs_restart(&said), ["interface.mtu", "interface.pin_workers"], "{said}");
     }
     assert_eq!(proxy.status().interface().number("mtu"), 1420);
+    probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
+}
+
+/// Keys that need a restart, by what a reload has said.
+fn needs_restart(said: &str) -> Vec<&str> {
+    said.lines().filter_map(|line| line.trim().strip_prefix("needs restart  ")).collect()
+}
+
+/// The cable of [`Ends::wired`].
+#[test]
+fn a_reload_that_needs_more_lanes_says_so_and_changes_nothing() {
+    let ends = Ends::wired("reload-lanes");
+    let _backend = Daemon::start(&ends.backend, &ends.backend_waiting());
+    let with_workers = |workers: &str| ends.proxy_calling(ENDPOINT).set("workers", workers);
+    let proxy = Daemon::start(&ends.proxy, &with_workers("1"));
+    let workers = || {
+        let workers = proxy.status().interface().part("workers");
+        (workers.number("number"), workers.number("lanes"), workers.flag("chosen"), workers.text("reason"))
+    };
+    let before = (1, 1, false, "configured".to_owned());
+    assert_eq!(workers(), before);
+    for _ in 0..2 {
+        assert_eq!(needs_restart(&proxy.reload(&with_workers("2"))), ["interface.workers"]);
+        assert_eq!(workers(), before);
+    }
+    let said = proxy.reload(&with_workers("\"auto\""));
+    assert!(said.contains("interface.workers") && needs_restart(&said).is_empty(), "{said}");
+    assert_eq!(workers(), (1, 1, true, "there is one lane".to_owned()));
+    with_workers("2").write(&ends.proxy);
+    assert_eq!(proxy.ask(&["restart"]).code(), 0);
+    assert_eq!(workers(), (2, 2, false, "configured".to_owned()));
     probe::ping(&ends.proxy, BACKEND[0]).assert_all_answered();
 }
 
