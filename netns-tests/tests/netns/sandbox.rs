@@ -309,6 +309,14 @@ fn a_daemon_that_drops_its_capabilities_reloads_and_restarts_and_refuses_what_wo
         proxy.reload(&config.clone().set("refuse", "\"reset\""));
         assert_eq!(proxy.ask(&["restart"]).code(), 0, "{}", proxy.process().log());
     }
+    // Fewer workers serve the same device, and as many as before.
+    for workers in ["1", "2"] {
+        proxy.reload(&config.clone().set("workers", workers));
+        assert_eq!(proxy.status().interface().part("workers").number("number").to_string(), workers);
+        if workers == "1" {
+            assert_eq!(proxy.ask(&["restart"]).code(), 0, "{}", proxy.process().log());
+        }
+    }
     let peer = ends.backend_peer().endpoint(ENDPOINT).allowed_ips(["10.99.0.0/16"]);
     let interface = ends.proxy_interface().set("drop_capabilities", "true").set("workers", "2");
     let more = interface.peer(peer);

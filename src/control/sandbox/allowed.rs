@@ -28,6 +28,9 @@ pub struct Allowed {
     pub(super) has_low_port: bool,
     /// What of the network the daemon was started with, if it has no capability left to change it.
     pub(super) fixed_network: Option<String>,
+    /// Lanes of the device, if the daemon can't make another.
+    #[serde(default)]
+    pub(super) fixed_lanes: Option<u8>,
 }
 
 impl Allowed {
@@ -45,6 +48,7 @@ impl Allowed {
             has_low_port: ports.any(|port| port < FIRST_UNPRIVILEGED),
             tcp_ports: served.iter().map(|address| address.port()).collect(),
             fixed_network: config.interface.drop_capabilities.then(|| network(config)),
+            fixed_lanes: config.interface.drop_capabilities.then(|| translate::dataplane_config(config).lanes),
         }
     }
 
@@ -88,7 +92,8 @@ impl Allowed {
                 "health: the sandbox does not let the running daemon listen on TCP port {port}: {REMEDY}"
             ));
         }
-        if self.fixed_network.is_some() && self.fixed_network != wanted.fixed_network {
+        let is_other_network = self.fixed_network.is_some() && self.fixed_network != wanted.fixed_network;
+        if is_other_network || self.fixed_lanes.is_some() && self.fixed_lanes < wanted.fixed_lanes {
             missing.push(format!(
                 "interface.drop_capabilities: the running daemon has no capability left to change addresses, routes, ports, marks \
                  or the device: {REMEDY}"
@@ -108,13 +113,7 @@ impl Allowed {
 fn network(config: &Config) -> String {
     let interface = &config.interface;
     let settings = translate::interface_settings(config, 0, false);
-    format!(
-        "{settings:?} {:?} {:?} {} {:?}",
-        interface.device,
-        interface.workers,
-        interface.fwmark.unwrap_or(0),
-        interface.listen
-    )
+    format!("{settings:?} {:?} {} {:?}", interface.device, interface.fwmark.unwrap_or(0), interface.listen)
 }
 
 /// `None` for the root, and for what is no path to a file.

@@ -33,6 +33,7 @@ fn allowed(read: &Path, write: &Path) -> Allowed {
         tcp_ports: [51902].into(),
         has_low_port: false,
         fixed_network: None,
+        fixed_lanes: None,
     };
     allowed.and_programs_beside(&env::current_exe().unwrap())
 }
