@@ -20,10 +20,23 @@ const SEGMENTS: u64 = 20;
 const SHORT: usize = 60;
 /// Datagrams that are sent one by one after each superpacket.
 const SINGLES: u64 = 10;
-/// Datagrams of all flows of one direction on their way at the same time, so that not most are lost in full queues.
-const WINDOW: u64 = 2_000;
+/// Datagrams of a flow in each round.
+const ROUND: u64 = SEGMENTS + SINGLES;
+/// So many datagrams that queues are long, and not most are lost in full ones.
+const FAST: Pace = Pace { window: 2_000, patience: Duration::from_millis(50) };
+/// Each round arrives before the next.
+const CAREFUL: Pace = Pace { window: 1, patience: wait::PATIENCE };
 /// Without arrivals for so long, what has not arrived is lost.
 const SILENCE: Duration = Duration::from_millis(500);
+
+/// How much is sent at once.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// Datagrams of all flows of one direction on their way, from which on no more are sent.
+    window: u64,
+    /// How long they are waited for.
+    patience: Duration,
+}
 
 /// Flows between two machines.
 pub struct NumberedFlows {
@@ -72,9 +85,21 @@ impl NumberedFlows {
     /// Sends so many superpackets and lone datagrams in turn in each flow, both ways at once. Returns what arrived, for each
     /// flow and direction.
     pub fn exchange(&self, rounds: u64) -> Vec<Arrivals> {
+        self.exchange_at(FAST, rounds)
+    }
+
+    /// The same, so slowly that no queue is ever full, and nothing has a reason to be lost. Returns whether each datagram has
+    /// arrived once and in order, or else what arrived.
+    pub fn exchange_all(&self, rounds: u64) -> Result<(), Vec<Arrivals>> {
+        let arrivals = self.exchange_at(CAREFUL, rounds);
+        let is_whole = |flow: &Arrivals| flow.received == rounds * ROUND && flow.late == 0;
+        if arrivals.iter().all(is_whole) { Ok(()) } else { Err(arrivals) }
+    }
+
+    fn exchange_at(&self, pace: Pace, rounds: u64) -> Vec<Arrivals> {
         let end = |side: usize| self.sockets.iter().map(|sockets| &sockets[side]).collect::<Vec<_>>();
         thread::scope(|scope| {
-            let way = |from: Vec<_>, to: Vec<_>| scope.spawn(move || carry(&from, &to, rounds));
+            let way = |from: Vec<_>, to: Vec<_>| scope.spawn(move || carry(&from, &to, pace, rounds));
             let ways = [way(end(0), end(1)), way(end(1), end(0))];
             ways.into_iter().flat_map(|way| way.join().expect("no flow panics")).collect()
         })
@@ -90,25 +115,25 @@ fn bind(host: &Host, address: &str) -> UdpSocket {
 }
 
 /// One direction of all flows.
-fn carry(from: &[&UdpSocket], to: &[&UdpSocket], rounds: u64) -> Vec<Arrivals> {
+fn carry(from: &[&UdpSocket], to: &[&UdpSocket], pace: Pace, rounds: u64) -> Vec<Arrivals> {
     let (received, is_sent) = (AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
         let receiver = scope.spawn(|| receive_all(to, &received, &is_sent));
-        send_all(from, rounds, &received);
+        send_all(from, pace, rounds, &received);
         is_sent.store(true, Ordering::Release);
         receiver.join().expect("a receiver does not panic")
     })
 }
 
-fn send_all(flows: &[&UdpSocket], rounds: u64, received: &AtomicU64) {
+fn send_all(flows: &[&UdpSocket], pace: Pace, rounds: u64, received: &AtomicU64) {
     let (mut sent, mut lost) = (0, 0);
     for round in 0..rounds {
         for flow in flows {
-            send_round(flow, round * (SEGMENTS + SINGLES));
+            send_round(flow, round * ROUND);
         }
-        sent += flows.len() as u64 * (SEGMENTS + SINGLES);
+        sent += flows.len() as u64 * ROUND;
         let on_the_way = || sent - lost - received.load(Ordering::Relaxed).min(sent - lost);
-        if wait::try_value_within(SILENCE / 10, || (on_the_way() < WINDOW).then_some(())).is_none() {
+        if wait::try_value_within(pace.patience, || (on_the_way() < pace.window).then_some(())).is_none() {
             lost += on_the_way();
         }
     }
@@ -116,7 +141,7 @@ fn send_all(flows: &[&UdpSocket], rounds: u64, received: &AtomicU64) {
 
 /// What is lost on the way is not missed, and neither is what the kernel does not take.
 fn send_round(flow: &UdpSocket, first: u64) {
-    let numbers = first..first + SEGMENTS + SINGLES;
+    let numbers = first..first + ROUND;
     let datagram = |number: u64, length: usize| {
         let mut datagram = number.to_le_bytes().to_vec();
         datagram.resize(length, 0);
