@@ -35,7 +35,8 @@ pub fn dataplane_config(config: &Config) -> DataplaneConfig {
         lanes,
         workers: worker_count(interface.workers),
         pin_workers: interface.pin_workers,
-        busy_poll: interface.busy_poll,
+        // A limited time is for packets.
+        busy_poll: interface.busy_poll && !dataplane::is_processor_time_limited(),
         device: DeviceConfig {
             private_key: interface.private_key.clone(),
             previous_private_key: interface.previous_private_key.clone(),

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollTimeout, poll};
 
 use super::clock;
-use super::scheduling::{self, Load, Uptime};
+use super::processors::{Load, Uptime};
 
 /// Time that a worker looks for the next packet before it sleeps: an application's answer to a small request takes less.
 const PATIENCE: Duration = Duration::from_micros(200);
@@ -34,11 +34,9 @@ pub(super) struct BusyPoll {
 }
 
 impl BusyPoll {
-    /// That of a worker which may stay awake if `is_allowed`. It never does where a control group limits the processor
-    /// time, since that is for the packets then. What its looks take is told as part of its `load`.
+    /// That of a worker which may stay awake if `is_allowed`. What its looks take is told as part of its `load`.
     pub(super) fn new(now: Instant, is_allowed: bool, load: Arc<Load>) -> Self {
-        let may_poll = is_allowed && !scheduling::is_processor_time_limited();
-        Self { choice: Choice::new(now), uptime: may_poll.then(Uptime::open).flatten(), load }
+        Self { choice: Choice::new(now), uptime: is_allowed.then(Uptime::open).flatten(), load }
     }
 
     /// Waits until one of them is ready, or a signal came, and returns the time then.

@@ -14,8 +14,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::lane::Lane;
+use super::processors::Load;
 use super::pulse::Beat;
-use super::scheduling::Load;
 use super::sockets::Sockets;
 use super::wake::Wake;
 

@@ -13,7 +13,7 @@ use super::clock;
 use super::failure::Failure;
 use super::lane::{Lane, LaneParts, is_ready};
 use super::orders::{Order, Orders};
-use super::scheduling::{self, Scheduling};
+use super::processors::{LoadMeter, pin};
 
 /// A fast-path thread's state.
 #[derive(Debug)]
@@ -31,20 +31,20 @@ impl Worker {
     /// Carries packets until it is told to stop, or the TUN is gone.
     pub(super) fn run(self) -> Result<(), Failure> {
         if self.is_pinned {
-            scheduling::pin(self.number);
+            pin(self.number);
         }
         let load = || self.orders.load(self.number);
-        let mut scheduling = Scheduling::of_this_thread(clock::now(), load());
+        let mut meter = LoadMeter::of_this_thread(clock::now(), load());
         let mut pauses = BusyPoll::new(clock::now(), self.may_busy_poll, load());
         let mut lanes = Vec::new();
         while self.orders.next_order(self.number, &mut lanes) != Order::Stop {
-            self.carry(&mut lanes, &mut scheduling, &mut pauses)?;
+            self.carry(&mut lanes, &mut meter, &mut pauses)?;
         }
         Ok(())
     }
 
     /// Carries packets of these lanes until there is an order.
-    fn carry(&self, lanes: &mut [Lane], scheduling: &mut Scheduling, pauses: &mut BusyPoll) -> Result<(), Failure> {
+    fn carry(&self, lanes: &mut [Lane], meter: &mut LoadMeter, pauses: &mut BusyPoll) -> Result<(), Failure> {
         // What is polled is borrowed for all turns, while the lanes change in each.
         let parts: Vec<LaneParts> = lanes.iter().map(Lane::parts).collect();
         let polled: Vec<Vec<_>> = parts.iter().map(|parts| parts.descriptors().collect()).collect();
@@ -59,7 +59,7 @@ impl Worker {
                 return Ok(());
             }
             let mut rest = of_lanes;
-            scheduling.on_turn(now);
+            meter.on_turn(now);
             for (lane, polled) in lanes.iter_mut().zip(&polled) {
                 let (own, of_others) = rest.split_at(polled.len());
                 lane.take_turn(now, own)?;

@@ -10,7 +10,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::scheduling::Times;
+use super::processors::Times;
 
 /// Time between two looks at what was used.
 const INTERVAL: Duration = Duration::from_secs(1);

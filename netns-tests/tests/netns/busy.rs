@@ -44,10 +44,9 @@ fn beside_programs_that_never_sleep_a_worker_does_not_wait_behind_them() {
     let ends = Ends::wired("busy");
     let (mut daemon, _backend) = ends.start_calling("10.1.0.2:51900");
     let _busy = programs_that_never_sleep(&ends);
-    wait::until("the workers have the default scheduling policy", || {
-        Ping::to(BACKEND[0]).count(20).send(&ends.proxy);
-        of_workers(&mut daemon, "stat").iter().all(|stat| policy(stat) == Some(DEFAULT_POLICY))
-    });
+    Ping::to(BACKEND[0]).count(200).send(&ends.proxy);
+    let stats = of_workers(&mut daemon, "stat");
+    assert!(stats.iter().all(|stat| policy(stat) == Some(DEFAULT_POLICY)), "{stats:?}");
 }
 
 #[test]
