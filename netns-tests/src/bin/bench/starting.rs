@@ -71,7 +71,7 @@ impl Programs {
         given.unwrap_or(Path::new("haproxy"))
     }
 
-    /// A contender's version, as its program says it in its first line.
+    /// A contender's version, as its program says it in its first line with a number.
     fn version(&self, field: &Field, contender: &str) -> String {
         let (program, option) = match contender {
             "plain" => return field.proxy.command("uname").args(["-sr"]).run().trim().to_owned(),
@@ -86,7 +86,8 @@ impl Programs {
             _ => (netns_tests::underpass::program(), "--version"),
         };
         let said = field.proxy.command(program).arg(option).output();
-        [said.stdout, said.stderr].concat().lines().next().unwrap_or_default().trim().to_owned()
+        let is_version = |line: &&str| line.contains(|character: char| character.is_ascii_digit());
+        [said.stdout, said.stderr].concat().lines().find(is_version).unwrap_or_default().trim().to_owned()
     }
 }
 
