@@ -8,6 +8,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use crate::packet::ip::{IpPacket, Malformed, TransportProtocol};
+use crate::packet::tunnel::TunnelKind;
 use crate::proto::error::{DropReason, Miss};
 use crate::proto::router::{Notice, Opened, Router};
 use crate::proto::stats::DropCounters;
@@ -27,11 +28,18 @@ use super::udp::{BindOptions, UdpSocket};
 use super::{Dataplane, DataplaneConfig, StartError};
 
 /// A data plane with a socket in the kernel's place behind each TUN queue, one lane for each: a datagram is what one
-/// read or write of a TUN with offload carries.
-pub fn open(config: DataplaneConfig, queues: Vec<UnixDatagram>) -> Result<Dataplane, StartError> {
-    let queue = |socket| Arc::new(TunQueue::of_socket(socket, Offload::TcpAndUdp));
+/// read or write of a TUN with offload carries, and one with superpackets in tunnels where these end on this machine.
+pub fn open(
+    config: DataplaneConfig,
+    queues: Vec<UnixDatagram>,
+    tunnels: &[(u16, TunnelKind)],
+) -> Result<Dataplane, StartError> {
+    let offload = if tunnels.is_empty() { Offload::TcpAndUdp } else { Offload::Tunnels { shift: 0 } };
+    let queue = |socket| Arc::new(TunQueue::of_socket(socket, offload));
     let tun = Tun { queues: queues.into_iter().map(queue).collect(), index: 0, is_prepared: false };
-    Dataplane::open(config, Inheritance { tun: Some(tun), sockets: Vec::new() })
+    let dataplane = Dataplane::open(config, Inheritance { tun: Some(tun), sockets: Vec::new() })?;
+    dataplane.handle().set_tunnels(tunnels);
+    Ok(dataplane)
 }
 
 /// Cuts what one read of a TUN with offload gave into packets. Each is written into `packet`, which has room for the

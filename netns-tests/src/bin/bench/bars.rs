@@ -105,6 +105,7 @@ const BARS: &[Bar] = &[
     bar("tcp-segmented", "Segmented wire, one flow, of plain", Named("plain"), AtLeast(0.6)),
     bar("tcp-merged", "Segmented wire with GRO, one flow, of plain", Named("plain"), AtLeast(0.6)),
     seen(Figure::CpuPerGigabyte, bar("tcp-1", "CPU per GB, of the best tunnel", CPU, AtMost(0.25))),
+    bar("vxlan", "TCP in VXLAN, one flow, of the same without", ItselfIn("tcp-1"), AtLeast(0.6)),
     bar("udp-1200", "UDP, 1200 bytes, of the best tunnel", BestPeer, AtLeast(2.0)),
     bar("udp-64", "UDP, 64 bytes, of the best tunnel", BestPeer, AtLeast(1.8)),
     bar("udp-64-default", "UDP, 64 bytes into a default buffer, of the best tunnel", BestPeer, AtLeast(1.1)),
