@@ -11,8 +11,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs;
-use std::io::ErrorKind;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
@@ -98,9 +97,15 @@ fn wait_until_gone(interface: &str) {
 
 /// The same of ports.
 fn wait_until_free(listen: &[SocketAddr]) {
-    let is_taken =
-        |address: &SocketAddr| UdpSocket::bind(address).is_err_and(|error| error.kind() == ErrorKind::AddrInUse);
     wait_while(|| listen.iter().any(is_taken));
+}
+
+/// Whether a socket has the port. To bind it would tell nothing where that takes a capability: it is refused before.
+fn is_taken(address: &SocketAddr) -> bool {
+    let sockets = [procfs::net::udp(), procfs::net::udp6()].into_iter().flatten().flatten();
+    let mut locals = sockets.map(|socket| socket.local_address);
+    let overlaps = |ip: IpAddr| ip == address.ip() || ip.is_unspecified() || address.ip().is_unspecified();
+    locals.any(|local| local.port() == address.port() && address.port() != 0 && overlaps(local.ip()))
 }
 
 fn wait_while(is_left: impl Fn() -> bool) {
@@ -183,9 +188,25 @@ const CONTROL_SOCKET: &str = "UNDERPASS_CONTROL_SOCKET";
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::net::UdpSocket;
     use std::os::fd::AsFd as _;
 
     use super::*;
+
+    #[test]
+    fn a_port_is_taken_as_long_as_any_copy_of_its_socket_is_left() {
+        for address in ["127.0.0.1:0", "[::1]:0", "0.0.0.0:0"] {
+            let socket = UdpSocket::bind(address).unwrap();
+            let (local, copy) = (socket.local_addr().unwrap(), socket.try_clone().unwrap());
+            drop(socket);
+            assert!(is_taken(&local), "{local}");
+            drop(copy);
+            // Another test may have got the same port meanwhile.
+            wait_while(|| is_taken(&local));
+            assert!(!is_taken(&local), "{local}");
+        }
+        assert!(!is_taken(&"0.0.0.0:0".parse().unwrap()), "any port will do");
+    }
 
     #[test]
     fn the_next_program_reads_what_this_one_has_written() {
