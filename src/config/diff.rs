@@ -160,8 +160,8 @@ impl Workers {
 }
 
 impl Config {
-    /// What holds in a daemon with so many lanes that was started with `running` and has been given this configuration: what
-    /// needs a restart is as before.
+    /// The configuration in force in a daemon with so many lanes that was started with `running` and has been given this one:
+    /// keys that need a restart are as before.
     pub fn applied_to(self, running: &Self, lanes: u8) -> Self {
         let started = running.interface.clone();
         let workers = self.interface.workers;

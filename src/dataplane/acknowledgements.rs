@@ -4,8 +4,8 @@
 //! answer. A worker that was busy meanwhile finds several together, each of which costs a write and a pass through TCP at the
 //! other side. An acknowledgement is cumulative, so the last says all (RFC 9293 §3.8.6; RFC 3449 §5.2.3 calls this filtering).
 //!
-//! It never waits: what a drain found leaves at its end. Left out is only what says nothing else: no payload, no flag, no
-//! option but time stamps (so no SACK), and nothing that may be a duplicate, which TCP counts (RFC 5681 §3.2).
+//! Nothing waits beyond the end of its drain. Packets that say anything else are never left out: payload, flags, options but
+//! time stamps (so SACK). Nor is what may be a duplicate acknowledgement, which TCP counts (RFC 5681 §3.2).
 
 use crate::packet::ip::{IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpPacket, TransportProtocol};
 use crate::packet::tcp::{
@@ -26,7 +26,7 @@ const REMEMBERED: usize = 1024;
 const TIMESTAMPS: [u8; 4] = [TCP_OPTION_NONE, TCP_OPTION_NONE, TCP_OPTION_TIMESTAMPS, 10];
 const TIMESTAMPS_LEN: usize = 12;
 
-/// The acknowledgements of one worker's drains.
+/// The acknowledgements of one lane's drains.
 #[derive(Debug)]
 pub(super) struct Acknowledgements {
     /// Of the drain under way, in the order in which they were read.
@@ -36,20 +36,20 @@ pub(super) struct Acknowledgements {
 
 /// An acknowledgement that leaves at the end of the drain, if nothing repeats it before.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Held {
+struct Held {
     segment: Segment,
     header: VirtioHeader,
     bytes: [u8; MAX_LEN],
     len: usize,
 }
 
-/// What a packet of TCP says, as far as it matters here.
+/// A packet of TCP, as far as it matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Segment {
     flow: Flow,
     /// None in the first packet of a connection.
     acknowledgement: Option<u32>,
-    /// What TCP says of congestion (RFC 3168, RFC 9768).
+    /// The bits in which TCP tells of congestion (RFC 3168, RFC 9768).
     marks: (u8, u8),
     /// Nothing but the acknowledgement is said.
     is_pure: bool,
@@ -61,7 +61,7 @@ struct Segment {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Flow([u8; 36]);
 
-/// What a flow has acknowledged last.
+/// The last acknowledgement of a flow.
 #[derive(Debug, Clone, Copy, Default)]
 struct Remembered {
     /// [`Flow::digest`]; 0 stands for none.
@@ -107,9 +107,14 @@ impl Acknowledgements {
     fn remember(&mut self, segment: &Segment) -> bool {
         let digest = segment.flow.digest();
         let entry = &mut self.remembered[digest as usize % REMEMBERED];
-        let before = std::mem::replace(entry, Remembered { flow: digest, acknowledgement: segment.acknowledgement });
-        before.flow == digest
-            && segment.acknowledgement.is_some_and(|new| before.acknowledgement.is_none_or(|old| is_after(new, old)))
+        let is_known = entry.flow == digest;
+        let is_after_last = |new| entry.acknowledgement.is_none_or(|old| is_after(new, old));
+        let is_news = is_known && segment.acknowledgement.is_some_and(is_after_last);
+        // What was overtaken on its way here is not the last. A connection that begins has another way to count.
+        if is_news || !is_known || !segment.is_plain {
+            *entry = Remembered { flow: digest, acknowledgement: segment.acknowledgement };
+        }
+        is_news
     }
 }
 

@@ -13,7 +13,7 @@ use crate::ends::{BACKEND, Ends};
 /// `SCHED_OTHER` of sched(7): a thread that has slept comes before one that has not.
 const DEFAULT_POLICY: &str = "0";
 
-/// What `/proc/PID/task/TID/` says in `file` of each worker of a daemon.
+/// The file of this name in `/proc/PID/task/TID/` of each worker of a daemon.
 fn of_workers(daemon: &mut Daemon, file: &str) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{}/task", daemon.process().pid())).expect("a running program has threads");
     let read = |task: &DirEntry, file| fs::read_to_string(task.path().join(file)).ok();

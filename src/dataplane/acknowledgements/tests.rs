@@ -62,7 +62,7 @@ fn sequence_at(packet: &[u8]) -> usize {
     if packet[0] >> 4 == 4 { 20 + 7 } else { 40 + 7 }
 }
 
-/// What leaves of one drain of such packets, by their indices.
+/// The packets of one drain that leave, by their indices.
 fn drained(acknowledgements: &mut Acknowledgements, packets: &[Packet]) -> Vec<usize> {
     let numbered = |(index, packet): (usize, &Packet)| {
         let mut bytes = packet.bytes();
@@ -86,7 +86,7 @@ fn drained(acknowledgements: &mut Acknowledgements, packets: &[Packet]) -> Vec<u
     left
 }
 
-/// What leaves of a drain, of a flow that had acknowledged 1000 before.
+/// The same, of a flow that had acknowledged 1000 before.
 fn left(packets: &[Packet]) -> Vec<usize> {
     let mut acknowledgements = Acknowledgements::new();
     drained(&mut acknowledgements, &[data(1000), data(1000).of(1)]);
@@ -146,6 +146,7 @@ fn what_says_more_than_that_leaves() {
 fn what_does_not_repeat_it_lets_it_leave_before() {
     assert_eq!(left(&[pure(1002), pure(1002)]), [0, 1], "the second is a duplicate, or tells of another window");
     assert_eq!(left(&[pure(1002), data(1001)]), [0, 1], "sent before, and overtaken");
+    assert_eq!(left(&[pure(1002), data(1001), pure(1002), data(1002)]), [0, 1, 2, 3], "and then a duplicate");
     assert_eq!(left(&[pure(1002), Packet { flags: TCP_RST | TCP_ACK, ..pure(1003) }]), [0, 1]);
     assert_eq!(left(&[pure(1002), Packet { flags: TCP_SYN, ..PURE }]), [0, 1], "the ports are used again");
     let fragment = |packet: Packet| {
