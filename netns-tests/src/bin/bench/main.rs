@@ -263,6 +263,8 @@ fn programs(arguments: &Arguments) -> Programs {
     let here = std::env::current_exe().expect("Linux tells a program where it lies");
     let target = here.ancestors().nth(2).expect("target/<profile>/bench").to_path_buf();
     let peers = arguments.peers.clone().unwrap_or_else(|| target.join("peers/bin"));
+    // Each program is started in its host's own directory.
+    let peers = std::path::absolute(&peers).unwrap_or(peers);
     let [haproxy, wireguard_go] = ["HAPROXY", "WIREGUARD_GO"].map(|name| std::env::var_os(name).map(PathBuf::from));
     Programs { against: arguments.against.clone(), peers, haproxy, wireguard_go }
 }
