@@ -34,7 +34,7 @@ pub(super) struct BusyPoll {
 }
 
 impl BusyPoll {
-    /// That of a worker which may stay awake if `is_allowed`. What its looks take is told as part of its `load`.
+    /// The pauses of a worker that may stay awake if `is_allowed`. The time of its looks is told as part of its `load`.
     pub(super) fn new(now: Instant, is_allowed: bool, load: Arc<Load>) -> Self {
         Self { choice: Choice::new(now), uptime: is_allowed.then(Uptime::open).flatten(), load }
     }

@@ -277,7 +277,7 @@ impl Lane {
     }
 }
 
-/// What one drain of the TUN sends, and what else becomes of its packets.
+/// One drain of the TUN: where its packets go.
 struct Departure<'w, 'r> {
     now: Instant,
     parts: &'w LaneParts,

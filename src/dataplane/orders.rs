@@ -1,4 +1,4 @@
-//! What workers are told between two turns: to go on, to wait, to end, which lanes are theirs, which sockets those use; and that
+//! Orders to workers, between two turns: to go on, to wait, to end, which lanes are theirs, which sockets those use; and that
 //! they are to show that they live.
 //!
 //! ```text
@@ -40,7 +40,7 @@ pub(super) struct Orders {
     channels: Box<[Channel]>,
 }
 
-/// What leads to one worker, and from it.
+/// The ways to one worker, and from it.
 #[derive(Debug)]
 struct Channel {
     /// Readable while there is an [order](Orders::next_order).
@@ -137,7 +137,7 @@ impl Orders {
         self.channels.iter().all(|channel| channel.beat.is_answered())
     }
 
-    /// What each worker's thread has had of the processors.
+    /// The share of the processors that each worker's thread has had.
     pub(super) fn loads(&self) -> impl Iterator<Item = &Load> {
         self.channels.iter().map(|channel| &*channel.load)
     }

@@ -26,7 +26,7 @@ pub(super) struct LoadMeter {
     looked_at: Instant,
 }
 
-/// What a worker's thread has had of the processors, as of its last look: written by it, read by any.
+/// The share of the processors that a worker's thread has had, as of its last look: written by it, read by any.
 #[derive(Debug, Default)]
 pub(super) struct Load {
     /// Set once the thread has told: a kernel need not count.
