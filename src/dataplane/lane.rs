@@ -89,7 +89,7 @@ pub(super) struct Lane {
     tun_queue: StandingQueue,
     socket_queues: Box<[StandingQueue]>,
     receive_buffer: Box<[u8]>,
-    /// What lies in the receive buffer, end to end.
+    /// The receives that lie in the receive buffer, end to end.
     received: Vec<Received>,
     read_buffer: Box<[u8]>,
 }

@@ -118,7 +118,7 @@ pub struct DataplaneConfig {
     pub pin_workers: bool,
     /// Set if they stay awake for the next packet for a moment on an idle machine.
     pub busy_poll: bool,
-    /// Who we are. The number of send lanes is set to that of the lanes, and the longest packets to those of the interface.
+    /// The device that we are. The number of send lanes is set to that of the lanes, and the longest packets to those of the interface.
     pub device: DeviceConfig,
     /// Whom we talk to at the start.
     pub peers: Vec<PeerConfig>,

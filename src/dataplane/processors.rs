@@ -36,7 +36,7 @@ pub(super) struct Load {
     awake: AtomicU64,
 }
 
-/// What a thread has had of the processors since it began.
+/// A thread's share of the processors since it began.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Times {
     /// Time on a processor.
@@ -90,7 +90,7 @@ impl Uptime {
 }
 
 impl LoadMeter {
-    /// That of the calling thread.
+    /// The meter of the calling thread.
     pub(super) fn of_this_thread(now: Instant, load: Arc<Load>) -> Self {
         let statistics = File::open("/proc/thread-self/schedstat");
         let statistics = statistics.inspect_err(|error| tracing::debug!(%error, "time in wait is not known")).ok();
@@ -128,7 +128,7 @@ pub fn is_processor_time_limited() -> bool {
     cpus_allowed().is_ok_and(|allowed| least.is_ok_and(|least| least.get() < allowed.len()))
 }
 
-/// Those that the calling thread may use.
+/// The CPUs that the calling thread may use.
 fn cpus_allowed() -> Result<Vec<usize>, Errno> {
     let allowed = sched_getaffinity(Pid::from_raw(0))?;
     Ok((0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu) == Ok(true)).collect())

@@ -22,7 +22,7 @@ use super::inheritance::Role;
 use super::privileges::Privileges;
 use super::udp::{BindError, BindOptions, UdpSocket};
 
-/// What a lane, or the slow path, sends from and receives on.
+/// The sockets that a lane, or the slow path, sends from and receives on.
 #[derive(Debug, Clone)]
 pub(super) struct Sockets {
     /// A share of each port that we listen on, in the order of the addresses; at least one.
@@ -67,7 +67,7 @@ impl Sockets {
         self.all().for_each(UdpSocket::discard_queued);
     }
 
-    /// Those of lane `number` and, with the first lane's, those that all have, each with what it is for.
+    /// The descriptors of lane `number` and, with the first lane's, those that all have, each with what it is for.
     pub(super) fn descriptors(&self, number: u8) -> impl Iterator<Item = (Role, BorrowedFd<'_>)> {
         let shares = self.listen.iter().map(move |socket| (Role::Listen(number), socket.as_fd()));
         let handshakes = self.handshakes.iter().map(|socket| (Role::Handshakes, socket.as_fd()));

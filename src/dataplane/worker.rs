@@ -1,7 +1,7 @@
 //! One thread of the fast path. It owns the lanes that are its share at the moment, waits for all of them at once, and gives each
 //! its turn.
 //!
-//! What a lane does with its turn is [`Lane`]'s; which lanes are whose, [`Orders`] say between two turns.
+//! Packets are [`Lane`]'s matter; which lanes are whose, [`Orders`] say between two turns.
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
